@@ -1,0 +1,205 @@
+//! How a run ends, and what becomes of its job: the one place where all ends meet.
+
+use std::time::Duration;
+
+use super::retry::RetryPolicy;
+use super::{Attempt, JobStatus, Outcome, Timestamp};
+
+/// How the command itself ended, as the kernel reported it to its parent (wait(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandEnd {
+    /// It exited with this code, 0 to 255.
+    Exited(i32),
+    /// It was ended by this signal.
+    Signaled(i32),
+}
+
+/// Why the shim thinks the command ended when it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndCause {
+    /// By itself: nobody had asked it to.
+    Itself,
+    /// The shim had been asked to end it.
+    Requested,
+    /// Its time was up.
+    TimedOut,
+}
+
+/// What a run used, of the command and of everything that it started and waited for (getrusage(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time in user mode.
+    pub user_cpu: Duration,
+    /// CPU time in the kernel.
+    pub system_cpu: Duration,
+    /// The largest resident set of any one of its processes, in bytes.
+    pub max_rss_bytes: u64,
+}
+
+/// The truth about a command that ran, written by its shim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// How it ended.
+    pub end: CommandEnd,
+    /// Why it ended.
+    pub cause: EndCause,
+    /// When the exec succeeded.
+    pub started_time: Timestamp,
+    /// When the command ended.
+    pub completed_time: Timestamp,
+    /// How long it ran by a clock that nobody can set.
+    pub execution: Duration,
+    /// What it used.
+    pub usage: Usage,
+    /// The last of its standard error, made safe to show: at most 4 KiB of valid UTF-8, no control characters but newlines and tabs.
+    pub stderr_tail: String,
+}
+
+/// Every way in which a run can end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The command ran, and this became of it.
+    Ended(Verdict),
+    /// The command could not be started; the sentence says why.
+    SpawnFailed(String),
+    /// The command was started or may have been, and nobody can say how it ended; the sentence says why.
+    Lost(String),
+    /// The row can't be run as asked and never reached a command; the sentence says why.
+    Refused(String),
+    /// Somebody asked to cancel before there was a command.
+    CancelledBeforeStart,
+    /// A claimed run whose command was certainly never started, by a crash of the service or by its stop.
+    NeverStarted,
+}
+
+/// What the decision about an end depends on besides the end.
+#[derive(Clone, Copy, Debug)]
+pub struct RunContext<'a> {
+    /// The attempt that ended.
+    pub attempt: Attempt,
+    /// How many attempts the job has, from its row or its flow.
+    pub maximum_attempts: u32,
+    /// The flow's retry policy.
+    pub retry: &'a RetryPolicy,
+    /// Whether somebody has asked to cancel the job.
+    pub cancel_requested: bool,
+    /// How long one run may take; named in the error of a run that took longer.
+    pub start_to_close_timeout: Duration,
+    /// When the job must have ended, retries included.
+    pub schedule_deadline: Timestamp,
+}
+
+/// What becomes of the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It has ended with this status.
+    Final(JobStatus),
+    /// It waits for another attempt, which is due then.
+    RetryAt(Timestamp),
+    /// It waits again as if it had never been claimed; the attempt does not count.
+    Requeue,
+}
+
+/// What is written about an end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conclusion {
+    /// The attempt's outcome; `None` where there was no attempt to speak of.
+    pub outcome: Option<Outcome>,
+    /// What becomes of the job.
+    pub next: Next,
+    /// What happened, then the last lines of standard error; `None` where all went well.
+    pub error: Option<String>,
+    /// The command's exit code, where it had one.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the command, where one did.
+    pub signal: Option<i32>,
+}
+
+/// Decides what is written about a run that has ended.
+///
+/// - A command that ended by itself is judged by its exit code, also where a cancel request was on its way:
+///   what it did can't be undone by asking.
+/// - A request to cancel ends the job whatever the attempt's outcome, except that success stays success.
+/// - Otherwise a failed attempt is retried while attempts and time remain, unless its exit code forbids it.
+#[must_use]
+pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Conclusion {
+    let (outcome, error) = match end {
+        RunEnd::Ended(verdict) => judge(verdict, context),
+        RunEnd::SpawnFailed(reason) => (Some(Outcome::SpawnFailed), Some(format!("the command could not be started: {reason}"))),
+        RunEnd::Lost(reason) => (Some(Outcome::Lost), Some(format!("the run was lost: {reason}"))),
+        RunEnd::Refused(reason) => (None, Some(reason.clone())),
+        RunEnd::CancelledBeforeStart => (None, Some("cancelled before its command was started".to_owned())),
+        RunEnd::NeverStarted => (None, None),
+    };
+    let (exit_code, signal) = match end {
+        RunEnd::Ended(Verdict { end: CommandEnd::Exited(code), .. }) => (Some(*code), None),
+        RunEnd::Ended(Verdict { end: CommandEnd::Signaled(signal), .. }) => (None, Some(*signal)),
+        _ => (None, None),
+    };
+    let next = match (end, outcome) {
+        (_, Some(Outcome::Completed)) => Next::Final(JobStatus::Completed),
+        (RunEnd::Refused(_), _) => Next::Final(JobStatus::Error),
+        (RunEnd::CancelledBeforeStart, _) | (_, Some(Outcome::Cancelled)) => Next::Final(JobStatus::Cancelled),
+        _ if context.cancel_requested => Next::Final(JobStatus::Cancelled),
+        (RunEnd::NeverStarted, _) => Next::Requeue,
+        _ => retry(exit_code, context, now),
+    };
+    Conclusion { outcome, next, error, exit_code, signal }
+}
+
+fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Next {
+    let attempts_left = context.attempt.0 < context.maximum_attempts;
+    let retryable = exit_code.is_none_or(|code| context.retry.is_retryable_exit_code(code));
+    let due = now.plus(context.retry.wait_after(context.attempt));
+    if attempts_left && retryable && due < context.schedule_deadline {
+        Next::RetryAt(due)
+    } else {
+        Next::Final(JobStatus::Error)
+    }
+}
+
+fn judge(verdict: &Verdict, context: &RunContext<'_>) -> (Option<Outcome>, Option<String>) {
+    let ended = match verdict.end {
+        CommandEnd::Exited(code) => format!("exit code {code}"),
+        CommandEnd::Signaled(signal) => format!("signal {signal} ({})", signal_name(signal)),
+    };
+    let (outcome, sentence) = match (verdict.cause, verdict.end) {
+        (EndCause::Itself, CommandEnd::Exited(0)) => return (Some(Outcome::Completed), None),
+        (EndCause::Itself, CommandEnd::Exited(_)) => (Outcome::Failed, format!("the command failed with {ended}")),
+        (EndCause::Itself, CommandEnd::Signaled(_)) => (Outcome::Failed, format!("the command was killed by {ended}")),
+        (EndCause::Requested, _) => (Outcome::Cancelled, format!("cancelled; the command ended with {ended}")),
+        (EndCause::TimedOut, _) => {
+            let ran = humantime::format_duration(Duration::from_secs(verdict.execution.as_secs()));
+            let limit = humantime::format_duration(context.start_to_close_timeout);
+            (
+                Outcome::TimedOut,
+                format!("timed out: the command had run for {ran} (start_to_close_timeout is {limit}) and was ended with {ended}"),
+            )
+        }
+    };
+    let tail = verdict.stderr_tail.trim_end();
+    let error = if tail.is_empty() { sentence } else { format!("{sentence}\n{tail}") };
+    (Some(outcome), Some(error))
+}
+
+/// The name of a Linux signal (signal(7)), for people.
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => "see signal(7)",
+    }
+}

@@ -1,0 +1,125 @@
+//! What is due: the cron line of a flow's scheduler, in its time zone.
+//!
+//! A tick only says "there may be work": a missed or doubled one loses and doubles nothing.
+
+use chrono::{DateTime, TimeZone, Utc};
+use chrono_tz::Tz;
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+
+use super::Timestamp;
+
+/// A five-field cron line (or `@hourly` and its like) in a time zone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    line: String,
+    cron: Cron,
+    timezone: Tz,
+}
+
+/// Why a text is no schedule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSchedule {
+    /// Not five fields of cron, nor a nickname of it.
+    #[error("{line:?} is no cron line of five fields (minute, hour, day of month, month, day of week): {reason}")]
+    Syntax {
+        /// The line.
+        line: String,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A line such as `0 0 31 2 *`, which matches no day of any year.
+    #[error("{0:?} never comes due")]
+    NeverDue(String),
+    /// A zone that the IANA database does not name.
+    #[error("{0:?} is no time zone of the IANA database, such as UTC or Europe/Berlin")]
+    UnknownTimezone(String),
+}
+
+impl Schedule {
+    /// The schedule of this cron line in this IANA time zone.
+    ///
+    /// Day of month and day of week are combined by *or* where both are given, as cron(8) does.
+    ///
+    /// # Errors
+    /// Where the line is not five fields, never comes due, or the zone is unknown.
+    pub fn new(line: &str, timezone: &str) -> Result<Self, InvalidSchedule> {
+        let timezone = timezone.parse::<Tz>().map_err(|_| InvalidSchedule::UnknownTimezone(timezone.to_owned()))?;
+        let cron = CronParser::builder()
+            .seconds(Seconds::Disallowed)
+            .year(Year::Disallowed)
+            .build()
+            .parse(line)
+            .map_err(|error| InvalidSchedule::Syntax { line: line.to_owned(), reason: error.to_string() })?;
+        let schedule = Self { line: line.to_owned(), cron, timezone };
+        // From a fixed day, so that whether a configuration is valid does not depend on when it is read.
+        if schedule.next_after(Timestamp::from_unix_millis(0)).is_none() {
+            return Err(InvalidSchedule::NeverDue(line.to_owned()));
+        }
+        Ok(schedule)
+    }
+
+    /// The cron line as it was written.
+    #[must_use]
+    pub fn line(&self) -> &str {
+        &self.line
+    }
+
+    /// When this schedule comes due for the first time after `time`; `None` past the end of the calendar.
+    #[must_use]
+    pub fn next_after(&self, time: Timestamp) -> Option<Timestamp> {
+        let utc: DateTime<Utc> = Utc.timestamp_millis_opt(time.unix_millis()).single()?;
+        let next = self.cron.find_next_occurrence(&utc.with_timezone(&self.timezone), false).ok()?;
+        Some(Timestamp::from_unix_millis(next.timestamp_millis()))
+    }
+
+    /// Whether this schedule came due after `last` and up to `now`.
+    ///
+    /// A clock that was set back makes `now` lie before `last`; nothing is due then, and nothing is due twice.
+    #[must_use]
+    pub fn is_due(&self, last: Timestamp, now: Timestamp) -> bool {
+        self.next_after(last).is_some_and(|next| next <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> Timestamp {
+        Timestamp::from_unix_millis(DateTime::parse_from_rfc3339(text).unwrap().timestamp_millis())
+    }
+
+    #[test]
+    fn the_minute_tick_is_due_once_a_minute() {
+        let schedule = Schedule::new("*/1 * * * *", "UTC").unwrap();
+        assert!(!schedule.is_due(at("2026-11-23T10:00:00Z"), at("2026-11-23T10:00:59Z")));
+        assert!(schedule.is_due(at("2026-11-23T10:00:59Z"), at("2026-11-23T10:01:00Z")));
+        assert!(!schedule.is_due(at("2026-11-23T10:01:00Z"), at("2026-11-23T09:01:00Z")));
+    }
+
+    #[test]
+    fn a_zone_moves_the_hour_over_a_dst_change() {
+        let schedule = Schedule::new("0 9 * * *", "Europe/Berlin").unwrap();
+        assert_eq!(schedule.next_after(at("2026-03-28T12:00:00Z")), Some(at("2026-03-29T07:00:00Z")));
+        assert_eq!(schedule.next_after(at("2026-03-27T12:00:00Z")), Some(at("2026-03-28T08:00:00Z")));
+    }
+
+    #[test]
+    fn lines_that_are_no_schedule_are_refused() {
+        assert!(matches!(Schedule::new("* * * * * *", "UTC"), Err(InvalidSchedule::Syntax { .. })));
+        assert!(matches!(Schedule::new("61 * * * *", "UTC"), Err(InvalidSchedule::Syntax { .. })));
+        assert!(matches!(Schedule::new("0 0 31 2 *", "UTC"), Err(InvalidSchedule::NeverDue(_))));
+        assert!(matches!(Schedule::new("* * * * *", "Mars/Olympus"), Err(InvalidSchedule::UnknownTimezone(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn the_next_occurrence_lies_ahead(time in 0_i64..4_000_000_000_000, minute in 0..60) {
+            let schedule = Schedule::new(&format!("{minute} * * * *"), "America/New_York").unwrap();
+            let time = Timestamp::from_unix_millis(time);
+            prop_assert!(schedule.next_after(time).unwrap() > time);
+        }
+    }
+}

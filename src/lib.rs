@@ -1,0 +1,4 @@
+//! Callsheet.
+
+pub mod clock;
+pub mod domain;

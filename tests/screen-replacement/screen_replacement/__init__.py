@@ -1,0 +1,1 @@
+"""Puts a screenshot into the green screen of a photographed device."""
