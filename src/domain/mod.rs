@@ -4,6 +4,7 @@
 //! `now` come in, a decision goes out. That is what lets the rules be tested exhaustively.
 
 pub mod admission;
+pub mod database_url;
 pub mod heartbeat;
 pub mod retry;
 pub mod run;
