@@ -203,3 +203,211 @@ fn signal_name(signal: i32) -> &'static str {
         _ => "see signal(7)",
     }
 }
+
+/// Where a live run stands, as its `JobActor` sees it; the job's status in the store follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RunPhase {
+    /// Claimed; whether its command starts is not known yet.
+    Launching,
+    /// Its command runs.
+    Running,
+    /// Its command has been asked to end, for good or before it started.
+    Stopping,
+    /// The run is no longer ours to write about; its command is being killed.
+    Fenced,
+    /// Its end is known and is being written.
+    Settling,
+    /// All is done.
+    Closed,
+}
+
+/// What can happen to a live run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RunEvent {
+    /// The exec succeeded.
+    Started,
+    /// Somebody asked to cancel the job.
+    CancelRequested,
+    /// The store says that another token is current.
+    OwnershipLost,
+    /// The run has ended, in whichever way.
+    Ended,
+    /// The end stands in the store, or the store refused it because the run is no longer current.
+    Settled,
+}
+
+/// What is to be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RunOrder {
+    /// Write that the command runs.
+    RecordStart,
+    /// End the command: SIGTERM, then SIGKILL once `kill_grace` has passed.
+    Stop,
+    /// End the command at once by SIGKILL.
+    StopNow,
+    /// Write the end.
+    Settle,
+    /// Leave: the actor's work is done.
+    Leave,
+}
+
+impl RunPhase {
+    /// Every phase, in the order of a run's life.
+    pub const ALL: [Self; 6] =
+        [Self::Launching, Self::Running, Self::Stopping, Self::Fenced, Self::Settling, Self::Closed];
+
+    /// The phase after `event`, and what is to be done.
+    ///
+    /// "Started" is recorded before "ended" in every order of arrival, a fenced run writes nothing, an end is
+    /// settled once, and [`RunPhase::Closed`] stays closed.
+    #[must_use]
+    pub const fn step(self, event: RunEvent) -> (Self, Option<RunOrder>) {
+        match (self, event) {
+            (Self::Launching, RunEvent::Started) => (Self::Running, Some(RunOrder::RecordStart)),
+            (Self::Stopping, RunEvent::Started) => (Self::Stopping, Some(RunOrder::RecordStart)),
+            (Self::Launching | Self::Running, RunEvent::CancelRequested) => (Self::Stopping, Some(RunOrder::Stop)),
+            (Self::Launching | Self::Running | Self::Stopping, RunEvent::OwnershipLost) => (Self::Fenced, Some(RunOrder::StopNow)),
+            (Self::Launching | Self::Running | Self::Stopping, RunEvent::Ended) => (Self::Settling, Some(RunOrder::Settle)),
+            (Self::Fenced, RunEvent::Ended) | (Self::Settling, RunEvent::Settled) => (Self::Closed, Some(RunOrder::Leave)),
+            (phase, _) => (phase, None),
+        }
+    }
+}
+
+impl RunEvent {
+    /// Every event.
+    pub const ALL: [Self; 5] = [Self::Started, Self::CancelRequested, Self::OwnershipLost, Self::Ended, Self::Settled];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy::new(3, Duration::from_secs(1), 2.0, Duration::from_secs(100), vec![3]).unwrap()
+    }
+
+    fn verdict(end: CommandEnd, cause: EndCause) -> RunEnd {
+        RunEnd::Ended(Verdict {
+            end,
+            cause,
+            started_time: Timestamp::from_unix_millis(0),
+            completed_time: Timestamp::from_unix_millis(5_000),
+            execution: Duration::from_secs(5),
+            usage: Usage::default(),
+            stderr_tail: "last words\n".to_owned(),
+        })
+    }
+
+    fn concluded(end: &RunEnd, attempt: u32, cancel_requested: bool) -> Conclusion {
+        let retry = policy();
+        let context = RunContext {
+            attempt: Attempt(attempt),
+            maximum_attempts: retry.maximum_attempts(),
+            retry: &retry,
+            cancel_requested,
+            start_to_close_timeout: Duration::from_secs(2),
+            schedule_deadline: Timestamp::from_unix_millis(1_000_000),
+        };
+        conclude(end, &context, Timestamp::from_unix_millis(10_000))
+    }
+
+    #[test]
+    fn success_is_success_even_where_a_cancel_was_on_its_way() {
+        let end = verdict(CommandEnd::Exited(0), EndCause::Itself);
+        for cancel_requested in [false, true] {
+            let conclusion = concluded(&end, 1, cancel_requested);
+            assert_eq!((conclusion.next, conclusion.error), (Next::Final(JobStatus::Completed), None));
+        }
+    }
+
+    #[test]
+    fn failures_are_retried_until_the_last_attempt() {
+        let end = verdict(CommandEnd::Exited(1), EndCause::Itself);
+        assert_eq!(concluded(&end, 1, false).next, Next::RetryAt(Timestamp::from_unix_millis(11_000)));
+        assert_eq!(concluded(&end, 2, false).next, Next::RetryAt(Timestamp::from_unix_millis(12_000)));
+        assert_eq!(concluded(&end, 3, false).next, Next::Final(JobStatus::Error));
+        assert_eq!(concluded(&end, 1, true).next, Next::Final(JobStatus::Cancelled));
+        let forbidden = verdict(CommandEnd::Exited(3), EndCause::Itself);
+        assert_eq!(concluded(&forbidden, 1, false).next, Next::Final(JobStatus::Error));
+    }
+
+    #[test]
+    fn errors_say_what_happened_then_the_last_words() {
+        let error = |end, cause| concluded(&verdict(end, cause), 3, false).error.unwrap();
+        assert_eq!(error(CommandEnd::Exited(7), EndCause::Itself), "the command failed with exit code 7\nlast words");
+        assert_eq!(error(CommandEnd::Signaled(9), EndCause::Itself), "the command was killed by signal 9 (SIGKILL)\nlast words");
+        assert_eq!(
+            error(CommandEnd::Signaled(15), EndCause::TimedOut),
+            "timed out: the command had run for 5s (start_to_close_timeout is 2s) and was ended with signal 15 (SIGTERM)\nlast words"
+        );
+        assert_eq!(
+            error(CommandEnd::Exited(0), EndCause::Requested),
+            "cancelled; the command ended with exit code 0\nlast words"
+        );
+    }
+
+    #[test]
+    fn a_run_that_never_started_does_not_count() {
+        assert_eq!(concluded(&RunEnd::NeverStarted, 3, false).next, Next::Requeue);
+        assert_eq!(concluded(&RunEnd::NeverStarted, 3, true).next, Next::Final(JobStatus::Cancelled));
+    }
+
+    #[test]
+    fn the_table_of_phases_and_events_is_this_one() {
+        let mut table = String::new();
+        for phase in RunPhase::ALL {
+            for event in RunEvent::ALL {
+                let (next, order) = phase.step(event);
+                if next != phase || order.is_some() {
+                    table.push_str(&format!("{phase:?} + {event:?} -> {next:?}, {order:?}\n"));
+                }
+            }
+        }
+        insta::assert_snapshot!(table, @r"
+        Launching + Started -> Running, Some(RecordStart)
+        Launching + CancelRequested -> Stopping, Some(Stop)
+        Launching + OwnershipLost -> Fenced, Some(StopNow)
+        Launching + Ended -> Settling, Some(Settle)
+        Running + CancelRequested -> Stopping, Some(Stop)
+        Running + OwnershipLost -> Fenced, Some(StopNow)
+        Running + Ended -> Settling, Some(Settle)
+        Stopping + Started -> Stopping, Some(RecordStart)
+        Stopping + OwnershipLost -> Fenced, Some(StopNow)
+        Stopping + Ended -> Settling, Some(Settle)
+        Fenced + Ended -> Closed, Some(Leave)
+        Settling + Settled -> Closed, Some(Leave)
+        ");
+    }
+
+    fn any_event() -> impl Strategy<Value = RunEvent> {
+        proptest::sample::select(RunEvent::ALL.to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn an_end_is_settled_at_most_once_and_never_after_a_fence(events in prop::collection::vec(any_event(), 0..40)) {
+            let mut phase = RunPhase::Launching;
+            let (mut settled, mut fenced) = (0, false);
+            for event in events {
+                let (next, order) = phase.step(event);
+                if phase == RunPhase::Closed {
+                    prop_assert_eq!((next, order), (RunPhase::Closed, None));
+                }
+                settled += u32::from(order == Some(RunOrder::Settle));
+                prop_assert!(!(fenced && matches!(order, Some(RunOrder::Settle | RunOrder::RecordStart))));
+                fenced |= next == RunPhase::Fenced;
+                phase = next;
+            }
+            prop_assert!(settled <= 1);
+        }
+
+        #[test]
+        fn a_last_attempt_is_never_retried(code in 0..=255, cancel_requested: bool) {
+            let conclusion = concluded(&verdict(CommandEnd::Exited(code), EndCause::Itself), 3, cancel_requested);
+            prop_assert!(matches!(conclusion.next, Next::Final(_)));
+            prop_assert_eq!(conclusion.exit_code, Some(code));
+        }
+    }
+}
