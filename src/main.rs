@@ -1,2 +1,10 @@
-//! bin
-fn main(){}
+//! The `callsheet` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if callsheet::process::is_zygote_invocation() {
+        return callsheet::process::run_zygote();
+    }
+    ExitCode::SUCCESS
+}

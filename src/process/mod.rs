@@ -1,0 +1,186 @@
+//! Runs: starting a command under a shim, hearing of it, and finding out later what became of it.
+//!
+//! A run, end to end. [`Processes::launch`] makes the run directory with a locked journal in it and sends the
+//! spec, the journal and one end of a socket (the link) to the *zygote*, a helper process of the same binary.
+//! The zygote forks; its child is the run's *shim*, which starts the command, reads its output into files,
+//! enforces its limits, ends whatever it leaves behind, and writes the verdict into the journal. The shim
+//! needs no service: when the link breaks it goes on, and listens for a new one. [`Processes::inspect`] says
+//! what has become of a run whose link is gone; the lock on the journal tells whether its shim lives.
+
+mod error;
+mod spec;
+
+use std::path::{Path, PathBuf};
+
+use tokio::sync::{mpsc, watch};
+
+pub use self::error::Error;
+pub use self::spec::CommandSpec;
+use crate::domain::run::Verdict;
+use crate::domain::{Attempt, JobId, RunToken, Timestamp};
+
+/// Owns the runs directory and the zygote; one per service, cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Processes {
+    runs: PathBuf,
+}
+
+/// What is known about a run whose link is gone.
+#[derive(Debug)]
+pub enum Evidence {
+    /// Its shim lives and has been adopted.
+    Alive(RunLink),
+    /// The command ended, and its shim wrote down how.
+    Finished(Verdict),
+    /// The command could not be started; the sentence says why.
+    SpawnFailed(String),
+    /// The command was certainly never started.
+    NeverStarted,
+    /// The command was started, or may have been, and nobody can say how it ended.
+    Gone {
+        /// Why nobody can say.
+        reason: String,
+    },
+}
+
+/// A live connection to a run's shim; dropping `reports` lets go of the run, which goes on.
+#[derive(Debug)]
+pub struct RunLink {
+    /// What the shim tells, in order; after `SpawnFailed`, `Ended` or `LinkLost` nothing follows.
+    pub reports: mpsc::UnboundedReceiver<RunReport>,
+    /// Asks the shim to end the run.
+    pub control: RunControl,
+}
+
+/// What a shim tells about its run. An adopted link first repeats `Started` and the last `Progress`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunReport {
+    /// The exec succeeded.
+    Started {
+        /// The command's process id.
+        pid: i32,
+        /// When.
+        started_time: Timestamp,
+    },
+    /// The command could not be started; the run is over.
+    SpawnFailed {
+        /// A sentence for a person.
+        reason: String,
+    },
+    /// What the command last said about itself, both values each time.
+    Progress {
+        /// Per cent, 0 to 100; `None` where it never said.
+        progress: Option<u8>,
+        /// Safe to show, at most 1000 characters; `None` where it never said.
+        status_message: Option<String>,
+    },
+    /// Processes of the run are still alive a minute after SIGKILL; the run is not over and the shim goes on trying.
+    NotDying {
+        /// Which ones, for a person.
+        reason: String,
+    },
+    /// The run is over: nothing that it started is alive, and the verdict is on disk.
+    Ended(Verdict),
+    /// The shim is gone and left no verdict; the run is over as far as anybody can say.
+    LinkLost {
+        /// Why, for a person.
+        reason: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum StopLevel {
+    Run,
+    Stop,
+    StopNow,
+}
+
+/// Asks a run's shim to end the run; may be kept after the run has ended, and then does nothing.
+#[derive(Clone, Debug)]
+pub struct RunControl {
+    level: watch::Sender<StopLevel>,
+}
+
+impl RunControl {
+    /// Asks for SIGTERM to the whole tree, then SIGKILL after the kill grace; asking again changes nothing.
+    pub fn stop(&self) {
+        self.raise(StopLevel::Stop);
+    }
+
+    /// Asks for SIGKILL to the whole tree at once.
+    pub fn stop_now(&self) {
+        self.raise(StopLevel::StopNow);
+    }
+
+    fn raise(&self, to: StopLevel) {
+        self.level.send_if_modified(|level| {
+            let raised = *level < to;
+            *level = to.max(*level);
+            raised
+        });
+    }
+}
+
+impl Processes {
+    /// Opens `data_dir/runs`, making it where it is missing; the zygote is started by the first launch.
+    ///
+    /// # Errors
+    /// Where the directory can't be made, or is not a directory that belongs to this user.
+    pub fn open(data_dir: &Path) -> Result<Self, Error> {
+        Ok(Self { runs: data_dir.join("runs") })
+    }
+
+    /// Where a run's files are: `data_dir/runs/{job}-{attempt}-{first 8 digits of the token}`.
+    #[must_use]
+    pub fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {
+        self.runs.join(format!("{job}-{attempt}-{:.8}", token.as_str()))
+    }
+
+    /// Starts a run: makes its directory and hands it over to a new shim.
+    ///
+    /// A command that can't be started is reported over the link. Dropping the future does not undo a launch;
+    /// ask [`Self::inspect`] then.
+    ///
+    /// # Errors
+    /// Where the run was launched before, its files can't be written, or the zygote can't be started.
+    pub async fn launch(&self, spec: CommandSpec) -> Result<RunLink, Error> {
+        let _ = spec;
+        Err(Error::Unsupported { what: "running a command" })
+    }
+
+    /// Finds out what has become of a run, and adopts its shim where that lives. Cancel safe.
+    ///
+    /// # Errors
+    /// Where the run's files can't be read, are refused, or are of a newer release.
+    pub async fn inspect(&self, job: JobId, attempt: Attempt, token: &RunToken) -> Result<Evidence, Error> {
+        let _ = self.run_dir(job, attempt, token);
+        Err(Error::Unsupported { what: "looking into a run" })
+    }
+
+    /// Kills every process that still carries the run's token in its environment, and says how many there were.
+    ///
+    /// For runs that are [`Evidence::Gone`]: a killed shim's command dies with it, but what that had started may not.
+    ///
+    /// # Errors
+    /// Where the processes of this machine can't be listed.
+    pub async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
+        let _ = token;
+        Err(Error::Unsupported { what: "ending leftover processes" })
+    }
+}
+
+/// Whether this process was started to be the zygote; to be asked before anything else in `main`.
+#[must_use]
+pub fn is_zygote_invocation() -> bool {
+    let mut arguments = std::env::args_os();
+    arguments.next().is_some_and(|name| name == ZYGOTE_NAME) && arguments.next().is_some_and(|word| word == ZYGOTE_WORD)
+}
+
+/// Runs the zygote until its service is gone.
+#[must_use]
+pub fn run_zygote() -> std::process::ExitCode {
+    std::process::ExitCode::FAILURE
+}
+
+const ZYGOTE_NAME: &str = "callsheet-zygote";
+const ZYGOTE_WORD: &str = "__zygote";

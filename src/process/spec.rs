@@ -1,0 +1,55 @@
+//! What a run's shim has to know about its command.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::domain::{Attempt, FlowType, JobId, RunToken, WorkerId};
+
+/// Everything that a shim needs; `Debug` shows neither environment nor payload.
+#[derive(Clone)]
+pub struct CommandSpec {
+    /// The job's type.
+    pub flow: FlowType,
+    /// The job.
+    pub job: JobId,
+    /// Which attempt at the job this is.
+    pub attempt: Attempt,
+    /// What makes the run unlike every other.
+    pub token: RunToken,
+    /// The program and its arguments, filled in; never empty.
+    pub argv: Vec<String>,
+    /// Where the command runs; `None` is where the service runs.
+    pub working_dir: Option<PathBuf>,
+    /// What the flow adds to the environment, filled in; later entries win.
+    pub env: Vec<(String, String)>,
+    /// The job's identifier.
+    pub identifier: String,
+    /// The worker that claimed the job.
+    pub worker: WorkerId,
+    /// The job's payload, as JSON; the command finds it in a file.
+    pub payload: Option<Vec<u8>>,
+    /// How long the command may run.
+    pub time_limit: Duration,
+    /// How long after SIGTERM SIGKILL follows.
+    pub kill_grace: Duration,
+    /// How many bytes each of standard output and standard error are kept; older output is dropped.
+    pub output_limit: u64,
+}
+
+impl fmt::Debug for CommandSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommandSpec")
+            .field("flow", &self.flow)
+            .field("job", &self.job)
+            .field("attempt", &self.attempt)
+            .field("token", &self.token)
+            .field("program", &self.argv.first())
+            .field("working_dir", &self.working_dir)
+            .field("worker", &self.worker)
+            .field("time_limit", &self.time_limit)
+            .field("kill_grace", &self.kill_grace)
+            .field("output_limit", &self.output_limit)
+            .finish_non_exhaustive()
+    }
+}
