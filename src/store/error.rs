@@ -1,0 +1,207 @@
+//! What can go wrong with the database, told apart by what a caller can do about it.
+
+use std::path::PathBuf;
+
+use sea_orm::sqlx;
+use sea_orm::{DbErr, RuntimeErr};
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database can't be reached, is busy or has no room now; the same call may succeed later.
+    #[error("the database is not available: could not {action}")]
+    Unavailable {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: DbErr,
+    },
+    /// An answer did not come in time; what was asked for may have happened.
+    #[error("the database is not available: it took too long to {action}")]
+    Timeout {
+        /// What was tried.
+        action: &'static str,
+    },
+    /// There is no SQLite file, and the caller may not make one.
+    #[error("there is no database at {}; `callsheet migrate up` or `callsheet serve` makes one", path.display())]
+    NoDatabase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The SQLite file's directory is missing.
+    #[error("the directory of the database {} does not exist", path.display())]
+    NoDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The database URL can't be used; it is not repeated, since it may hold a password.
+    #[error("the PostgreSQL URL can't be used: {reason}")]
+    InvalidUrl {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server would not let us in.
+    #[error("the database refused the login")]
+    Refused {
+        /// What it said.
+        #[source]
+        source: DbErr,
+    },
+    /// A PostgreSQL database that does not keep text in UTF-8.
+    #[error("the database keeps text as {encoding}; Callsheet needs a database with the encoding UTF8")]
+    Encoding {
+        /// What `SHOW server_encoding` says.
+        encoding: String,
+    },
+    /// Callsheet's tables are not there, or not all of them.
+    #[error("the database has no Callsheet tables of this version; run `callsheet migrate up`")]
+    SchemaMissing,
+    /// The tables were made by a newer Callsheet.
+    #[error("the database was migrated by a newer Callsheet (it has {migration}); use that version or a newer one")]
+    SchemaTooNew {
+        /// The first migration that this binary does not know.
+        migration: String,
+    },
+    /// The file is damaged, or is no SQLite database.
+    #[error("the database is damaged or is no SQLite database")]
+    Corrupt {
+        /// What SQLite said.
+        #[source]
+        source: DbErr,
+    },
+    /// A row holds what no migration allows.
+    #[error("a row of the database can't be read: {reason}")]
+    UnreadableRow {
+        /// Which, and why.
+        reason: String,
+    },
+    /// A text with a NUL character in it, which PostgreSQL can't keep.
+    #[error("the {field} of a job holds a NUL character")]
+    NulCharacter {
+        /// `identifier`, `payload` or `unique_key`.
+        field: &'static str,
+    },
+    /// Anything else that the database refused.
+    #[error("the database could not {action}")]
+    Statement {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: DbErr,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody doing anything about it here.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+
+    /// A word for the `kind` label of `callsheet_store_errors_total`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "unavailable",
+            Self::Timeout { .. } => "timeout",
+            Self::NoDatabase { .. } | Self::NoDirectory { .. } => "no_database",
+            Self::InvalidUrl { .. } => "invalid_url",
+            Self::Refused { .. } => "refused",
+            Self::Encoding { .. } => "encoding",
+            Self::SchemaMissing => "schema_missing",
+            Self::SchemaTooNew { .. } => "schema_too_new",
+            Self::Corrupt { .. } => "corrupt",
+            Self::UnreadableRow { .. } => "unreadable_row",
+            Self::NulCharacter { .. } => "nul_character",
+            Self::Statement { .. } => "statement",
+        }
+    }
+
+    /// Sorts what the database said into what a caller can do about it.
+    pub(super) fn from_database(action: &'static str, source: DbErr) -> Self {
+        match classify(&source) {
+            Class::Unavailable => Self::Unavailable { action, source },
+            Class::Refused => Self::Refused { source },
+            Class::SchemaMissing => Self::SchemaMissing,
+            Class::Corrupt => Self::Corrupt { source },
+            Class::Other => Self::Statement { action, source },
+        }
+    }
+}
+
+enum Class {
+    Unavailable,
+    Refused,
+    SchemaMissing,
+    Corrupt,
+    Other,
+}
+
+fn classify(error: &DbErr) -> Class {
+    match error {
+        DbErr::ConnectionAcquire(_) => Class::Unavailable,
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => classify_sqlx(error),
+        _ => Class::Other,
+    }
+}
+
+fn classify_sqlx(error: &sqlx::Error) -> Class {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Class::Unavailable,
+        sqlx::Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+                classify_sqlite(&code, error.message())
+            } else {
+                classify_postgres(&code)
+            }
+        }
+        _ => Class::Other,
+    }
+}
+
+/// SQLite's result codes: <https://www.sqlite.org/rescode.html>.
+fn classify_sqlite(code: &str, message: &str) -> Class {
+    // The low byte of an extended code is its primary code.
+    match code.parse::<u32>().unwrap_or_default() & 0xff {
+        5 | 6 | 10 | 13 | 14 => Class::Unavailable, // BUSY, LOCKED, IOERR, FULL, CANTOPEN
+        11 | 26 => Class::Corrupt,                  // CORRUPT, NOTADB
+        1 if message.starts_with("no such table") || message.starts_with("no such column") => Class::SchemaMissing,
+        _ => Class::Other,
+    }
+}
+
+/// PostgreSQL's SQLSTATEs: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+fn classify_postgres(code: &str) -> Class {
+    match code {
+        "42P01" | "42703" => Class::SchemaMissing, // undefined table, undefined column
+        // Deadlock and serialization failure; cancelled by a timeout; lock not available; read-only after a failover.
+        "40001" | "40P01" | "57014" | "55P03" | "25006" => Class::Unavailable,
+        _ => match code.get(..2).unwrap_or_default() {
+            "08" | "53" | "57" | "58" => Class::Unavailable, // connection, resources, operator intervention, system error
+            "28" | "3D" => Class::Refused,                   // authorization, no such database
+            _ => Class::Other,
+        },
+    }
+}
+
+/// Whether the transaction lost against another one and should simply be tried again.
+pub(super) fn lost_a_race(error: &Error) -> bool {
+    let Error::Unavailable {
+        source: DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)),
+        ..
+    } = error
+    else {
+        return false;
+    };
+    matches!(&**error, sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("40001" | "40P01")))
+}

@@ -1,0 +1,204 @@
+//! What can be read: plain rows with the columns of the tables, made safe to show.
+
+use super::write::Unreadable;
+use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
+
+/// A row of `jobs`; its texts are shown lossily where they are no valid UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobRow {
+    /// `id`
+    pub id: JobId,
+    /// `type`, which may be one that no flow has.
+    pub job_type: String,
+    /// `identifier`
+    pub identifier: String,
+    /// `payload`, as it was written: JSON, if whoever wrote it took care.
+    pub payload: Option<String>,
+    /// `status`
+    pub status: JobStatus,
+    /// `priority`
+    pub priority: i64,
+    /// `run_at`
+    pub run_at: Timestamp,
+    /// `attempt`
+    pub attempt: Attempt,
+    /// `maximum_attempts`
+    pub maximum_attempts: Option<u32>,
+    /// `unique_key`
+    pub unique_key: Option<String>,
+    /// `worker_id`
+    pub worker_id: Option<String>,
+    /// `run_token`
+    pub run_token: Option<String>,
+    /// `cancel_requested_time`
+    pub cancel_requested_time: Option<Timestamp>,
+    /// `progress`, 0 to 100.
+    pub progress: Option<u8>,
+    /// `status_message`
+    pub status_message: Option<String>,
+    /// `error`
+    pub error: Option<String>,
+    /// `exit_code`
+    pub exit_code: Option<i64>,
+    /// `created_time`
+    pub created_time: Timestamp,
+    /// `queued_time`
+    pub queued_time: Option<Timestamp>,
+    /// `started_time`
+    pub started_time: Option<Timestamp>,
+    /// `heartbeat_time`
+    pub heartbeat_time: Option<Timestamp>,
+    /// `completed_time`
+    pub completed_time: Option<Timestamp>,
+    /// `execution_ms`
+    pub execution_ms: Option<i64>,
+}
+
+/// A row of `runs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunRow {
+    /// `id`
+    pub id: i64,
+    /// `job_id`
+    pub job_id: JobId,
+    /// `attempt`
+    pub attempt: Attempt,
+    /// `run_token`
+    pub run_token: String,
+    /// `worker_id`
+    pub worker_id: Option<String>,
+    /// `pid`
+    pub pid: Option<i64>,
+    /// `started_time`
+    pub started_time: Option<Timestamp>,
+    /// `completed_time`
+    pub completed_time: Option<Timestamp>,
+    /// `outcome`; `None` while it runs.
+    pub outcome: Option<String>,
+    /// `exit_code`
+    pub exit_code: Option<i64>,
+    /// `signal`
+    pub signal: Option<i64>,
+    /// `error`
+    pub error: Option<String>,
+    /// `user_cpu_ms`
+    pub user_cpu_ms: Option<i64>,
+    /// `system_cpu_ms`
+    pub system_cpu_ms: Option<i64>,
+    /// `max_rss_bytes`
+    pub max_rss_bytes: Option<i64>,
+}
+
+/// A row of `job_events`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// `id`, ascending.
+    pub id: i64,
+    /// `job_id`
+    pub job_id: JobId,
+    /// `attempt`
+    pub attempt: Attempt,
+    /// `from_status`
+    pub from_status: Option<String>,
+    /// `to_status`
+    pub to_status: String,
+    /// `time`
+    pub time: Timestamp,
+    /// `worker_id`
+    pub worker_id: Option<String>,
+    /// `message`
+    pub message: Option<String>,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct JobFilter {
+    /// Types to list; empty for all.
+    pub types: Vec<String>,
+    /// Statuses to list; empty for all.
+    pub statuses: Vec<JobStatus>,
+    /// Only with exactly this identifier.
+    pub identifier: Option<String>,
+    /// Only rows older than this one: the `next_cursor` of the page before.
+    pub cursor: Option<JobId>,
+    /// At most so many rows: 1 to 1000.
+    pub limit: u32,
+}
+
+/// Some rows, and where the next ones start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The rows.
+    pub rows: Vec<T>,
+    /// The cursor of the next page; `None` where this is the last.
+    pub next_cursor: Option<JobId>,
+}
+
+/// An INQUEUE or PROGRESS row, with what is needed to find out what became of it.
+///
+/// A foreign client may have written it, so nothing in it is certain but its id and status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenJob {
+    /// `jobs.id`
+    pub id: JobId,
+    /// `jobs.type`
+    pub job_type: String,
+    /// `jobs.status`: INQUEUE or PROGRESS.
+    pub status: JobStatus,
+    /// `jobs.run_token`; `None` where there is none or it is no token.
+    pub token: Option<RunToken>,
+    /// `jobs.attempt`
+    pub attempt: Attempt,
+    /// `jobs.worker_id`
+    pub worker_id: Option<String>,
+    /// `jobs.identifier`
+    pub identifier: Result<String, Unreadable>,
+    /// `jobs.maximum_attempts`
+    pub maximum_attempts: Option<u32>,
+    /// When the job could first have run.
+    pub schedule_time: Timestamp,
+    /// Whether somebody has asked to cancel it.
+    pub cancel_requested: bool,
+    /// `jobs.started_time`
+    pub started_time: Option<Timestamp>,
+    /// `runs.pid` of the run with this token.
+    pub pid: Option<i32>,
+}
+
+/// How a flow's queue stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowState {
+    /// The type, which may be one that no flow has.
+    pub job_type: String,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Rows that wait, delayed ones included.
+    pub pending: u64,
+    /// Rows that wait and are due.
+    pub runnable: u64,
+    /// Claimed rows.
+    pub inqueue: u64,
+    /// Running rows.
+    pub progress: u64,
+    /// `run_at` of the row that has been due for the longest time.
+    pub oldest_pending: Option<Timestamp>,
+}
+
+/// A row of `workers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerRow {
+    /// `worker_id`
+    pub worker_id: String,
+    /// `incarnation`
+    pub incarnation: String,
+    /// `hostname`
+    pub hostname: String,
+    /// `version`
+    pub version: String,
+    /// `state`
+    pub state: String,
+    /// `started_time`
+    pub started_time: Timestamp,
+    /// `heartbeat_time`
+    pub heartbeat_time: Timestamp,
+}

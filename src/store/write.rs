@@ -1,0 +1,277 @@
+//! What can be written, and what the store answers: the words between the status actor and the database.
+
+use crate::domain::run::{Next, Usage};
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
+
+/// One change, to be committed with others in [`Store::apply`](super::Store::apply).
+///
+/// Every one may be repeated after a commit whose answer was lost, and is then answered as the first time.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// PENDING → INQUEUE for the next rows of a flow; answered by [`Written::Claimed`].
+    Claim(Claim),
+    /// INQUEUE → PROGRESS.
+    Started(Started),
+    /// These runs are still watched over; answered by [`Written::Confirmed`].
+    Confirm(Vec<RunToken>),
+    /// What a command said about itself.
+    Progress(ProgressNote),
+    /// A run has ended, or will not start.
+    Settle(Settlement),
+    /// These flows exist.
+    RegisterFlows(Vec<FlowType>),
+    /// This worker exists, and was started anew.
+    RegisterWorker(Worker),
+    /// What this worker is doing now; also its sign of life.
+    WorkerState(WorkerNote),
+}
+
+/// An answer to one [`Write`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Written {
+    /// The answer to [`Write::Claim`].
+    Claimed(Claimed),
+    /// It stands in the database.
+    Applied,
+    /// The run's token is no longer current, or the run is settled otherwise: nothing was written.
+    Fenced,
+    /// The answer to [`Write::Confirm`]: the runs that are still this worker's; one that is missing here is not.
+    Confirmed(Vec<ConfirmedRun>),
+}
+
+/// Asks for rows of a flow to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose rows.
+    pub flow: FlowType,
+    /// Who asks.
+    pub worker: WorkerId,
+    /// How many runs of the flow may be open over all workers.
+    pub concurrency: u32,
+    /// How many runs of the flow may be open on this worker.
+    pub worker_concurrency: u32,
+    /// A fresh token for each row wanted; at most 500 are used.
+    pub tokens: Vec<RunToken>,
+}
+
+/// What a claim brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The rows, now INQUEUE, in the order in which they are to be started.
+    pub jobs: Vec<ClaimedJob>,
+    /// Pending rows that somebody had asked to cancel: they are CANCELLED now.
+    pub cancelled_pending: Vec<JobId>,
+    /// Open runs of this flow on this worker that somebody has asked to cancel.
+    pub cancel_requested: Vec<(JobId, RunToken)>,
+    /// When another claim may bring more, looked up where this one ran out of due rows; `None` where nothing waits.
+    pub next_due: Option<Timestamp>,
+    /// Whether the flow is paused; then nothing is claimed.
+    pub paused: bool,
+    /// Open runs of the flow over all workers, those of this claim included.
+    pub open: u32,
+    /// The database's time of the claim.
+    pub now: Timestamp,
+}
+
+/// A value of a row that can't be used; the sentence says why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreadable(pub String);
+
+/// A row that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimedJob {
+    /// Which.
+    pub id: JobId,
+    /// The token that it was given.
+    pub token: RunToken,
+    /// Which attempt this is.
+    pub attempt: Attempt,
+    /// `jobs.identifier`.
+    pub identifier: Result<String, Unreadable>,
+    /// `jobs.payload`: valid JSON.
+    pub payload: Result<Option<Vec<u8>>, Unreadable>,
+    /// `jobs.maximum_attempts`; `None` leaves it to the flow.
+    pub maximum_attempts: Option<u32>,
+    /// `jobs.priority`
+    pub priority: i64,
+    /// `jobs.run_at`
+    pub run_at: Timestamp,
+    /// `jobs.created_time`
+    pub created_time: Timestamp,
+    /// When the job could first have run: what `schedule_to_close_timeout` counts from. Retries don't change it.
+    pub schedule_time: Timestamp,
+    /// Whether somebody has asked to cancel it since it was claimed.
+    pub cancel_requested: bool,
+}
+
+/// A command runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Whose.
+    pub job: JobId,
+    /// The run's token.
+    pub token: RunToken,
+    /// Which attempt.
+    pub attempt: Attempt,
+    /// On which worker.
+    pub worker: WorkerId,
+    /// The command's process id.
+    pub pid: i32,
+    /// When the exec succeeded.
+    pub started_time: Timestamp,
+}
+
+/// What a command said about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgressNote {
+    /// The run's token.
+    pub token: RunToken,
+    /// 0 to 100; `None` leaves it as it was, more counts as 100.
+    pub progress: Option<u8>,
+    /// `None` leaves it as it was.
+    pub status_message: Option<String>,
+}
+
+/// What became of a run and of its job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// Whose run.
+    pub job: JobId,
+    /// The run's token.
+    pub token: RunToken,
+    /// Which attempt.
+    pub attempt: Attempt,
+    /// On which worker.
+    pub worker: WorkerId,
+    /// What becomes of the job.
+    pub next: Next,
+    /// What became of the run; `None` where there was none to speak of, and then `runs` gets no row.
+    pub outcome: Option<Outcome>,
+    /// What happened, for people.
+    pub error: Option<String>,
+    /// The command's exit code, where it had one.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the command, where one did.
+    pub signal: Option<i32>,
+    /// The command's process id, where it had started.
+    pub pid: Option<i32>,
+    /// When it started, where it did.
+    pub started_time: Option<Timestamp>,
+    /// When the run ended.
+    pub completed_time: Timestamp,
+    /// How long the command ran, in milliseconds.
+    pub execution_ms: Option<i64>,
+    /// What the command used.
+    pub usage: Option<Usage>,
+    /// The event's message; `None` makes one of `next` and the first line of `error`.
+    pub message: Option<String>,
+}
+
+/// A run that is still the worker's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfirmedRun {
+    /// Which.
+    pub token: RunToken,
+    /// Whether somebody has asked to cancel its job.
+    pub cancel_requested: bool,
+}
+
+/// A worker, as it presents itself when it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Its name.
+    pub worker: WorkerId,
+    /// What makes this start of it unlike every other.
+    pub incarnation: String,
+    /// Its machine.
+    pub hostname: String,
+    /// Its Callsheet's version.
+    pub version: String,
+}
+
+/// What a worker is doing; `workers.state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerState {
+    /// It claims rows and runs them.
+    Active,
+    /// It claims nothing new and waits for its runs.
+    Draining,
+    /// It has ended in good order.
+    Stopped,
+}
+
+impl WorkerState {
+    /// The word in `workers.state`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Draining => "DRAINING",
+            Self::Stopped => "STOPPED",
+        }
+    }
+}
+
+/// What a worker is doing now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerNote {
+    /// Its name.
+    pub worker: WorkerId,
+    /// Which start of it; a note of an earlier one is fenced.
+    pub incarnation: String,
+    /// What it is doing.
+    pub state: WorkerState,
+}
+
+/// A row to be enqueued.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewJob {
+    /// `jobs.type`
+    pub flow: FlowType,
+    /// `jobs.identifier`
+    pub identifier: String,
+    /// `jobs.payload`: JSON text.
+    pub payload: Option<String>,
+    /// `jobs.priority`: higher first, 0 where nothing is said.
+    pub priority: i32,
+    /// When it may start.
+    pub due: Due,
+    /// `jobs.maximum_attempts`: at least 1; `None` leaves it to the flow.
+    pub maximum_attempts: Option<u32>,
+    /// `jobs.unique_key`: while an open row of the flow has it, no second one is made.
+    pub unique_key: Option<String>,
+}
+
+/// When a new row may start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// So long after now, by the database's clock; zero for at once.
+    After(std::time::Duration),
+    /// At this time.
+    At(Timestamp),
+}
+
+/// A row that is in the table now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// Which.
+    pub id: JobId,
+    /// Whether it was there before: an open row has the same `unique_key`.
+    pub existing: bool,
+}
+
+/// What came of a wish to cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelResult {
+    /// There is no such job.
+    NotFound,
+    /// It was waiting, and is CANCELLED now.
+    Cancelled,
+    /// It is open, and its worker will see the request.
+    Requested,
+    /// It is open, and somebody had asked before.
+    AlreadyRequested,
+    /// It has ended with this status.
+    NotPossible(JobStatus),
+}
