@@ -1,6 +1,7 @@
 //! Callsheet.
 
 pub mod clock;
+pub mod config;
 pub mod domain;
-pub mod store;
 pub mod process;
+pub mod store;

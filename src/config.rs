@@ -1,0 +1,308 @@
+//! The configuration: read as it was written, then validated as a whole.
+//!
+//! Every complaint is collected, each with its place, so that one look at the answer is enough to put a file right. What
+//! comes out is a [`Config`], which needs no further check: durations are in bounds, paths absolute, names well-formed.
+
+mod report;
+mod template;
+mod validate;
+mod worker;
+mod written;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::admission::IdentifierPattern;
+use crate::domain::database_url::{DatabaseUrl, InvalidDatabaseUrl};
+use crate::domain::retry::RetryPolicy;
+use crate::domain::schedule::Schedule;
+use crate::domain::template::Template;
+use crate::domain::{FlowType, WorkerId};
+
+pub use report::{Complaint, Complaints, Place, Places};
+pub use template::TEMPLATE;
+pub use worker::worker_id;
+
+/// The file that is read where none is named, in the current directory.
+pub const DEFAULT_FILE: &str = "callsheet.toml";
+
+/// A configuration that has been validated as a whole.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from, absolute; `None` where there was none, and then there are no flows.
+    pub path: Option<PathBuf>,
+    /// Run directories, logs and the embedded database; absolute.
+    pub data_dir: PathBuf,
+    /// Where the tables live; a SQLite path in it is absolute.
+    pub database_url: DatabaseUrl,
+    /// What this worker calls itself; `None` means the one that [`worker_id`] keeps in `data_dir`.
+    pub worker_id: Option<WorkerId>,
+    /// How the service behaves.
+    pub service: ServiceConfig,
+    /// What the service listens on.
+    pub http: HttpConfig,
+    /// The flows, by job type.
+    pub flows: BTreeMap<FlowType, Arc<FlowConfig>>,
+}
+
+/// `[service]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// What a stop of the service does to running commands.
+    pub on_stop: OnStop,
+    /// How long a stop of the service may take.
+    pub stop_deadline: Duration,
+}
+
+/// What a stop of the service (SIGTERM, Ctrl-C) does to running commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    /// They run on under their shims, and the next service takes them over.
+    Leave,
+    /// The service waits for them, at most `stop_deadline`.
+    Wait,
+    /// They are cancelled.
+    Cancel,
+}
+
+/// `[http]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// The address to listen on; `None` means "off".
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[flows.TYPE]`, with `[defaults]` and the product's own defaults filled in.
+#[derive(Clone, PartialEq)]
+pub struct FlowConfig {
+    /// The job type.
+    pub flow: FlowType,
+    /// The program and its arguments; never empty.
+    pub command: Vec<Template>,
+    /// Where the command runs, absolute once filled in; `None` (only without a configuration file) means where the
+    /// service runs.
+    pub working_dir: Option<Template>,
+    /// Additions to the command's environment, by name; a flow's own stand over those of `[defaults]`.
+    pub env: Vec<(String, Template)>,
+    /// When the scheduler ticks.
+    pub schedule: Schedule,
+    /// How many runs there may be at once, over all workers.
+    pub concurrency: NonZeroU32,
+    /// How many runs there may be at once on this worker; at most `concurrency`.
+    pub worker_concurrency: NonZeroU32,
+    /// How long one run may take.
+    pub start_to_close_timeout: Duration,
+    /// How long a job may take from enqueue (or `run_at`) to its end, waiting and retries included.
+    pub schedule_to_close_timeout: Duration,
+    /// How long a run may go unconfirmed before its worker counts as lost.
+    pub heartbeat_timeout: Duration,
+    /// How long a command has between SIGTERM and SIGKILL; zero means SIGKILL at once.
+    pub kill_grace: Duration,
+    /// The identifiers that the flow takes.
+    pub identifier_pattern: IdentifierPattern,
+    /// How often and how soon a failed attempt is tried again.
+    pub retry: RetryPolicy,
+    /// How much is kept of each of standard output and standard error, in bytes; the oldest part is dropped.
+    pub output_limit: u64,
+}
+
+/// What the command line and the environment say over the file.
+#[derive(Clone, Default)]
+pub struct Overrides {
+    /// `--config` or `CALLSHEET_CONFIG`; relative to the current directory.
+    pub config: Option<PathBuf>,
+    /// `--database-url` or `DATABASE_URL`; a relative SQLite path in it is relative to the current directory.
+    pub database_url: Option<String>,
+    /// `--data-dir`; relative to the current directory.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file that was asked for does not exist.
+    #[error("there is no configuration file {}", .0.display())]
+    NotFound(PathBuf),
+    /// The file is there and can't be read.
+    #[error("can't read the configuration file {}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file was read and is not right.
+    #[error("{0}")]
+    Invalid(Complaints),
+    /// The database URL of the command line or the environment is no database's.
+    #[error("--database-url (or DATABASE_URL) can't be used")]
+    DatabaseUrl(#[source] InvalidDatabaseUrl),
+    /// Neither file nor option says where the database is.
+    #[error("there is no {DEFAULT_FILE} here, and neither --database-url nor --data-dir says where the database is")]
+    Nothing,
+    /// The current directory can't be told, so nothing relative to it can be found.
+    #[error("can't tell the current directory")]
+    CurrentDir(#[source] std::io::Error),
+    /// The file that keeps this worker's id can't be read or made.
+    #[error("can't keep this worker's id in {}", path.display())]
+    WorkerIdFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file that keeps this worker's id holds something else.
+    #[error(
+        "{} does not hold a worker id (1 to 100 letters, digits, '.', '_', ':' or '-'); remove it to get a new one, or set \
+         worker_id in the configuration", .0.display()
+    )]
+    WorkerIdGarbage(PathBuf),
+}
+
+impl Config {
+    /// Reads and validates the configuration that `overrides` points to, or `callsheet.toml` in the current directory.
+    ///
+    /// Without a file, a database URL or a data directory in `overrides` is enough for all that needs no flows.
+    ///
+    /// # Errors
+    /// Where a file that was asked for is missing, can't be read, or is not right, and where nothing says where the
+    /// database is.
+    pub fn load(overrides: &Overrides) -> Result<Self, Error> {
+        Self::load_with_places(overrides).map(|(config, _)| config)
+    }
+
+    /// [`Config::load`], and where in the file things stand.
+    ///
+    /// # Errors
+    /// Those of [`Config::load`].
+    pub fn load_with_places(overrides: &Overrides) -> Result<(Self, Places), Error> {
+        let here = std::env::current_dir().map_err(Error::CurrentDir)?;
+        let path = here.join(overrides.config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_FILE)));
+        match std::fs::read(&path) {
+            Ok(bytes) => Self::from_bytes(&bytes, &path, &here, overrides),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match &overrides.config {
+                Some(asked_for) => Err(Error::NotFound(asked_for.clone())),
+                None => Ok((Self::without_file(&here, overrides)?, Places::default())),
+            },
+            Err(source) => Err(Error::Unreadable { path, source }),
+        }
+    }
+
+    /// Validates `text` as if it had been read from the file `path`, which must be absolute.
+    ///
+    /// # Errors
+    /// Every complaint about it at once.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Error> {
+        let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+        Self::from_bytes(text.as_bytes(), path, directory, &Overrides::default()).map(|(config, _)| config)
+    }
+
+    fn from_bytes(bytes: &[u8], path: &Path, here: &Path, overrides: &Overrides) -> Result<(Self, Places), Error> {
+        let given_url = given_database_url(here, overrides)?;
+        let shown = path.strip_prefix(here).unwrap_or(path);
+        let text = std::str::from_utf8(bytes).map_err(|error| Error::Invalid(report::not_utf8(shown, bytes, error)))?;
+        let (written, notes) = written::read(text);
+        let mut file =
+            validate::validate(written, path, notes).map_err(|notes| Error::Invalid(notes.located(shown, text)))?;
+        if given_url.is_some() {
+            file.places.retain(|(key, _)| key != "database_url");
+        }
+        if let Some(data_dir) = &overrides.data_dir {
+            file.data_dir = here.join(data_dir);
+            file.places.retain(|(key, _)| key != "data_dir");
+        }
+        let config = Self {
+            path: Some(path.to_owned()),
+            database_url: given_url.or(file.database_url).unwrap_or_else(|| database_in(&file.data_dir)),
+            data_dir: file.data_dir,
+            worker_id: file.worker_id,
+            service: file.service,
+            http: file.http,
+            flows: file.flows,
+        };
+        Ok((config, Places { file: shown.to_owned(), text: text.to_owned(), spans: file.places }))
+    }
+
+    fn without_file(here: &Path, overrides: &Overrides) -> Result<Self, Error> {
+        let database_url = given_database_url(here, overrides)?;
+        let data_dir = overrides.data_dir.as_ref().map(|data_dir| here.join(data_dir));
+        if database_url.is_none() && data_dir.is_none() {
+            return Err(Error::Nothing);
+        }
+        let data_dir = data_dir.unwrap_or_else(|| here.join(validate::DATA_DIR));
+        Ok(Self {
+            path: None,
+            database_url: database_url.unwrap_or_else(|| database_in(&data_dir)),
+            data_dir,
+            worker_id: None,
+            service: ServiceConfig::default(),
+            http: HttpConfig::default(),
+            flows: BTreeMap::new(),
+        })
+    }
+}
+
+fn given_database_url(here: &Path, overrides: &Overrides) -> Result<Option<DatabaseUrl>, Error> {
+    let given = overrides.database_url.as_deref().map(DatabaseUrl::from_str).transpose();
+    Ok(given.map_err(Error::DatabaseUrl)?.map(|url| url.resolved(here)))
+}
+
+fn database_in(data_dir: &Path) -> DatabaseUrl {
+    DatabaseUrl::Sqlite(data_dir.join("callsheet.db"))
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self { on_stop: OnStop::Leave, stop_deadline: Duration::from_secs(30) }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))) }
+    }
+}
+
+impl fmt::Debug for FlowConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Values of environment variables are often secrets; their names are enough to know what is set.
+        let env: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("FlowConfig")
+            .field("flow", &self.flow)
+            .field("command", &self.command)
+            .field("working_dir", &self.working_dir)
+            .field("env", &env)
+            .field("schedule", &self.schedule)
+            .field("concurrency", &self.concurrency)
+            .field("worker_concurrency", &self.worker_concurrency)
+            .field("start_to_close_timeout", &self.start_to_close_timeout)
+            .field("schedule_to_close_timeout", &self.schedule_to_close_timeout)
+            .field("heartbeat_timeout", &self.heartbeat_timeout)
+            .field("kill_grace", &self.kill_grace)
+            .field("identifier_pattern", &self.identifier_pattern)
+            .field("retry", &self.retry)
+            .field("output_limit", &self.output_limit)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Overrides {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL as it was typed may hold a password.
+        f.debug_struct("Overrides")
+            .field("config", &self.config)
+            .field("data_dir", &self.data_dir)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,687 @@
+//! From the configuration as written to one that needs no further check.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::report::Notes;
+use super::written::{Flow, Size, Token, Written};
+use super::{FlowConfig, HttpConfig, OnStop, ServiceConfig};
+use crate::domain::admission::IdentifierPattern;
+use crate::domain::database_url::DatabaseUrl;
+use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy};
+use crate::domain::schedule::{InvalidSchedule, Schedule};
+use crate::domain::template::{InvalidTemplate, Template};
+use crate::domain::{FlowType, WorkerId};
+
+/// `data_dir` where none is named.
+pub(super) const DATA_DIR: &str = "callsheet-data";
+
+/// What a file says, validated; a [`Config`](super::Config) once the command line has been heard too.
+pub(super) struct Validated {
+    pub(super) data_dir: PathBuf,
+    pub(super) database_url: Option<DatabaseUrl>,
+    pub(super) worker_id: Option<WorkerId>,
+    pub(super) service: ServiceConfig,
+    pub(super) http: HttpConfig,
+    pub(super) flows: BTreeMap<FlowType, Arc<FlowConfig>>,
+    /// Where the keys stand that a look at the machine may find wrong.
+    pub(super) places: Vec<(String, Range<usize>)>,
+}
+
+/// The most that `concurrency` may be: each run is a process of its own with a shim, and ten thousand of both is more
+/// than one machine's default limits allow.
+const MAXIMUM_CONCURRENCY: i64 = 10_000;
+
+/// What a duration may be, and why.
+struct Bounds {
+    least: Duration,
+    most: Duration,
+    why: &'static str,
+}
+
+const fn bounds(least: u64, most: u64, why: &'static str) -> Bounds {
+    Bounds { least: Duration::from_secs(least), most: Duration::from_secs(most), why }
+}
+
+const DAY: u64 = 86_400;
+const TEN_YEARS: u64 = 3652 * DAY;
+const STOP_DEADLINE: Bounds = bounds(1, 30 * DAY, "a stop needs at least a second to write down what it leaves behind");
+const RUN: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to start and end");
+const HEARTBEAT: Bounds =
+    bounds(1, DAY, "a run is confirmed several times within it, and a lost worker is noticed only after it");
+const KILL_GRACE: Bounds = bounds(0, DAY, "a slot stays taken until it has passed");
+const RETRY: Bounds = bounds(0, TEN_YEARS, "the next attempt would never come");
+const KEPT: Bounds = bounds(60, 10 * TEN_YEARS, "rows that go sooner could not be looked at");
+const SILENCE: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to print something");
+
+/// Validates everything, and complains about everything that is wrong.
+pub(super) fn validate(written: Written, file: &Path, notes: Notes) -> Result<Validated, Notes> {
+    let directory = file.parent().unwrap_or_else(|| Path::new("/"));
+    let mut validator = Validator { directory, notes, places: Vec::new() };
+    let validated = validator.all(written);
+    if validator.notes.is_empty() {
+        Ok(Validated { places: validator.places, ..validated })
+    } else {
+        Err(validator.notes)
+    }
+}
+
+/// Every method complains where it can't take what is written, and then answers with the default, so that the walk
+/// goes on to the next complaint.
+struct Validator<'a> {
+    directory: &'a Path,
+    notes: Notes,
+    places: Vec<(String, Range<usize>)>,
+}
+
+impl Validator<'_> {
+    fn all(&mut self, written: Written) -> Validated {
+        let Written { defaults, flows, .. } = written;
+        let data_dir = self.data_dir(written.data_dir.as_ref());
+        let database_url = self.database_url(written.database_url.as_ref());
+        let worker_id = self.worker_id(written.worker_id.as_ref());
+        let service = ServiceConfig {
+            on_stop: self.on_stop(written.on_stop.as_ref()),
+            stop_deadline: self
+                .duration("stop_deadline", written.stop_deadline.as_ref(), &STOP_DEADLINE)
+                .unwrap_or(ServiceConfig::default().stop_deadline),
+        };
+        let http = HttpConfig { listen: self.listen(written.listen.as_ref(), written.tokens.is_empty()) };
+        for token in &written.tokens {
+            self.token(token);
+        }
+        for (key, value) in &written.retention {
+            if self.duration(key, Some(value), &KEPT).is_some() {
+                self.not_supported_yet(value.span(), &format!("retention.{key}"), "remove it: rows and logs are kept");
+            }
+        }
+        let defaults = defaults.unwrap_or_default();
+        if flows.is_empty() {
+            // Nobody uses them, and they should be right all the same.
+            self.flow_values(&defaults);
+        }
+        let flows = self.flows(flows, &defaults);
+        Validated { data_dir, database_url, worker_id, service, http, flows, places: Vec::new() }
+    }
+
+    fn place(&mut self, key: impl Into<String>, span: Range<usize>) {
+        self.places.push((key.into(), span));
+    }
+
+    fn not_supported_yet(&mut self, span: Range<usize>, what: &str, help: &str) {
+        self.notes.add(span, format!("`{what}` is not supported yet")).help(help);
+    }
+
+    fn data_dir(&mut self, written: Option<&Spanned<String>>) -> PathBuf {
+        if let Some(path) = written {
+            self.place("data_dir", path.span());
+            self.path("data_dir", path);
+        }
+        self.directory.join(written.map_or(DATA_DIR, |path| path.get_ref().as_str()))
+    }
+
+    fn path(&mut self, key: &str, path: &Spanned<String>) {
+        let text = path.get_ref();
+        if text.is_empty() {
+            self.notes.add(path.span(), format!("`{key}` is empty"));
+        } else if text.contains('\0') {
+            self.notes.add(path.span(), format!("`{key}` holds a zero byte, which no path can hold"));
+        } else if text == "~" || text.starts_with("~/") {
+            self.notes
+                .add(path.span(), format!("`{key}` starts with ~, which only a shell expands"))
+                .help("write the whole path");
+        }
+    }
+
+    fn database_url(&mut self, written: Option<&Spanned<String>>) -> Option<DatabaseUrl> {
+        let written = written?;
+        self.place("database_url", written.span());
+        match written.get_ref().parse::<DatabaseUrl>() {
+            Ok(url) => Some(url.resolved(self.directory)),
+            Err(error) => {
+                self.notes.add(written.span(), format!("`database_url` can't be used: {error}")).private();
+                None
+            }
+        }
+    }
+
+    fn worker_id(&mut self, written: Option<&Spanned<String>>) -> Option<WorkerId> {
+        let written = written?;
+        self.place("worker_id", written.span());
+        match written.get_ref().parse() {
+            Ok(id) => Some(id),
+            Err(error) => {
+                self.notes
+                    .add(written.span(), format!("{:?} is no worker id", written.get_ref()))
+                    .help(format!("{error}"));
+                None
+            }
+        }
+    }
+
+    fn on_stop(&mut self, written: Option<&Spanned<String>>) -> OnStop {
+        match written.map(|word| word.get_ref().as_str()) {
+            None | Some("leave") => OnStop::Leave,
+            Some("wait") => OnStop::Wait,
+            Some("cancel") => OnStop::Cancel,
+            Some(other) => {
+                let span = written.map_or(0..0, Spanned::span);
+                self.notes
+                    .add(span, format!("`on_stop` can't be {other:?}"))
+                    .help("\"leave\" leaves runs to their shims, \"wait\" waits for them, \"cancel\" cancels them");
+                OnStop::Leave
+            }
+        }
+    }
+
+    fn listen(&mut self, written: Option<&Spanned<String>>, no_tokens: bool) -> Option<SocketAddr> {
+        let Some(written) = written else { return HttpConfig::default().listen };
+        self.place("http.listen", written.span());
+        let text = written.get_ref();
+        if text == "off" {
+            return None;
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) => {
+                let reachable_by_others = match address.ip() {
+                    IpAddr::V4(ip) => !ip.is_loopback(),
+                    IpAddr::V6(ip) => !ip.is_loopback(),
+                };
+                if reachable_by_others && no_tokens {
+                    self.notes
+                        .add(
+                            written.span(),
+                            format!("`listen` = {text:?} can be reached by other machines, and there are no tokens"),
+                        )
+                        .help(
+                            "without [[http.tokens]] only a loopback address is accepted, such as \"127.0.0.1:8440\"",
+                        );
+                }
+                Some(address)
+            }
+            Err(_) => {
+                let help =
+                    "write an IP address and a port, such as \"127.0.0.1:8440\" or \"[::1]:8440\", or \"off\" for none";
+                self.notes.add(written.span(), format!("`listen` can't be {text:?}")).help(help);
+                None
+            }
+        }
+    }
+
+    fn token(&mut self, token: &Spanned<Token>) {
+        let Token { name, role, token_sha256, token_env } = token.get_ref();
+        if name.as_ref().is_none_or(|name| name.get_ref().is_empty()) {
+            self.notes.add(token.span(), "this token has no `name`").missing();
+        }
+        match role {
+            None => {
+                self.notes
+                    .add(token.span(), "this token has no `role`")
+                    .help("\"viewer\" reads, \"operator\" also writes")
+                    .missing();
+            }
+            Some(role) if !["viewer", "operator"].contains(&role.get_ref().as_str()) => {
+                let message = format!("`role` can't be {:?}", role.get_ref());
+                self.notes.add(role.span(), message).help("\"viewer\" reads, \"operator\" also writes");
+            }
+            Some(_) => {}
+        }
+        match (token_sha256, token_env) {
+            (Some(hash), None) => {
+                if hash.get_ref().len() != 64 || !hash.get_ref().bytes().all(|b| b.is_ascii_hexdigit()) {
+                    self.notes.add(hash.span(), "`token_sha256` is a SHA-256 hash of 64 hexadecimal digits").private();
+                }
+            }
+            (None, Some(variable)) => self.variable_name(variable, false),
+            (Some(_), Some(second)) => {
+                self.notes.add(second.span(), "a token has either `token_sha256` or `token_env`, not both").private();
+            }
+            (None, None) => {
+                self.notes.add(token.span(), "this token has neither `token_sha256` nor `token_env`").missing();
+            }
+        }
+        self.not_supported_yet(token.span(), "[[http.tokens]]", "remove it, and let `listen` be a loopback address");
+    }
+
+    fn flows(&mut self, written: Vec<(Spanned<String>, Flow)>, defaults: &Flow) -> BTreeMap<FlowType, Arc<FlowConfig>> {
+        // What names the actors of a flow, and which flow took the name first.
+        let mut taken: BTreeMap<String, FlowType> = BTreeMap::new();
+        let mut flows = BTreeMap::new();
+        for (name, flow) in written {
+            let merged = flow.or(defaults);
+            let values = self.flow_values(&merged);
+            let flow: FlowType = match name.get_ref().parse() {
+                Ok(flow) => flow,
+                Err(error) => {
+                    self.notes
+                        .add(name.span(), format!("{:?} is no job type", name.get_ref()))
+                        .help(format!("{error}"));
+                    continue;
+                }
+            };
+            for queue in [flow.task_queue(), flow.master_task_queue()] {
+                if let Some(first) = taken.insert(queue.clone(), flow.clone()) {
+                    self.notes
+                        .add(
+                            name.span(),
+                            format!("the job types {first} and {flow} would both use the task queue name {queue:?}"),
+                        )
+                        .help("upper and lower case make no difference in it, and a scheduler's starts with master_");
+                }
+            }
+            let Some(command) = &merged.command else {
+                self.notes
+                    .add(name.span(), format!("the flow {flow} has no `command`"))
+                    .help("write command = [\"program\", \"--id\", \"{identifier}\"]")
+                    .missing();
+                continue;
+            };
+            self.place(
+                format!("flows.{flow}.command"),
+                command.get_ref().first().map_or(command.span(), Spanned::span),
+            );
+            if let Some(working_dir) = &merged.working_dir {
+                self.place(format!("flows.{flow}.working_dir"), working_dir.span());
+            }
+            if let Some(values) = values {
+                flows.insert(flow.clone(), Arc::new(FlowConfig { flow, ..values }));
+            }
+        }
+        flows
+    }
+
+    /// The values of a flow whose name is still to be filled in; `None` where there is something to complain about.
+    fn flow_values(&mut self, written: &Flow) -> Option<FlowConfig> {
+        let command = written.command.as_ref().and_then(|command| self.command(command));
+        let working_dir = self.working_dir(written.working_dir.as_ref());
+        let env = self.env(&written.env);
+        let schedule = self.schedule(written.schedule.as_ref(), written.timezone.as_ref());
+        let concurrency = self.count("concurrency", written.concurrency.as_ref()).unwrap_or(NonZeroU32::MIN);
+        let worker_concurrency =
+            self.count("worker_concurrency", written.worker_concurrency.as_ref()).unwrap_or(concurrency);
+        if let (true, Some(place)) = (worker_concurrency > concurrency, &written.worker_concurrency) {
+            let message =
+                format!("`worker_concurrency` is {worker_concurrency}, more than the {concurrency} of `concurrency`");
+            self.notes.add(place.span(), message).help("`concurrency` counts the runs of all workers together");
+        }
+        let (start_to_close_timeout, schedule_to_close_timeout) = self.timeouts(written);
+        let heartbeat_timeout = self.duration("heartbeat_timeout", written.heartbeat_timeout.as_ref(), &HEARTBEAT);
+        let kill_grace = self.duration("kill_grace", written.kill_grace.as_ref(), &KILL_GRACE);
+        let identifier_pattern = self.identifier_pattern(written.identifier_pattern.as_ref());
+        let retry = self.retry(written);
+        let output_limit = self.limits(written);
+        self.watching(written);
+        Some(FlowConfig {
+            // Filled in by the caller, who knows it; a type can't be empty, so there is no neutral one.
+            flow: "UNNAMED".parse().ok()?,
+            command: command?,
+            working_dir,
+            env,
+            schedule: schedule?,
+            concurrency,
+            worker_concurrency,
+            start_to_close_timeout,
+            schedule_to_close_timeout,
+            heartbeat_timeout: heartbeat_timeout.unwrap_or(Duration::from_secs(20)),
+            kill_grace: kill_grace.unwrap_or(Duration::from_secs(10)),
+            identifier_pattern: identifier_pattern?,
+            retry: retry?,
+            output_limit,
+        })
+    }
+
+    fn command(&mut self, written: &Spanned<Vec<Spanned<String>>>) -> Option<Vec<Template>> {
+        match written.get_ref().first() {
+            None => {
+                self.notes
+                    .add(written.span(), "`command` is empty")
+                    .help("write the program and its arguments: [\"program\", \"--id\", \"{identifier}\"]");
+            }
+            Some(program) if program.get_ref().trim().is_empty() => {
+                self.notes.add(program.span(), "the program, the first text of `command`, is empty");
+            }
+            Some(program) if written.get_ref().len() == 1 && program.get_ref().contains(char::is_whitespace) => {
+                self.notes
+                    .add(program.span(), "`command` is one text with spaces in it; no shell takes it apart")
+                    .help("write the program and each argument as a text of its own: [\"program\", \"--id\", \"{identifier}\"]");
+            }
+            Some(_) => {}
+        }
+        let words = written.get_ref().iter().map(|word| self.template(word)).collect::<Vec<_>>();
+        words.into_iter().collect()
+    }
+
+    fn template(&mut self, written: &Spanned<String>) -> Option<Template> {
+        match Template::parse(written.get_ref()) {
+            Ok(template) => Some(template),
+            Err(error) => {
+                let mut span = written.span();
+                if let InvalidTemplate::Unknown(name) = &error {
+                    // Right at the placeholder, where the text is written as it reads (no escapes before it).
+                    if let Some(at) = written.get_ref().find(&format!("{{{name}}}")) {
+                        let quote = (span.len().saturating_sub(written.get_ref().len())) / 2;
+                        if span.len() == written.get_ref().len() + 2 * quote {
+                            span = span.start + quote + at..span.start + quote + at + name.len() + 2;
+                        }
+                    }
+                }
+                self.notes.add(span, format!("{error}"));
+                None
+            }
+        }
+    }
+
+    fn working_dir(&mut self, written: Option<&Spanned<String>>) -> Option<Template> {
+        let plain_directory = self.directory.to_string_lossy().replace('{', "{{").replace('}', "}}");
+        let Some(written) = written else { return Template::parse(&plain_directory).ok() };
+        self.path("working_dir", written);
+        let template = self.template(written)?;
+        if written.get_ref().starts_with('/') || written.get_ref().starts_with("{run_dir}") {
+            return Some(template);
+        }
+        Template::parse(&format!("{}/{}", plain_directory.trim_end_matches('/'), written.get_ref())).ok()
+    }
+
+    fn env(&mut self, written: &[(Spanned<String>, Spanned<String>)]) -> Vec<(String, Template)> {
+        let mut env = Vec::new();
+        for (name, value) in written {
+            self.variable_name(name, true);
+            match Template::parse(value.get_ref()) {
+                Ok(template) => env.push((name.get_ref().clone(), template)),
+                Err(error) => {
+                    self.notes.add(value.span(), format!("the value of {:?}: {error}", name.get_ref())).private();
+                }
+            }
+        }
+        env
+    }
+
+    fn variable_name(&mut self, name: &Spanned<String>, is_set: bool) {
+        let text = name.get_ref();
+        if text.is_empty() || text.contains(['=', '\0']) {
+            self.notes
+                .add(name.span(), format!("{text:?} can't be the name of an environment variable"))
+                .help("a name is not empty and holds neither = nor a zero byte")
+                .private();
+        } else if is_set
+            && (text.starts_with("CALLSHEET_")
+                || ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"].contains(&text.as_str()))
+        {
+            self.notes
+                .add(name.span(), format!("{text} is set by Callsheet itself and can't be given another value"))
+                .private();
+        }
+    }
+
+    fn schedule(&mut self, line: Option<&Spanned<String>>, timezone: Option<&Spanned<String>>) -> Option<Schedule> {
+        let text = line.map_or("*/1 * * * *", |line| line.get_ref());
+        let zone = timezone.map_or("UTC", |zone| zone.get_ref());
+        match Schedule::new(text, zone) {
+            Ok(schedule) => Some(schedule),
+            Err(error) => {
+                let (zone_is_wrong, span) = match error {
+                    InvalidSchedule::UnknownTimezone(_) => (true, timezone),
+                    InvalidSchedule::Syntax { .. } | InvalidSchedule::NeverDue(_) => (false, line),
+                };
+                self.notes.add(span.map_or(0..0, Spanned::span), format!("{error}"));
+                // The zone is read first, and a wrong one must not hide a wrong line.
+                if zone_is_wrong { self.schedule(line, None) } else { None }
+            }
+        }
+    }
+
+    fn count(&mut self, key: &str, written: Option<&Spanned<i64>>) -> Option<NonZeroU32> {
+        let written = written?;
+        let count = *written.get_ref();
+        if (1..=MAXIMUM_CONCURRENCY).contains(&count) {
+            return u32::try_from(count).ok().and_then(NonZeroU32::new);
+        }
+        self.notes.add(written.span(), format!("`{key}` must be 1 to {MAXIMUM_CONCURRENCY}, not {count}"));
+        None
+    }
+
+    fn timeouts(&mut self, written: &Flow) -> (Duration, Duration) {
+        const TWO_DAYS: Duration = Duration::from_secs(2 * DAY);
+        let run = self.duration("start_to_close_timeout", written.start_to_close_timeout.as_ref(), &RUN);
+        let whole = self.duration("schedule_to_close_timeout", written.schedule_to_close_timeout.as_ref(), &RUN);
+        let run = run.unwrap_or_else(|| whole.map_or(TWO_DAYS, |whole| whole.min(TWO_DAYS)));
+        // Where only the longer time for one run is written, the whole must not cut it short unasked.
+        (run, whole.unwrap_or(run.max(TWO_DAYS)))
+    }
+
+    fn identifier_pattern(&mut self, written: Option<&Spanned<String>>) -> Option<IdentifierPattern> {
+        match IdentifierPattern::new(written.map_or(IdentifierPattern::DEFAULT, |pattern| pattern.get_ref())) {
+            Ok(pattern) => Some(pattern),
+            Err(error) => {
+                // The parser's own excerpt is of many lines; its last one says what is wrong.
+                let reason =
+                    error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                self.notes
+                    .add(
+                        written.map_or(0..0, Spanned::span),
+                        format!("`identifier_pattern` is no regular expression: {reason}"),
+                    )
+                    .help("the syntax is that of the Rust crate regex: https://docs.rs/regex/latest/regex/#syntax");
+                None
+            }
+        }
+    }
+
+    fn retry(&mut self, written: &Flow) -> Option<RetryPolicy> {
+        let attempts = match &written.maximum_attempts {
+            None => 1,
+            Some(attempts) => match u32::try_from(*attempts.get_ref()) {
+                Ok(count) if count > 0 => count,
+                _ => {
+                    self.notes
+                        .add(
+                            attempts.span(),
+                            format!("`maximum_attempts` must be 1 to {}, not {}", u32::MAX, attempts.get_ref()),
+                        )
+                        .help("1 means that a failed job is not tried again");
+                    1
+                }
+            },
+        };
+        let initial = self.duration("initial_interval", written.initial_interval.as_ref(), &RETRY);
+        let initial = initial.unwrap_or(Duration::from_secs(1));
+        let maximum = self.duration("maximum_interval", written.maximum_interval.as_ref(), &RETRY);
+        // Temporal's own default, which is CONTRACT §2's 100s for its one second.
+        let maximum = maximum.unwrap_or_else(|| initial.saturating_mul(100));
+        let coefficient = written.backoff_coefficient.as_ref().map_or(2.0, |coefficient| *coefficient.get_ref());
+        let codes = written.non_retryable_exit_codes.as_deref().unwrap_or_default();
+        let mut exit_codes = Vec::new();
+        for code in codes {
+            match i32::try_from(*code.get_ref()) {
+                Ok(number) if (1..=255).contains(&number) => exit_codes.push(number),
+                _ => {
+                    let message = format!("{}: {}", code.get_ref(), InvalidRetryPolicy::ImpossibleExitCode);
+                    self.notes.add(code.span(), message);
+                }
+            }
+        }
+        match RetryPolicy::new(attempts, initial, coefficient, maximum, exit_codes) {
+            Ok(policy) => Some(policy),
+            Err(error) => {
+                let span = match error {
+                    InvalidRetryPolicy::NoAttempts => written.maximum_attempts.as_ref().map(Spanned::span),
+                    InvalidRetryPolicy::ShrinkingBackoff => written.backoff_coefficient.as_ref().map(Spanned::span),
+                    InvalidRetryPolicy::InitialOverMaximum => {
+                        let initial = written.initial_interval.as_ref().map(Spanned::span);
+                        initial.or_else(|| written.maximum_interval.as_ref().map(Spanned::span))
+                    }
+                    InvalidRetryPolicy::ImpossibleExitCode => None,
+                };
+                let (initial, maximum) = (humantime::format_duration(initial), humantime::format_duration(maximum));
+                let note = self.notes.add(span.unwrap_or(0..0), format!("{error}"));
+                if error == InvalidRetryPolicy::InitialOverMaximum {
+                    note.help(format!("initial_interval is {initial}, maximum_interval is {maximum}"));
+                }
+                None
+            }
+        }
+    }
+
+    fn limits(&mut self, written: &Flow) -> u64 {
+        const MIB: u64 = 1 << 20;
+        const REMOVE: &str = "remove it: of the limits only `output` works by now";
+        if let Some(memory) = &written.memory
+            && self.size("limits.memory", memory, MIB..=u64::MAX).is_some()
+        {
+            self.not_supported_yet(memory.span(), "limits.memory", REMOVE);
+        }
+        if let Some(cpus) = &written.cpus {
+            if cpus.get_ref().is_finite() && *cpus.get_ref() > 0.0 {
+                self.not_supported_yet(cpus.span(), "limits.cpus", REMOVE);
+            } else {
+                self.notes.add(cpus.span(), "`limits.cpus` must be a number above 0");
+            }
+        }
+        if let Some(pids) = &written.pids {
+            if *pids.get_ref() > 0 {
+                self.not_supported_yet(pids.span(), "limits.pids", REMOVE);
+            } else {
+                self.notes.add(pids.span(), "`limits.pids` must be at least 1");
+            }
+        }
+        let output = written.output.as_ref();
+        output.and_then(|output| self.size("limits.output", output, 1024..=1 << 40)).unwrap_or(64 * MIB)
+    }
+
+    fn watching(&mut self, written: &Flow) {
+        if let Some(watchdog) = written.watchdog.as_ref().filter(|watchdog| *watchdog.get_ref()) {
+            self.not_supported_yet(watchdog.span(), "watchdog = true", "remove it, or write false");
+        }
+        if let Some(silence) = written.silence_timeout.as_ref().filter(|silence| silence.get_ref() != "off")
+            && self.duration("silence_timeout", Some(silence), &SILENCE).is_some()
+        {
+            self.not_supported_yet(silence.span(), "silence_timeout", "remove it, or write \"off\"");
+        }
+    }
+
+    fn size(&mut self, key: &str, written: &Spanned<Size>, allowed: std::ops::RangeInclusive<u64>) -> Option<u64> {
+        let bytes = match written.get_ref() {
+            Size::Bytes(bytes) => u64::try_from(*bytes).ok(),
+            Size::Text(text) => parse_size(text),
+        };
+        let Some(bytes) = bytes else {
+            let shown = match written.get_ref() {
+                Size::Bytes(bytes) => bytes.to_string(),
+                Size::Text(text) => format!("{text:?}"),
+            };
+            self.notes
+                .add(written.span(), format!("`{key}` can't be {shown}"))
+                .help("write a number of bytes with or without a unit (kB, MB, GB, TB, KiB, MiB, GiB, TiB), such as \"64MiB\"");
+            return None;
+        };
+        if allowed.contains(&bytes) {
+            return Some(bytes);
+        }
+        let bound = if bytes < *allowed.start() {
+            format!("at least {}", shown_size(*allowed.start()))
+        } else {
+            format!("at most {}", shown_size(*allowed.end()))
+        };
+        self.notes.add(written.span(), format!("`{key}` must be {bound}"));
+        None
+    }
+
+    fn duration(&mut self, key: &str, written: Option<&Spanned<String>>, bounds: &Bounds) -> Option<Duration> {
+        let written = written?;
+        let text = written.get_ref();
+        let duration = match humantime::parse_duration(text) {
+            Ok(duration) => duration,
+            Err(error) => {
+                self.notes
+                    .add(written.span(), format!("`{key}` = {text:?} is no duration: {error}"))
+                    .help("write a number with a unit, such as \"30s\", \"10min\", \"12h\" or \"2d\"");
+                return None;
+            }
+        };
+        let bound = if duration < bounds.least {
+            format!("at least {}", humantime::format_duration(bounds.least))
+        } else if duration > bounds.most {
+            format!("at most {}", humantime::format_duration(bounds.most))
+        } else {
+            return Some(duration);
+        };
+        self.notes.add(written.span(), format!("`{key}` must be {bound}")).help(bounds.why);
+        None
+    }
+}
+
+impl Flow {
+    /// This flow, with what it does not say taken from `defaults`; variables of the environment one by one.
+    fn or(self, defaults: &Self) -> Self {
+        fn either<T: Clone>(own: Option<T>, default: &Option<T>) -> Option<T> {
+            own.or_else(|| default.clone())
+        }
+        let mut env = self.env;
+        let inherited =
+            defaults.env.iter().filter(|(name, _)| !env.iter().any(|(own, _)| own.get_ref() == name.get_ref()));
+        let inherited = inherited.cloned().collect::<Vec<_>>();
+        env.extend(inherited);
+        Self {
+            command: either(self.command, &defaults.command),
+            working_dir: either(self.working_dir, &defaults.working_dir),
+            env,
+            schedule: either(self.schedule, &defaults.schedule),
+            timezone: either(self.timezone, &defaults.timezone),
+            concurrency: either(self.concurrency, &defaults.concurrency),
+            worker_concurrency: either(self.worker_concurrency, &defaults.worker_concurrency),
+            start_to_close_timeout: either(self.start_to_close_timeout, &defaults.start_to_close_timeout),
+            schedule_to_close_timeout: either(self.schedule_to_close_timeout, &defaults.schedule_to_close_timeout),
+            heartbeat_timeout: either(self.heartbeat_timeout, &defaults.heartbeat_timeout),
+            watchdog: either(self.watchdog, &defaults.watchdog),
+            silence_timeout: either(self.silence_timeout, &defaults.silence_timeout),
+            kill_grace: either(self.kill_grace, &defaults.kill_grace),
+            identifier_pattern: either(self.identifier_pattern, &defaults.identifier_pattern),
+            maximum_attempts: either(self.maximum_attempts, &defaults.maximum_attempts),
+            initial_interval: either(self.initial_interval, &defaults.initial_interval),
+            backoff_coefficient: either(self.backoff_coefficient, &defaults.backoff_coefficient),
+            maximum_interval: either(self.maximum_interval, &defaults.maximum_interval),
+            non_retryable_exit_codes: either(self.non_retryable_exit_codes, &defaults.non_retryable_exit_codes),
+            memory: either(self.memory, &defaults.memory),
+            cpus: either(self.cpus, &defaults.cpus),
+            pids: either(self.pids, &defaults.pids),
+            output: either(self.output, &defaults.output),
+        }
+    }
+}
+
+const UNITS: [(&str, u64); 10] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+/// A number of bytes with a unit of IEC 80000-13, or without one.
+fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (number, factor) =
+        UNITS.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor))).unwrap_or((text, 1));
+    let number = number.trim_end();
+    if !number.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn shown_size(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes % factor == 0);
+    unit.map_or_else(|| bytes.to_string(), |(unit, factor)| format!("{}{unit}", bytes / factor))
+}

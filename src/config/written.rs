@@ -1,0 +1,366 @@
+//! The configuration as written: every key with its place, of the right TOML type or complained about.
+//!
+//! A hand-written walk over the parsed document instead of serde, which stops at the first unknown key.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::report::Notes;
+
+/// A value and its place, where the key was written.
+pub(super) type Field<T> = Option<Spanned<T>>;
+
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) data_dir: Field<String>,
+    pub(super) database_url: Field<String>,
+    pub(super) worker_id: Field<String>,
+    pub(super) on_stop: Field<String>,
+    pub(super) stop_deadline: Field<String>,
+    pub(super) listen: Field<String>,
+    pub(super) tokens: Vec<Spanned<Token>>,
+    pub(super) defaults: Option<Flow>,
+    pub(super) flows: Vec<(Spanned<String>, Flow)>,
+    pub(super) retention: Vec<(&'static str, Spanned<String>)>,
+}
+
+#[derive(Default)]
+pub(super) struct Token {
+    pub(super) name: Field<String>,
+    pub(super) role: Field<String>,
+    pub(super) token_sha256: Field<String>,
+    pub(super) token_env: Field<String>,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Flow {
+    pub(super) command: Field<Vec<Spanned<String>>>,
+    pub(super) working_dir: Field<String>,
+    pub(super) env: Vec<(Spanned<String>, Spanned<String>)>,
+    pub(super) schedule: Field<String>,
+    pub(super) timezone: Field<String>,
+    pub(super) concurrency: Field<i64>,
+    pub(super) worker_concurrency: Field<i64>,
+    pub(super) start_to_close_timeout: Field<String>,
+    pub(super) schedule_to_close_timeout: Field<String>,
+    pub(super) heartbeat_timeout: Field<String>,
+    pub(super) watchdog: Field<bool>,
+    pub(super) silence_timeout: Field<String>,
+    pub(super) kill_grace: Field<String>,
+    pub(super) identifier_pattern: Field<String>,
+    pub(super) maximum_attempts: Field<i64>,
+    pub(super) initial_interval: Field<String>,
+    pub(super) backoff_coefficient: Field<f64>,
+    pub(super) maximum_interval: Field<String>,
+    pub(super) non_retryable_exit_codes: Option<Vec<Spanned<i64>>>,
+    pub(super) memory: Field<Size>,
+    pub(super) cpus: Field<f64>,
+    pub(super) pids: Field<i64>,
+    pub(super) output: Field<Size>,
+}
+
+/// A number of bytes, as written.
+#[derive(Clone, PartialEq)]
+pub(super) enum Size {
+    Bytes(i64),
+    Text(String),
+}
+
+const TOP: &[&str] = &["data_dir", "database_url", "worker_id", "service", "http", "defaults", "flows", "retention"];
+const SERVICE: &[&str] = &["on_stop", "stop_deadline"];
+const HTTP: &[&str] = &["listen", "tokens"];
+const TOKEN: &[&str] = &["name", "role", "token_sha256", "token_env"];
+const FLOW: &[&str] = &[
+    "command",
+    "working_dir",
+    "env",
+    "schedule",
+    "timezone",
+    "concurrency",
+    "worker_concurrency",
+    "start_to_close_timeout",
+    "schedule_to_close_timeout",
+    "heartbeat_timeout",
+    "watchdog",
+    "silence_timeout",
+    "kill_grace",
+    "identifier_pattern",
+    "retry",
+    "limits",
+];
+const RETRY: &[&str] =
+    &["maximum_attempts", "initial_interval", "backoff_coefficient", "maximum_interval", "non_retryable_exit_codes"];
+const LIMITS: &[&str] = &["memory", "cpus", "pids", "output"];
+const RETENTION: &[&str] = &["completed", "error", "cancelled", "logs"];
+
+/// Where a key that stands in the wrong table belongs.
+const SECTIONS: &[(&[&str], &str)] = &[
+    (TOP, "at the top of the file, before the first [table]"),
+    (SERVICE, "in [service]"),
+    (HTTP, "in [http]"),
+    (FLOW, "in [flows.TYPE] or [defaults]"),
+    (RETRY, "in [flows.TYPE.retry] or [defaults.retry]"),
+    (LIMITS, "in [flows.TYPE.limits] or [defaults.limits]"),
+    (RETENTION, "in [retention]"),
+];
+
+const DURATION: &str = "a duration is a text with a unit, such as \"30s\", \"10min\" or \"2d\"";
+const COMMAND: &str =
+    "write the program and each argument as a text of its own: [\"program\", \"--id\", \"{identifier}\"]";
+
+/// Reads all that can be read of `text`, and complains about the rest.
+pub(super) fn read(text: &str) -> (Written, Notes) {
+    let mut notes = Notes::default();
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        notes.add_syntax(error.span().unwrap_or(0..0), error.message().lines().collect::<Vec<_>>().join("; "));
+    }
+    let mut top = Table { name: "the file".to_owned(), table: document.get_ref(), notes: &mut notes };
+    let mut written = Written {
+        data_dir: top.string("data_dir", ""),
+        database_url: top.string("database_url", ""),
+        worker_id: top.string("worker_id", ""),
+        ..Written::default()
+    };
+    if let Some(mut service) = top.table("service", "[service]") {
+        written.on_stop = service.string("on_stop", "");
+        written.stop_deadline = service.string("stop_deadline", DURATION);
+        service.no_other_keys(SERVICE);
+    }
+    if let Some(mut http) = top.table("http", "[http]") {
+        written.listen = http.string("listen", "write \"127.0.0.1:8440\", or \"off\" for none");
+        written.tokens = http.tokens();
+        http.no_other_keys(HTTP);
+    }
+    if let Some(mut retention) = top.table("retention", "[retention]") {
+        for key in RETENTION {
+            written.retention.extend(retention.string(key, DURATION).map(|value| (*key, value)));
+        }
+        retention.no_other_keys(RETENTION);
+    }
+    written.defaults = top.table("defaults", "[defaults]").map(|mut defaults| defaults.flow("defaults"));
+    if let Some(mut flows) = top.table("flows", "[flows]") {
+        for key in flows.table.keys() {
+            let name = key.get_ref();
+            if let Some(mut flow) = flows.table(name, &format!("[flows.{name}]")) {
+                written.flows.push((Spanned::new(key.span(), name.to_string()), flow.flow(&format!("flows.{name}"))));
+            }
+        }
+    }
+    top.no_other_keys(TOP);
+    (written, notes)
+}
+
+/// One table of the document, and where to complain about it.
+struct Table<'t, 'i> {
+    name: String,
+    table: &'t DeTable<'i>,
+    notes: &'t mut Notes,
+}
+
+impl<'t, 'i> Table<'t, 'i> {
+    fn get(&self, key: &str) -> Option<&'t Spanned<DeValue<'i>>> {
+        self.table.iter().find(|(known, _)| known.get_ref() == key).map(|(_, value)| value)
+    }
+
+    fn wrong_type(&mut self, key: &str, wanted: &str, found: &Spanned<DeValue<'_>>, help: &str) {
+        let found_type = with_article(found.get_ref().type_str());
+        let note = self.notes.add(found.span(), format!("`{key}` must be {wanted}, not {found_type}"));
+        if !help.is_empty() {
+            note.help(help);
+        }
+        // What was written as a number or a table may be (part of) a secret all the same.
+        if key == "database_url" || self.name.ends_with(".env]") {
+            note.private();
+        }
+    }
+
+    fn string(&mut self, key: &str, help: &str) -> Field<String> {
+        let value = self.get(key)?;
+        self.as_string(key, value, help)
+    }
+
+    fn as_string(&mut self, key: &str, value: &Spanned<DeValue<'_>>, help: &str) -> Field<String> {
+        if let Some(text) = value.get_ref().as_str() {
+            return Some(Spanned::new(value.span(), text.to_owned()));
+        }
+        self.wrong_type(key, "a text in quotes", value, help);
+        None
+    }
+
+    fn boolean(&mut self, key: &str) -> Field<bool> {
+        let value = self.get(key)?;
+        if let Some(boolean) = value.get_ref().as_bool() {
+            return Some(Spanned::new(value.span(), boolean));
+        }
+        self.wrong_type(key, "true or false", value, "");
+        None
+    }
+
+    fn integer(&mut self, key: &str) -> Field<i64> {
+        let value = self.get(key)?;
+        self.as_integer(key, value)
+    }
+
+    fn as_integer(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Field<i64> {
+        let Some(integer) = value.get_ref().as_integer() else {
+            self.wrong_type(key, "a whole number", value, "");
+            return None;
+        };
+        match i64::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) => Some(Spanned::new(value.span(), number)),
+            Err(_) => {
+                self.notes.add(value.span(), format!("`{key}` is too large a number"));
+                None
+            }
+        }
+    }
+
+    fn float(&mut self, key: &str) -> Field<f64> {
+        let value = self.get(key)?;
+        let number = match value.get_ref() {
+            DeValue::Float(float) => float.as_str().parse().ok(),
+            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().parse().ok(),
+            _ => None,
+        };
+        if number.is_none() {
+            self.wrong_type(key, "a number", value, "");
+        }
+        number.map(|number| Spanned::new(value.span(), number))
+    }
+
+    fn size(&mut self, key: &str) -> Field<Size> {
+        let value = self.get(key)?;
+        if let Some(text) = value.get_ref().as_str() {
+            return Some(Spanned::new(value.span(), Size::Text(text.to_owned())));
+        }
+        if value.get_ref().is_integer() {
+            return self
+                .as_integer(key, value)
+                .map(|bytes| Spanned::new(bytes.span(), Size::Bytes(bytes.into_inner())));
+        }
+        self.wrong_type(key, "a number of bytes", value, "write \"64MiB\", \"8GiB\" or a plain number");
+        None
+    }
+
+    fn array(&mut self, key: &str, wanted: &str, help: &str) -> Option<(Range<usize>, Vec<&'t Spanned<DeValue<'i>>>)> {
+        let value = self.get(key)?;
+        if let Some(array) = value.get_ref().as_array() {
+            return Some((value.span(), array.iter().collect()));
+        }
+        self.wrong_type(key, wanted, value, help);
+        None
+    }
+
+    fn table<'n>(&'n mut self, key: &str, name: &str) -> Option<Table<'n, 'i>> {
+        let value = self.get(key)?;
+        if let Some(table) = value.get_ref().as_table() {
+            return Some(Table { name: name.to_owned(), table, notes: self.notes });
+        }
+        self.wrong_type(key, "a table", value, "");
+        None
+    }
+
+    fn tokens(&mut self) -> Vec<Spanned<Token>> {
+        const TOKENS: (&str, &str) = ("a list of tables", "write [[http.tokens]] above each token");
+        let mut tokens = Vec::new();
+        for value in self.array("tokens", TOKENS.0, TOKENS.1).map(|(_, values)| values).unwrap_or_default() {
+            let Some(table) = value.get_ref().as_table() else {
+                self.wrong_type("tokens", TOKENS.0, value, TOKENS.1);
+                continue;
+            };
+            let mut table = Table { name: "[[http.tokens]]".to_owned(), table, notes: self.notes };
+            let token = Token {
+                name: table.string("name", ""),
+                role: table.string("role", ""),
+                token_sha256: table.string("token_sha256", ""),
+                token_env: table.string("token_env", ""),
+            };
+            table.no_other_keys(TOKEN);
+            tokens.push(Spanned::new(value.span(), token));
+        }
+        tokens
+    }
+
+    fn flow(&mut self, path: &str) -> Flow {
+        let mut flow = Flow {
+            working_dir: self.string("working_dir", ""),
+            env: self.table("env", &format!("[{path}.env]")).map(|mut env| env.variables()).unwrap_or_default(),
+            schedule: self.string("schedule", "a cron line is a text, such as \"*/1 * * * *\""),
+            timezone: self.string("timezone", ""),
+            concurrency: self.integer("concurrency"),
+            worker_concurrency: self.integer("worker_concurrency"),
+            start_to_close_timeout: self.string("start_to_close_timeout", DURATION),
+            schedule_to_close_timeout: self.string("schedule_to_close_timeout", DURATION),
+            heartbeat_timeout: self.string("heartbeat_timeout", DURATION),
+            watchdog: self.boolean("watchdog"),
+            silence_timeout: self.string("silence_timeout", DURATION),
+            kill_grace: self.string("kill_grace", DURATION),
+            identifier_pattern: self.string("identifier_pattern", ""),
+            ..Flow::default()
+        };
+        if let Some((span, values)) = self.array("command", "a list of texts", COMMAND) {
+            // A word that is no text is complained about, and the others are still worth checking.
+            let words = values.iter().filter_map(|value| self.as_string("command", value, COMMAND)).collect();
+            flow.command = Some(Spanned::new(span, words));
+        }
+        if let Some(mut retry) = self.table("retry", &format!("[{path}.retry]")) {
+            flow.maximum_attempts = retry.integer("maximum_attempts");
+            flow.initial_interval = retry.string("initial_interval", DURATION);
+            flow.backoff_coefficient = retry.float("backoff_coefficient");
+            flow.maximum_interval = retry.string("maximum_interval", DURATION);
+            if let Some((_, codes)) = retry.array("non_retryable_exit_codes", "a list of whole numbers", "") {
+                let codes = codes.iter().filter_map(|code| retry.as_integer("non_retryable_exit_codes", code));
+                flow.non_retryable_exit_codes = Some(codes.collect());
+            }
+            retry.no_other_keys(RETRY);
+        }
+        if let Some(mut limits) = self.table("limits", &format!("[{path}.limits]")) {
+            flow.memory = limits.size("memory");
+            flow.cpus = limits.float("cpus");
+            flow.pids = limits.integer("pids");
+            flow.output = limits.size("output");
+            limits.no_other_keys(LIMITS);
+        }
+        self.no_other_keys(FLOW);
+        flow
+    }
+
+    fn variables(&mut self) -> Vec<(Spanned<String>, Spanned<String>)> {
+        const VALUE: &str = "the value of an environment variable is a text: write \"1\", not 1";
+        let mut variables = Vec::new();
+        for (key, value) in self.table {
+            let text = self.as_string(key.get_ref(), value, VALUE);
+            variables.extend(text.map(|text| (Spanned::new(key.span(), key.get_ref().to_string()), text)));
+        }
+        variables
+    }
+
+    fn no_other_keys(&mut self, known: &[&str]) {
+        for key in self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref())) {
+            let name = key.get_ref().as_ref();
+            let near = known
+                .iter()
+                .map(|known| (strsim::damerau_levenshtein(known, name), *known))
+                .filter(|(distance, known)| *distance <= 1 + known.len() / 4)
+                .min();
+            let elsewhere = SECTIONS.iter().find(|(keys, _)| keys.contains(&name));
+            let help = match (elsewhere, near) {
+                (Some((_, place)), _) => format!("`{name}` belongs {place}"),
+                (None, Some((_, near))) => format!("did you mean `{near}`?"),
+                (None, None) => format!("known here: {}", known.join(", ")),
+            };
+            self.notes.add(key.span(), format!("unknown key `{name}` in {}", self.name)).help(help);
+        }
+    }
+}
+
+fn with_article(type_name: &str) -> String {
+    match type_name {
+        "array" | "integer" => format!("an {type_name}"),
+        "string" => "a text".to_owned(),
+        _ => format!("a {type_name}"),
+    }
+}
