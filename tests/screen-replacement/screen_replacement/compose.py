@@ -19,7 +19,7 @@ def warp(screenshot: np.ndarray, corners: np.ndarray, box: tuple[int, int, int, 
     matrix = geometry.homography(corners, frame)
     sides = np.hypot(*(np.roll(corners, -1, axis=0) - corners).T)
     shrink = max(width / min(sides[0], sides[2]), height / min(sides[1], sides[3]))
-    n = int(np.clip(np.ceil(2 * shrink), 2, 8))
+    n = int(np.clip(np.ceil(shrink), 2, 8))
     left, top, right, bottom = box
     y, x = np.mgrid[top:bottom, left:right].astype(np.float64)
     total = np.zeros((*x.shape, 3), np.float32)

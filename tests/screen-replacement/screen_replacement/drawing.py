@@ -100,7 +100,7 @@ class Canvas:
         array = np.asarray(flat)
         return array[..., :3], array[..., 3].astype(np.float32) / 255
 
-    def finish(self, seed: int, noise: float = 1.0) -> np.ndarray:
+    def finish(self, seed: int, noise: float = 0.6) -> np.ndarray:
         """Lens blur, vignette, down to photo size, noise. Linear light.
 
         The noise is as coarse as a phone's processing leaves it: grains of 2 by 2 pixels.
@@ -408,7 +408,8 @@ def _skin(c: Canvas, capsules, mottle: np.ndarray, blend=6.0, cast=None) -> np.n
     _, mask, (nx, ny, nz) = _blob(c, capsules, blend)
     if cast is not None:
         (dx, dy, soft, strength, where) = cast
-        moved = np.roll(c.soften(mask, soft), (int(dy * SCALE), int(dx * SCALE)), (0, 1))
+        right, down = dx * SCALE, dy * SCALE
+        moved = np.pad(c.soften(mask, soft), ((down, 0), (right, 0)))[: c.h, : c.w]
         c.shade(moved * where, strength)
     key = np.clip(-0.62 * nx - 0.45 * ny + 0.64 * nz, 0, 1)
     rim = np.clip(0.85 * nx + 0.1 * ny + 0.12, 0, 1) ** 2 * (1 - nz)
@@ -503,11 +504,11 @@ def phone_tilted() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sleeve(c: Canvas) -> None:
-    x0, y0, dx, dy = 338, 690, 0.37, -0.93  # middle of the cuff, direction of the arm
+    x0, y0, dx, dy = 372, 646, 0.40, -0.92  # middle of the cuff, direction of the arm
     along = (c.x - x0) * dx + (c.y - y0) * dy
     across = (c.x - x0) * -dy + (c.y - y0) * dx
     end = 12 - across**2 / 900  # the cuff's edge is round
-    _, mask, (nx, ny, nz) = _blob(c, [(x0 - 300 * dx, y0 - 300 * dy, 150, x0 + 160 * dx, y0 + 160 * dy, 122)], 4)
+    _, mask, (nx, ny, nz) = _blob(c, [(x0 - 300 * dx, y0 - 300 * dy, 178, x0 + 160 * dx, y0 + 160 * dy, 134)], 4)
     c.shade(c.soften(mask * (along < end + 7), 5) * (along >= end), 0.6)
     key = np.clip(-0.62 * nx - 0.45 * ny + 0.64 * nz, 0, 1)
     ribs = 1 + 0.14 * np.sin(across / 2.6) - 0.45 * np.exp(-(((along - end + 46) / 3) ** 2))
