@@ -1,0 +1,638 @@
+//! JobActor: one run, from its launch (or its recovery) to its end in the store.
+//!
+//! Started by the dispatcher or by recovery, under the JobSupervisor and the job's workflow id, so that a job has one
+//! live run at most. Its shim owns the process: a JobActor that dies is replaced by one that takes the same command
+//! over. It ends once the run's end stands in the store, and tells the dispatcher when a slot is about to be free.
+//!
+//! Order of effects, and what a kill between any two leaves behind: the claim is committed (recovery: never started) →
+//! the run directory is made and locked (never started) → the shim notes that it starts the command (lost, and swept)
+//! → the command runs (re-attached) → the shim writes the verdict (finished while away) → the end is committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::time::Instant;
+
+use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
+use super::status::{ErrorChain, StatusMessage};
+use super::{AbortOnDrop, Reply, Shared, Transition, Upward, after};
+use crate::config::FlowConfig;
+use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
+use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, conclude};
+use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
+use crate::metrics::{RecoveryVerdict, Role};
+use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
+use crate::store::{ProgressNote, SettleNext, Settlement, Started, Write, Written};
+
+/// The wait before a write that the store did not take is asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// The wait before a run directory that could not be read is looked into again.
+const INSPECT_AGAIN: Duration = Duration::from_secs(1);
+
+const HEARTBEAT_RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 5,
+    window: Duration::from_secs(60),
+    initial_backoff: Duration::from_millis(100),
+    maximum_backoff: Duration::from_secs(5),
+};
+
+/// The owner of one run.
+pub struct JobActor;
+
+/// What a JobActor is told.
+pub enum JobMessage {
+    /// The launch is over.
+    Launched(Result<RunLink, process::Error>),
+    /// Recovery has looked into the run directory.
+    Inspected(Result<Evidence, process::Error>),
+    /// Look into the run directory.
+    Inspect,
+    /// The shim reports.
+    Reported(RunReport),
+    /// What the run had left alive is dead; its end is this.
+    Swept(RunEnd),
+    /// End the command, for good.
+    Cancel,
+    /// The heartbeat learned something.
+    Heartbeat(HeartbeatEvent),
+    /// The store's answer to the start.
+    StartRecorded(Option<Vec<Written>>),
+    /// The store's answer to the end.
+    EndRecorded(Option<Vec<Written>>),
+    /// Ask for the start to be written (again).
+    RecordStart,
+    /// Ask for the end to be written (again).
+    RecordEnd,
+    /// Start the HeartbeatActor (again).
+    StartHeartbeat,
+    /// Fail in the way that a test asks for.
+    #[cfg(test)]
+    Panic,
+    /// Make the HeartbeatActor fail.
+    #[cfg(test)]
+    PanicHeartbeat,
+}
+
+/// The run that a JobActor owns.
+#[derive(Clone, Debug)]
+pub struct OwnedRun {
+    /// The job.
+    pub job: JobId,
+    /// The run's token; what a foreign client wrote as a running row has none that is valid, and gets one here.
+    pub token: RunToken,
+    /// Which attempt it is.
+    pub attempt: Attempt,
+    /// The status that the store holds.
+    pub status: JobStatus,
+    /// The job's identifier; empty where it can't be read, and then nothing is launched.
+    pub identifier: String,
+    /// The job's payload.
+    pub payload: Option<Vec<u8>>,
+    /// How many attempts the job has.
+    pub maximum_attempts: u32,
+    /// When the job could run for the first time.
+    pub schedule_time: Timestamp,
+    /// Since when this attempt could run.
+    pub runnable_since: Timestamp,
+    /// Whether somebody has asked to cancel the job.
+    pub cancel_requested: bool,
+}
+
+/// How a JobActor begins.
+#[derive(Clone, Debug)]
+pub enum JobStart {
+    /// Launch the command.
+    Launch {
+        /// When the dispatcher noticed that there may be work.
+        noticed: Instant,
+    },
+    /// Settle a row that can't be run as asked, with this reason.
+    Refuse(String),
+    /// Find out what became of the command.
+    Recover,
+}
+
+/// What a JobActor is started with.
+#[derive(Clone)]
+pub struct JobArgs {
+    /// What all actors share.
+    pub shared: Arc<Shared>,
+    /// The run's flow.
+    pub flow: Arc<FlowConfig>,
+    /// The run.
+    pub run: OwnedRun,
+    /// How to begin.
+    pub start: JobStart,
+    /// Told once the run's slot is about to be free: its end is on its way to the store.
+    pub slot_freed: Upward<JobId>,
+}
+
+/// What a JobActor knows.
+pub struct JobState {
+    args: JobArgs,
+    phase: RunPhase,
+    control: Option<RunControl>,
+    started: Option<(Option<i32>, Timestamp)>,
+    start_recorded: bool,
+    start_noted: bool,
+    end: Option<(RunEnd, Conclusion, Timestamp)>,
+    heartbeat: Option<ActorRef<super::heartbeat::HeartbeatMessage>>,
+    heartbeat_restarts: RestartBudget,
+    spawned: Instant,
+    reports: Option<AbortOnDrop>,
+    timer: Option<AbortOnDrop>,
+    heartbeat_timer: Option<AbortOnDrop>,
+    _in_progress: InProgress,
+}
+
+/// Holds up the gauge of runs in progress for as long as the actor's state lives, however it ends.
+struct InProgress(Arc<Shared>, Arc<FlowConfig>);
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.metrics.runs_in_progress(&self.1.flow, -1);
+    }
+}
+
+impl Actor for JobActor {
+    type Msg = JobMessage;
+    type State = JobState;
+    type Arguments = JobArgs;
+
+    async fn pre_start(&self, _myself: ActorRef<Self::Msg>, args: JobArgs) -> Result<JobState, ActorProcessingErr> {
+        args.shared.metrics.runs_in_progress(&args.flow.flow, 1);
+        let in_progress = InProgress(Arc::clone(&args.shared), Arc::clone(&args.flow));
+        Ok(JobState {
+            args,
+            phase: RunPhase::Launching,
+            control: None,
+            started: None,
+            start_recorded: false,
+            start_noted: false,
+            end: None,
+            heartbeat: None,
+            heartbeat_restarts: RestartBudget::default(),
+            spawned: Instant::now(),
+            reports: None,
+            timer: None,
+            heartbeat_timer: None,
+            _in_progress: in_progress,
+        })
+    }
+
+    async fn post_start(&self, myself: ActorRef<Self::Msg>, state: &mut JobState) -> Result<(), ActorProcessingErr> {
+        match state.args.start.clone() {
+            JobStart::Launch { .. } if state.args.run.cancel_requested => {
+                state.ended(&myself, RunEnd::CancelledBeforeStart);
+            }
+            JobStart::Launch { .. } => state.launch(&myself),
+            JobStart::Refuse(reason) => state.ended(&myself, RunEnd::Refused(reason)),
+            JobStart::Recover => state.inspect(&myself),
+        }
+        Ok(())
+    }
+
+    async fn handle(&self, myself: ActorRef<Self::Msg>, message: JobMessage, state: &mut JobState) -> Result<(), ActorProcessingErr> {
+        match message {
+            JobMessage::Launched(Ok(link)) => state.watch(&myself, link),
+            JobMessage::Launched(Err(error)) => {
+                state.ended(&myself, RunEnd::SpawnFailed(ErrorChain(&error).to_string()));
+            }
+            JobMessage::Inspect => state.inspect(&myself),
+            JobMessage::Inspected(evidence) => state.inspected(&myself, evidence),
+            JobMessage::Reported(report) => state.reported(&myself, report),
+            JobMessage::Swept(end) => state.ended(&myself, end),
+            JobMessage::Cancel | JobMessage::Heartbeat(HeartbeatEvent::CancelRequested) => {
+                state.args.run.cancel_requested = true;
+                state.step(&myself, RunEvent::CancelRequested);
+            }
+            JobMessage::Heartbeat(HeartbeatEvent::OwnershipLost) => state.step(&myself, RunEvent::OwnershipLost),
+            JobMessage::RecordStart => state.record_start(&myself),
+            JobMessage::StartRecorded(answer) => state.start_recorded(&myself, answer),
+            JobMessage::RecordEnd => state.record_end(&myself),
+            JobMessage::EndRecorded(answer) => state.end_recorded(&myself, answer),
+            JobMessage::StartHeartbeat => state.start_heartbeat(&myself).await?,
+            #[cfg(test)]
+            JobMessage::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            JobMessage::PanicHeartbeat => {
+                if let Some(heartbeat) = &state.heartbeat {
+                    heartbeat.cast(super::heartbeat::HeartbeatMessage::Panic)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut JobState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(..) => state.heartbeat_ended(&myself, "killed"),
+            SupervisionEvent::ActorFailed(_, error) => state.heartbeat_ended(&myself, &error.to_string()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => Ok(()),
+        }
+    }
+}
+
+impl JobState {
+    /// Starts the launch as a task of its own: it can't be called back, so it must outlive this actor.
+    fn launch(&mut self, myself: &ActorRef<JobMessage>) {
+        let guard = self.args.shared.launches.enter(self.args.run.token.clone());
+        let launcher = Arc::clone(&self.args.shared.launcher);
+        let spec = CommandSpec::new(
+            &self.args.flow,
+            self.args.run.job,
+            self.args.run.attempt,
+            self.args.run.token.clone(),
+            self.args.shared.worker.clone(),
+            self.args.run.identifier.clone(),
+            self.args.run.payload.take(),
+            self.time_limit(),
+            launcher.run_dir(self.args.run.job, self.args.run.attempt, &self.args.run.token),
+        );
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            let launched = launcher.launch(spec).await;
+            // Over before anybody hears of it: whoever inspects the run from here on sees what there is to see.
+            drop(guard);
+            if myself.cast(JobMessage::Launched(launched)).is_err() {
+                tracing::debug!("a launch outlived its JobActor; its successor takes the command over");
+            }
+        });
+    }
+
+    fn time_limit(&self) -> Duration {
+        let left = self.schedule_deadline().since(self.args.shared.clock.now());
+        self.args.flow.start_to_close_timeout.min(left)
+    }
+
+    fn schedule_deadline(&self) -> Timestamp {
+        self.args.run.schedule_time.plus(self.args.flow.schedule_to_close_timeout)
+    }
+
+    fn inspect(&mut self, myself: &ActorRef<JobMessage>) {
+        let shared = Arc::clone(&self.args.shared);
+        let (myself, run) = (myself.clone(), self.args.run.clone());
+        self.timer = Some(AbortOnDrop::spawn(async move {
+            shared.launches.settled(&run.token).await;
+            let evidence = shared.launcher.inspect(run.job, run.attempt, run.token).await;
+            if myself.cast(JobMessage::Inspected(evidence)).is_err() {
+                tracing::debug!("an inspection outlived its JobActor");
+            }
+        }));
+    }
+
+    fn inspected(&mut self, myself: &ActorRef<JobMessage>, evidence: Result<Evidence, process::Error>) {
+        let verdict = match evidence {
+            Ok(Evidence::Alive(link)) => {
+                self.watch(myself, link);
+                RecoveryVerdict::Reattached
+            }
+            Ok(Evidence::Finished { pid, verdict }) => {
+                self.started = Some((pid, verdict.started_time));
+                self.ended(myself, RunEnd::Ended(verdict));
+                RecoveryVerdict::FinishedWhileAway
+            }
+            Ok(Evidence::SpawnFailed(reason)) => {
+                self.ended(myself, RunEnd::SpawnFailed(reason));
+                RecoveryVerdict::FinishedWhileAway
+            }
+            Ok(Evidence::NeverStarted) if self.args.run.status == JobStatus::Progress => {
+                // The store knows that it started, so whoever took the run directory away can't make that undone.
+                self.sweep(myself, "its run directory is gone, so nobody can say how its command ended".to_owned());
+                RecoveryVerdict::Lost
+            }
+            Ok(Evidence::NeverStarted) => {
+                self.ended(myself, RunEnd::NeverStarted);
+                RecoveryVerdict::NeverStarted
+            }
+            Ok(Evidence::Gone { reason }) => {
+                self.sweep(myself, reason);
+                RecoveryVerdict::Lost
+            }
+            Err(error) => {
+                tracing::error!(
+                    job = self.args.run.job.0,
+                    run_token = %self.args.run.token,
+                    error = %ErrorChain(&error),
+                    "can't find out what became of a run; will look again"
+                );
+                self.timer = Some(after(myself, INSPECT_AGAIN, || JobMessage::Inspect));
+                return;
+            }
+        };
+        self.args.shared.metrics.recovered(&self.args.flow.flow, verdict);
+        tracing::info!(
+            job = self.args.run.job.0,
+            r#type = %self.args.flow.flow,
+            attempt = self.args.run.attempt.0,
+            run_token = %self.args.run.token,
+            verdict = verdict.as_str(),
+            "an open run without an owner was looked into"
+        );
+    }
+
+    /// Listens to the shim, and passes on what was asked of the run before there was one.
+    fn watch(&mut self, myself: &ActorRef<JobMessage>, link: RunLink) {
+        let RunLink { mut reports, control } = link;
+        match self.phase {
+            RunPhase::Stopping => control.stop(),
+            RunPhase::Fenced => control.stop_now(),
+            RunPhase::Launching | RunPhase::Running | RunPhase::Settling | RunPhase::Closed => {}
+        }
+        self.control = Some(control);
+        let listener = myself.clone();
+        self.reports = Some(AbortOnDrop::spawn(async move {
+            while let Some(report) = reports.recv().await {
+                if listener.cast(JobMessage::Reported(report)).is_err() {
+                    return;
+                }
+            }
+        }));
+        if self.args.run.cancel_requested {
+            self.step(myself, RunEvent::CancelRequested);
+        }
+    }
+
+    fn reported(&mut self, myself: &ActorRef<JobMessage>, report: RunReport) {
+        match report {
+            RunReport::Started { pid, started_time } => {
+                self.started = Some((Some(pid), started_time));
+                self.step(myself, RunEvent::Started);
+            }
+            RunReport::SpawnFailed { reason } => self.ended(myself, RunEnd::SpawnFailed(reason)),
+            RunReport::Progress { progress, status_message } => {
+                let note = Write::Progress(ProgressNote { token: self.args.run.token.clone(), progress, status_message });
+                // Nobody waits for it: the next report says more, and a last one that is lost says nothing of the end.
+                self.args.shared.status.cast(StatusMessage::Write(vec![note], Reply::new(|_| ())));
+            }
+            RunReport::NotDying { reason } => tracing::error!(
+                job = self.args.run.job.0,
+                r#type = %self.args.flow.flow,
+                run_token = %self.args.run.token,
+                reason,
+                "processes of a run outlive SIGKILL; the run has not ended"
+            ),
+            RunReport::Ended(verdict) => self.ended(myself, RunEnd::Ended(verdict)),
+            RunReport::LinkLost { reason } => self.sweep(myself, reason),
+        }
+    }
+
+    /// Kills what a run without a shim has left alive; only then has it ended.
+    fn sweep(&mut self, myself: &ActorRef<JobMessage>, reason: String) {
+        let (launcher, token) = (Arc::clone(&self.args.shared.launcher), self.args.run.token.clone());
+        let myself = myself.clone();
+        self.timer = Some(AbortOnDrop::spawn(async move {
+            loop {
+                match launcher.remove_leftovers(token.clone()).await {
+                    Ok(0) => break,
+                    Ok(killed) => tracing::warn!(run_token = %token, killed, "killed what a lost run had left alive"),
+                    Err(error) => {
+                        tracing::error!(run_token = %token, error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
+                        tokio::time::sleep(INSPECT_AGAIN).await;
+                    }
+                }
+            }
+            if myself.cast(JobMessage::Swept(RunEnd::Lost(reason))).is_err() {
+                tracing::debug!("a sweep outlived its JobActor");
+            }
+        }));
+    }
+
+    fn ended(&mut self, myself: &ActorRef<JobMessage>, end: RunEnd) {
+        let now = self.args.shared.clock.now();
+        let context = RunContext {
+            attempt: self.args.run.attempt,
+            maximum_attempts: self.args.run.maximum_attempts,
+            retry: &self.args.flow.retry,
+            cancel_requested: self.args.run.cancel_requested,
+            start_to_close_timeout: self.args.flow.start_to_close_timeout,
+            schedule_deadline: self.schedule_deadline(),
+        };
+        let conclusion = conclude(&end, &context, now);
+        self.end = Some((end, conclusion, now));
+        self.step(myself, RunEvent::Ended);
+    }
+
+    fn step(&mut self, myself: &ActorRef<JobMessage>, event: RunEvent) {
+        let (phase, order) = self.phase.step(event);
+        self.phase = phase;
+        match order {
+            None => {}
+            Some(RunOrder::RecordStart) => {
+                self.record_start(myself);
+                self.note_dispatch();
+                self.heartbeat_timer = Some(after(myself, Duration::ZERO, || JobMessage::StartHeartbeat));
+            }
+            Some(RunOrder::Stop) => {
+                if let Some(control) = &self.control {
+                    control.stop();
+                }
+            }
+            Some(RunOrder::StopNow) => {
+                tracing::warn!(
+                    job = self.args.run.job.0,
+                    r#type = %self.args.flow.flow,
+                    run_token = %self.args.run.token,
+                    "this run is no longer current in the store; its command is killed and nothing is written about it"
+                );
+                if let Some(control) = &self.control {
+                    control.stop_now();
+                }
+            }
+            Some(RunOrder::Settle) => self.record_end(myself),
+            Some(RunOrder::Leave) => myself.stop(None),
+        }
+    }
+
+    fn note_dispatch(&self) {
+        if let JobStart::Launch { noticed } = &self.args.start {
+            self.args.shared.metrics.dispatched(&self.args.flow.flow, noticed.elapsed());
+        }
+    }
+
+    fn start_write(&self) -> Option<Write> {
+        let (pid, started_time) = self.started?;
+        Some(Write::Started(Started {
+            job: self.args.run.job,
+            token: self.args.run.token.clone(),
+            attempt: self.args.run.attempt,
+            worker: self.args.shared.worker.clone(),
+            pid,
+            started_time,
+        }))
+    }
+
+    fn record_start(&mut self, myself: &ActorRef<JobMessage>) {
+        if self.start_recorded || self.phase == RunPhase::Settling {
+            return;
+        }
+        let write = self.start_write().into_iter().collect();
+        self.args.shared.status.cast(StatusMessage::Write(write, Reply::to(myself, JobMessage::StartRecorded)));
+    }
+
+    fn start_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
+        match answer.as_deref() {
+            None => self.timer = Some(after(myself, ASK_AGAIN, || JobMessage::RecordStart)),
+            Some([Written::Fenced]) => self.step(myself, RunEvent::OwnershipLost),
+            Some(_) => {
+                self.start_recorded = true;
+                self.note_start();
+            }
+        }
+    }
+
+    fn note_start(&mut self) {
+        if self.start_noted || self.args.run.status == JobStatus::Progress {
+            return;
+        }
+        self.start_noted = true;
+        let Some((_, started_time)) = self.started else { return };
+        self.args.shared.metrics.run_started(&self.args.flow.flow, started_time.since(self.args.run.runnable_since));
+        self.note(JobStatus::InQueue, JobStatus::Progress, "its command runs");
+    }
+
+    fn note(&self, from: JobStatus, to: JobStatus, message: &str) {
+        self.args.shared.note(&Transition {
+            flow: &self.args.flow.flow,
+            job: self.args.run.job,
+            attempt: self.args.run.attempt,
+            token: Some(&self.args.run.token),
+            from,
+            to,
+            message,
+        });
+    }
+
+    fn record_end(&mut self, myself: &ActorRef<JobMessage>) {
+        let Some(settlement) = self.settlement() else { return };
+        // The start goes first once more where it is not known to be written: "started" stands before "ended".
+        let start = if self.start_recorded { None } else { self.start_write() };
+        let writes = start.into_iter().chain([Write::Settle(settlement)]).collect();
+        self.args.shared.status.cast(StatusMessage::Write(writes, Reply::to(myself, JobMessage::EndRecorded)));
+        (self.args.slot_freed)(self.args.run.job);
+    }
+
+    fn settlement(&self) -> Option<Settlement> {
+        let (end, conclusion, now) = self.end.as_ref()?;
+        let verdict = if let RunEnd::Ended(verdict) = end { Some(verdict) } else { None };
+        Some(Settlement {
+            job: self.args.run.job,
+            token: self.args.run.token.clone(),
+            attempt: self.args.run.attempt,
+            worker: self.args.shared.worker.clone(),
+            next: match conclusion.next {
+                Next::Final(status) => SettleNext::Final(status),
+                Next::RetryAt(time) => SettleNext::RetryAt(time),
+                Next::Requeue => SettleNext::Requeue,
+            },
+            outcome: conclusion.outcome,
+            error: conclusion.error.clone(),
+            exit_code: conclusion.exit_code,
+            signal: conclusion.signal,
+            pid: self.started.and_then(|(pid, _)| pid),
+            started_time: self.started.map(|(_, time)| time),
+            completed_time: verdict.map_or(*now, |verdict| verdict.completed_time),
+            execution_ms: verdict.map(|verdict| i64::try_from(verdict.execution.as_millis()).unwrap_or(i64::MAX)),
+            usage: verdict.map(|verdict| verdict.usage),
+            message: Some(self.end_message(conclusion)),
+        })
+    }
+
+    fn end_message(&self, conclusion: &Conclusion) -> String {
+        let what = conclusion.error.as_deref().and_then(|error| error.lines().next());
+        match (conclusion.next, what) {
+            (Next::Final(JobStatus::Completed), _) => "the command ended with exit code 0".to_owned(),
+            (Next::Requeue, _) => "the command was never started; the attempt does not count".to_owned(),
+            (Next::RetryAt(_), what) => format!(
+                "attempt {} of {} failed and will be retried: {}",
+                self.args.run.attempt,
+                self.args.run.maximum_attempts,
+                what.unwrap_or_default()
+            ),
+            (Next::Final(_), what) => what.unwrap_or_default().to_owned(),
+        }
+    }
+
+    fn end_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
+        let Some(answers) = answer else {
+            self.timer = Some(after(myself, ASK_AGAIN, || JobMessage::RecordEnd));
+            return;
+        };
+        if let Some((end, conclusion, _)) = &self.end {
+            let (end, conclusion) = (end.clone(), conclusion.clone());
+            if matches!(answers.last(), Some(Written::Fenced)) {
+                tracing::warn!(
+                    job = self.args.run.job.0,
+                    run_token = %self.args.run.token,
+                    "the end of a run that is no longer current was not written"
+                );
+            } else {
+                self.note_end(&end, &conclusion);
+            }
+        }
+        self.step(myself, RunEvent::Settled);
+    }
+
+    fn note_end(&mut self, end: &RunEnd, conclusion: &Conclusion) {
+        if self.started.is_some() {
+            self.note_start();
+        }
+        let flow = &self.args.flow.flow;
+        if let (Some(outcome), RunEnd::Ended(verdict)) = (conclusion.outcome, end) {
+            self.args.shared.metrics.run_ended(flow, outcome, verdict.execution, Some(verdict.usage));
+        } else if let Some(outcome @ (Outcome::SpawnFailed | Outcome::Lost)) = conclusion.outcome {
+            let ran = self.started.map_or(Duration::ZERO, |(_, started)| self.args.shared.clock.now().since(started));
+            self.args.shared.metrics.run_ended(flow, outcome, ran, None);
+        }
+        let from = if self.started.is_some() { JobStatus::Progress } else { self.args.run.status };
+        let to = match conclusion.next {
+            Next::Final(status) => status,
+            Next::RetryAt(_) | Next::Requeue => JobStatus::Pending,
+        };
+        self.note(from, to, &self.end_message(conclusion));
+    }
+
+    async fn start_heartbeat(&mut self, myself: &ActorRef<JobMessage>) -> Result<(), ActorProcessingErr> {
+        if !matches!(self.phase, RunPhase::Running | RunPhase::Stopping) {
+            return Ok(());
+        }
+        let parent = myself.clone();
+        let args = HeartbeatArgs {
+            token: self.args.run.token.clone(),
+            flow: self.args.flow.flow.clone(),
+            timeout: self.args.flow.heartbeat_timeout,
+            status: self.args.shared.status.clone(),
+            metrics: Arc::clone(&self.args.shared.metrics),
+            parent: Arc::new(move |event| {
+                if parent.cast(JobMessage::Heartbeat(event)).is_err() {
+                    tracing::debug!("a heartbeat outlived its JobActor");
+                }
+            }),
+        };
+        let (heartbeat, _) = HeartbeatActor::spawn_linked(None, HeartbeatActor, args, myself.get_cell()).await?;
+        self.heartbeat = Some(heartbeat);
+        Ok(())
+    }
+
+    fn heartbeat_ended(&mut self, myself: &ActorRef<JobMessage>, why: &str) -> Result<(), ActorProcessingErr> {
+        self.heartbeat = None;
+        if !matches!(self.phase, RunPhase::Running | RunPhase::Stopping) {
+            return Ok(());
+        }
+        match self.heartbeat_restarts.on_failure(&HEARTBEAT_RESTARTS, self.spawned.elapsed()) {
+            RestartDecision::After(wait) => {
+                tracing::error!(run_token = %self.args.run.token, why, "a HeartbeatActor ended and is started again");
+                self.args.shared.metrics.actor_restarted(Role::Heartbeat);
+                self.heartbeat_timer = Some(after(myself, wait, || JobMessage::StartHeartbeat));
+                Ok(())
+            }
+            RestartDecision::GiveUp => Err(format!("the HeartbeatActor keeps failing: {why}").into()),
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The supervision tree: one actor per file, each a thin shell around a decision of `domain`.
+//!
+//! ```text
+//! RootActor
+//! ├── StatusActor          every write, in group commits
+//! ├── RecoveryActor        settles open runs that nobody owns
+//! └── FlowActor            one per job type
+//!     ├── SchedulerActor   the tick
+//!     ├── DispatcherActor  claims and starts; one mailbox
+//!     └── JobSupervisor
+//!         └── JobActor     one per run
+//!             └── HeartbeatActor
+//! ```
+//!
+//! A file imports the files before it in that story and none after: a child tells its parent through an
+//! [`Upward`], and actors find each other through [`Port`]s, which outlive any one incarnation.
+//!
+//! What no actor here does: own a process (its shim does), hold the only copy of a fact (the store or the run
+//! directory does), or wait inside a handler for a command, a retry or the database.
+
+pub mod dispatcher;
+pub mod flow;
+pub mod heartbeat;
+pub mod job;
+pub mod job_supervisor;
+pub mod recovery;
+pub mod root;
+pub mod scheduler;
+pub mod status;
+
+use std::collections::{BTreeMap, HashSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use ractor::{ActorRef, Message};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, WorkerId};
+use crate::metrics::{MailboxGauge, Metrics};
+use crate::process::{self, CommandSpec, Evidence, Processes, RunLink};
+use crate::store::Store;
+
+use self::status::StatusMessage;
+
+/// How a child tells its parent of an event without importing it.
+pub type Upward<E> = Arc<dyn Fn(E) + Send + Sync>;
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What all actors of one service share.
+pub struct Shared {
+    /// The tables.
+    pub store: Store,
+    /// The processes.
+    pub launcher: Arc<dyn Launcher>,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Who this worker is.
+    pub worker: WorkerId,
+    /// The way to the StatusActor.
+    pub status: Port<StatusMessage>,
+    /// Which runs are being launched at this moment.
+    pub launches: Launches,
+    /// What `readyz` tells.
+    pub health: Health,
+}
+
+/// What starts and inspects processes; a seam, so that actors can be tested without any.
+pub trait Launcher: Send + Sync + 'static {
+    /// Starts a run; an error means that no command was or will be started.
+    fn launch(&self, spec: CommandSpec) -> BoxFuture<'_, Result<RunLink, process::Error>>;
+    /// Finds out what became of a run whose owner is gone.
+    fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<Evidence, process::Error>>;
+    /// Kills what a run left alive whose shim is gone, and says how many processes that were.
+    fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>>;
+}
+
+impl Launcher for Processes {
+    fn launch(&self, spec: CommandSpec) -> BoxFuture<'_, Result<RunLink, process::Error>> {
+        Box::pin(self.launch(spec))
+    }
+
+    fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<Evidence, process::Error>> {
+        Box::pin(async move { self.inspect(job, attempt, &token).await })
+    }
+
+    fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>> {
+        Box::pin(async move { self.remove_leftovers(&token).await })
+    }
+}
+
+/// The way to an actor that may be restarted: always to its newest incarnation.
+pub struct Port<M>(Arc<RwLock<Option<(ActorRef<M>, MailboxGauge)>>>);
+
+impl<M> Clone for Port<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M> Default for Port<M> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<M: Message> Port<M> {
+    /// From now on this incarnation is meant.
+    pub fn connect(&self, actor: ActorRef<M>, mailbox: MailboxGauge) {
+        mailbox.reset();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((actor, mailbox));
+    }
+
+    /// Puts a message into the actor's mailbox; `false` where there is no living actor to take it.
+    ///
+    /// A dropped message answers its [`Reply`], so that whoever waits for an answer learns of it either way.
+    pub fn cast(&self, message: M) -> bool {
+        let actor = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((actor, mailbox)) = actor else { return false };
+        mailbox.entered();
+        let taken = actor.cast(message).is_ok();
+        if !taken {
+            mailbox.left();
+        }
+        taken
+    }
+
+    /// The actor, where it has been started.
+    pub fn actor(&self) -> Option<ActorRef<M>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(actor, _)| actor.clone())
+    }
+
+    /// The actor has taken a message out of its mailbox.
+    pub fn taken(&self) {
+        if let Some((_, mailbox)) = self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            mailbox.left();
+        }
+    }
+}
+
+/// Where the answer to a message goes. Dropped without an answer, it answers `None`: whoever was to answer died.
+pub struct Reply<T>(Option<Box<dyn FnOnce(Option<T>) + Send>>);
+
+impl<T> Reply<T> {
+    /// Gives the answer to this function.
+    pub fn new(answer: impl FnOnce(Option<T>) + Send + 'static) -> Self {
+        Self(Some(Box::new(answer)))
+    }
+
+    /// Puts the answer into an actor's mailbox, as the message that `message` makes of it.
+    pub fn to<M: Message>(actor: &ActorRef<M>, message: impl FnOnce(Option<T>) -> M + Send + 'static) -> Self {
+        let actor = actor.clone();
+        Self::new(move |answer| {
+            if actor.cast(message(answer)).is_err() {
+                tracing::debug!("an answer came for an actor that is gone");
+            }
+        })
+    }
+
+    /// Answers.
+    pub fn send(mut self, answer: T) {
+        if let Some(reply) = self.0.take() {
+            reply(Some(answer));
+        }
+    }
+}
+
+impl<T> Drop for Reply<T> {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply(None);
+        }
+    }
+}
+
+/// A task that ends with whoever started it.
+pub struct AbortOnDrop(JoinHandle<()>);
+
+impl AbortOnDrop {
+    /// Starts the task.
+    pub fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task))
+    }
+}
+
+impl From<JoinHandle<()>> for AbortOnDrop {
+    fn from(task: JoinHandle<()>) -> Self {
+        Self(task)
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The runs that are being launched at this moment.
+///
+/// A launch can't be called back once it is under way, and it outlives the actor that asked for it. Whoever wants to
+/// find out what became of a run waits here until its launch is over, or it would take "not yet" for "never".
+#[derive(Clone)]
+pub struct Launches(Arc<(Mutex<HashSet<RunToken>>, watch::Sender<()>)>);
+
+impl Default for Launches {
+    fn default() -> Self {
+        Self(Arc::new((Mutex::default(), watch::Sender::new(()))))
+    }
+}
+
+/// A launch that is under way, until it is dropped.
+pub struct LaunchGuard {
+    launches: Launches,
+    token: RunToken,
+}
+
+impl Launches {
+    /// Marks a launch as under way.
+    #[must_use]
+    pub fn enter(&self, token: RunToken) -> LaunchGuard {
+        self.tokens().insert(token.clone());
+        LaunchGuard { launches: self.clone(), token }
+    }
+
+    /// Waits until no launch of this run is under way. Safe to cancel.
+    pub async fn settled(&self, token: &RunToken) {
+        self.until(|tokens| !tokens.contains(token)).await;
+    }
+
+    /// Waits until no launch at all is under way. Safe to cancel.
+    pub async fn all_settled(&self) {
+        self.until(HashSet::is_empty).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&HashSet<RunToken>) -> bool) {
+        let mut changes = self.0.1.subscribe();
+        while !condition(&self.tokens()) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn tokens(&self) -> MutexGuard<'_, HashSet<RunToken>> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for LaunchGuard {
+    fn drop(&mut self) {
+        self.launches.tokens().remove(&self.token);
+        self.launches.0.1.send_replace(());
+    }
+}
+
+/// What `readyz` tells: is the database answering, and does every flow tick.
+#[derive(Clone, Default)]
+pub struct Health(Arc<Mutex<HealthState>>);
+
+#[derive(Default)]
+struct HealthState {
+    store_error: Option<String>,
+    flows: BTreeMap<FlowType, FlowHealth>,
+}
+
+#[derive(Clone, Default)]
+struct FlowHealth {
+    last_tick: Option<Timestamp>,
+    failure: Option<String>,
+}
+
+impl Health {
+    /// The store took a write, or failed one.
+    pub fn store(&self, error: Option<String>) {
+        self.state().store_error = error;
+    }
+
+    /// A flow's scheduler looked at its schedule.
+    pub fn ticked(&self, flow: &FlowType, now: Timestamp) {
+        let mut state = self.state();
+        let health = state.flows.entry(flow.clone()).or_default();
+        health.last_tick = Some(now);
+        health.failure = None;
+    }
+
+    /// A flow's actors failed, and it waits to be tried again.
+    pub fn flow_failed(&self, flow: &FlowType, failure: String) {
+        self.state().flows.entry(flow.clone()).or_default().failure = Some(failure);
+    }
+
+    /// What is wrong, a sentence each; empty where the service is ready.
+    #[must_use]
+    pub fn complaints(&self, now: Timestamp) -> Vec<String> {
+        let state = self.state();
+        let store = state.store_error.iter().map(|error| format!("the database does not take writes: {error}"));
+        let flows = state.flows.iter().filter_map(|(flow, health)| match (&health.failure, health.last_tick) {
+            (Some(failure), _) => Some(format!("flow {flow} has failed and will be tried again: {failure}")),
+            (None, Some(last)) if now.since(last) > scheduler::LONGEST_SILENCE => {
+                Some(format!("the scheduler of flow {flow} has not ticked since {} s", now.since(last).as_secs()))
+            }
+            (None, _) => None,
+        });
+        store.chain(flows).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, HealthState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One status change of one job, as it is told to logs and metrics.
+struct Transition<'a> {
+    flow: &'a FlowType,
+    job: JobId,
+    attempt: Attempt,
+    token: Option<&'a RunToken>,
+    from: JobStatus,
+    to: JobStatus,
+    message: &'a str,
+}
+
+impl Shared {
+    /// The one place where a status change becomes a log line and a metric.
+    fn note(&self, transition: &Transition<'_>) {
+        self.metrics.transition(transition.flow, transition.to);
+        tracing::info!(
+            job = transition.job.0,
+            r#type = %transition.flow,
+            attempt = transition.attempt.0,
+            run_token = transition.token.map(RunToken::as_str),
+            workflow_id = %transition.flow.workflow_id(transition.job),
+            from = %transition.from,
+            to = %transition.to,
+            "{}",
+            transition.message.lines().next().unwrap_or_default(),
+        );
+    }
+}
+
+/// Puts a message into an actor's mailbox after a while, unless what this returns is dropped before.
+fn after<M: Message>(actor: &ActorRef<M>, wait: std::time::Duration, message: impl FnOnce() -> M + Send + 'static) -> AbortOnDrop {
+    let actor = actor.clone();
+    AbortOnDrop::spawn(async move {
+        tokio::time::sleep(wait).await;
+        if actor.cast(message()).is_err() {
+            tracing::debug!("a timer outlived its actor");
+        }
+    })
+}
