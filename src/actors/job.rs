@@ -23,7 +23,7 @@ use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrde
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role};
 use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
-use crate::store::{ProgressNote, SettleNext, Settlement, Started, Write, Written};
+use crate::store::{ProgressNote, Settlement, Started, Write, Written};
 
 /// The wait before a write that the store did not take is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -133,7 +133,7 @@ pub struct JobState {
     args: JobArgs,
     phase: RunPhase,
     control: Option<RunControl>,
-    started: Option<(Option<i32>, Timestamp)>,
+    started: Option<(i32, Timestamp)>,
     start_recorded: bool,
     start_noted: bool,
     end: Option<(RunEnd, Conclusion, Timestamp)>,
@@ -240,6 +240,11 @@ impl Actor for JobActor {
 }
 
 impl JobState {
+    /// Where the run stands.
+    pub(super) fn phase(&self) -> RunPhase {
+        self.phase
+    }
+
     /// Starts the launch as a task of its own: it can't be called back, so it must outlive this actor.
     fn launch(&mut self, myself: &ActorRef<JobMessage>) {
         let guard = self.args.shared.launches.enter(self.args.run.token.clone());
@@ -293,8 +298,8 @@ impl JobState {
                 self.watch(myself, link);
                 RecoveryVerdict::Reattached
             }
-            Ok(Evidence::Finished { pid, verdict }) => {
-                self.started = Some((pid, verdict.started_time));
+            Ok(Evidence::Finished(verdict)) => {
+                self.started = Some((verdict.pid, verdict.started_time));
                 self.ended(myself, RunEnd::Ended(verdict));
                 RecoveryVerdict::FinishedWhileAway
             }
@@ -362,7 +367,7 @@ impl JobState {
     fn reported(&mut self, myself: &ActorRef<JobMessage>, report: RunReport) {
         match report {
             RunReport::Started { pid, started_time } => {
-                self.started = Some((Some(pid), started_time));
+                self.started = Some((pid, started_time));
                 self.step(myself, RunEvent::Started);
             }
             RunReport::SpawnFailed { reason } => self.ended(myself, RunEnd::SpawnFailed(reason)),
@@ -526,16 +531,12 @@ impl JobState {
             token: self.args.run.token.clone(),
             attempt: self.args.run.attempt,
             worker: self.args.shared.worker.clone(),
-            next: match conclusion.next {
-                Next::Final(status) => SettleNext::Final(status),
-                Next::RetryAt(time) => SettleNext::RetryAt(time),
-                Next::Requeue => SettleNext::Requeue,
-            },
+            next: conclusion.next,
             outcome: conclusion.outcome,
             error: conclusion.error.clone(),
             exit_code: conclusion.exit_code,
             signal: conclusion.signal,
-            pid: self.started.and_then(|(pid, _)| pid),
+            pid: self.started.map(|(pid, _)| pid),
             started_time: self.started.map(|(_, time)| time),
             completed_time: verdict.map_or(*now, |verdict| verdict.completed_time),
             execution_ms: verdict.map(|verdict| i64::try_from(verdict.execution.as_millis()).unwrap_or(i64::MAX)),

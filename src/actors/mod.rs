@@ -30,6 +30,7 @@ pub mod status;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -76,6 +77,8 @@ pub trait Launcher: Send + Sync + 'static {
     fn launch(&self, spec: CommandSpec) -> BoxFuture<'_, Result<RunLink, process::Error>>;
     /// Finds out what became of a run whose owner is gone.
     fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<Evidence, process::Error>>;
+    /// Where a run's files are.
+    fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
     /// Kills what a run left alive whose shim is gone, and says how many processes that were.
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>>;
 }
@@ -87,6 +90,10 @@ impl Launcher for Processes {
 
     fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<Evidence, process::Error>> {
         Box::pin(async move { self.inspect(job, attempt, &token).await })
+    }
+
+    fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {
+        self.run_dir(job, attempt, token)
     }
 
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>> {

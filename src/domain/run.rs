@@ -39,6 +39,8 @@ pub struct Usage {
 /// The truth about a command that ran, written by its shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
+    /// The command's process id.
+    pub pid: i32,
     /// How it ended.
     pub end: CommandEnd,
     /// Why it ended.
@@ -290,6 +292,7 @@ mod tests {
 
     fn verdict(end: CommandEnd, cause: EndCause) -> RunEnd {
         RunEnd::Ended(Verdict {
+            pid: 42,
             end,
             cause,
             started_time: Timestamp::from_unix_millis(0),
