@@ -35,7 +35,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ractor::{ActorRef, Message};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
@@ -69,6 +69,8 @@ pub struct Shared {
     pub launches: Launches,
     /// What `readyz` tells.
     pub health: Health,
+    /// Told whenever the tables have changed, by us or by others.
+    pub changed: Arc<Notify>,
 }
 
 /// What starts and inspects processes; a seam, so that actors can be tested without any.
@@ -198,6 +200,14 @@ impl AbortOnDrop {
 impl From<JoinHandle<()>> for AbortOnDrop {
     fn from(task: JoinHandle<()>) -> Self {
         Self(task)
+    }
+}
+
+impl AbortOnDrop {
+    /// Whether the task is over.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{AbortOnDrop, Health, Port, Reply, after};
@@ -73,6 +74,8 @@ pub struct StatusArgs {
     pub metrics: Arc<Metrics>,
     /// Told whether the store takes writes.
     pub health: Health,
+    /// Told of every commit.
+    pub changed: Arc<Notify>,
 }
 
 /// What a StatusActor knows.
@@ -225,6 +228,7 @@ async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Err
         Ok(_) => {
             args.metrics.store_written(started.elapsed(), writes.len());
             args.health.store(None);
+            args.changed.notify_one();
         }
         Err(error) => {
             args.metrics.store_failed(error.kind());

@@ -1,0 +1,325 @@
+//! DispatcherActor: claims a flow's due rows and starts a JobActor for each; one mailbox, one claim at a time.
+//!
+//! Started by the flow, and again after a failure. It first has the flow's unowned runs settled, and claims nothing
+//! until that is done: a claim whose answer died with the last dispatcher is among them. How many runs are open is
+//! the store's to count, within the claim, so a sequential flow stays sequential whatever this actor has forgotten.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use tokio::time::Instant;
+
+use super::job::{JobActor, JobArgs, JobMessage, JobStart, OwnedRun};
+use super::job_supervisor::JobSupervisorMessage;
+use super::status::StatusMessage;
+use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, after};
+use crate::config::FlowConfig;
+use crate::domain::admission::{Request, admit};
+use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
+use crate::metrics::Role;
+use crate::store::{Claim, Claimed, ClaimedJob, Write, Written};
+
+/// The most rows that one claim asks for, so that its transaction stays short.
+const LARGEST_CLAIM: u32 = 64;
+/// The wait before a claim or a recovery that was not answered is asked for again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// The wait before a job whose last JobActor has not quite left gets its next.
+const SPAWN_AGAIN: Duration = Duration::from_millis(5);
+/// No timer sleeps longer; the scheduler's tick comes sooner anyway.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// The claimer of one flow.
+pub struct DispatcherActor;
+
+/// What a DispatcherActor is told.
+pub enum DispatcherMessage {
+    /// There may be work.
+    Wake,
+    /// Every unowned run of the flow has a JobActor, or `None` where recovery died over it.
+    Recovered(Option<()>),
+    /// Ask for recovery (again).
+    Recover,
+    /// The store's answer to a claim.
+    Claimed(Option<Vec<Written>>),
+    /// Send the claim (again).
+    Claim,
+    /// Start this run's JobActor (again).
+    Start(Box<JobArgs>),
+    /// Claim nothing from here on; answered once no claim is under way.
+    StopClaiming(Reply<()>),
+    /// Fail in the way that a test asks for.
+    #[cfg(test)]
+    Panic,
+}
+
+/// What a DispatcherActor tells its flow.
+pub enum DispatcherEvent {
+    /// It wants the flow's unowned runs settled, and to be told when that is done.
+    WantsRecovery(Reply<()>),
+}
+
+/// What a DispatcherActor is started with.
+#[derive(Clone)]
+pub struct DispatcherArgs {
+    /// What all actors share.
+    pub shared: Arc<Shared>,
+    /// The flow.
+    pub flow: Arc<FlowConfig>,
+    /// How it is found.
+    pub port: Port<DispatcherMessage>,
+    /// The parent of the JobActors.
+    pub jobs: ActorRef<JobSupervisorMessage>,
+    /// Whether it claims; a flow that is no longer configured only finishes what runs.
+    pub claims: bool,
+    /// The flow's ear.
+    pub parent: Upward<DispatcherEvent>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Recovering,
+    Idle,
+    Claiming,
+    Stopped,
+}
+
+/// What a DispatcherActor knows.
+pub struct DispatcherState {
+    args: DispatcherArgs,
+    phase: Phase,
+    woken: bool,
+    noticed: Instant,
+    tokens: Vec<RunToken>,
+    stop_replies: Vec<Reply<()>>,
+    timer: Option<AbortOnDrop>,
+    retry: Option<AbortOnDrop>,
+    spawn_again: Vec<AbortOnDrop>,
+}
+
+impl Actor for DispatcherActor {
+    type Msg = DispatcherMessage;
+    type State = DispatcherState;
+    type Arguments = DispatcherArgs;
+
+    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: DispatcherArgs) -> Result<DispatcherState, ActorProcessingErr> {
+        args.port.connect(myself, args.shared.metrics.mailbox(Role::Dispatcher));
+        Ok(DispatcherState {
+            args,
+            phase: Phase::Recovering,
+            woken: true,
+            noticed: Instant::now(),
+            tokens: Vec::new(),
+            stop_replies: Vec::new(),
+            timer: None,
+            retry: None,
+            spawn_again: Vec::new(),
+        })
+    }
+
+    async fn post_start(&self, myself: ActorRef<Self::Msg>, state: &mut DispatcherState) -> Result<(), ActorProcessingErr> {
+        state.recover(&myself);
+        Ok(())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: DispatcherMessage,
+        state: &mut DispatcherState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            DispatcherMessage::Wake => {
+                state.args.port.taken();
+                state.wake(&myself)?;
+            }
+            DispatcherMessage::Recover => state.recover(&myself),
+            DispatcherMessage::Recovered(None) => {
+                state.retry = Some(after(&myself, ASK_AGAIN, || DispatcherMessage::Recover));
+            }
+            DispatcherMessage::Recovered(Some(())) => {
+                if state.phase == Phase::Recovering {
+                    state.phase = Phase::Idle;
+                }
+                state.wake(&myself)?;
+            }
+            DispatcherMessage::Claim => state.claim(&myself),
+            DispatcherMessage::Claimed(None) => {
+                // The claim may have been committed all the same: asked again with the same tokens, it brings the same rows.
+                state.retry = Some(after(&myself, ASK_AGAIN, || DispatcherMessage::Claim));
+            }
+            DispatcherMessage::Claimed(Some(answers)) => {
+                for answer in answers {
+                    if let Written::Claimed(claimed) = answer {
+                        state.claimed(&myself, claimed).await?;
+                    }
+                }
+                state.claim_over(&myself)?;
+            }
+            DispatcherMessage::Start(job) => state.start(&myself, *job).await?,
+            DispatcherMessage::StopClaiming(reply) => {
+                state.args.port.taken();
+                state.stop_replies.push(reply);
+                if state.phase != Phase::Claiming {
+                    state.stop_claiming();
+                }
+            }
+            #[cfg(test)]
+            DispatcherMessage::Panic => panic!("asked to by a test"),
+        }
+        Ok(())
+    }
+}
+
+impl DispatcherState {
+    fn recover(&mut self, myself: &ActorRef<DispatcherMessage>) {
+        (self.args.parent)(DispatcherEvent::WantsRecovery(Reply::to(myself, DispatcherMessage::Recovered)));
+    }
+
+    fn wake(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
+        match self.phase {
+            Phase::Idle if self.args.claims => {
+                self.noticed = Instant::now();
+                self.woken = false;
+                self.tokens = fresh_tokens(self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM))?;
+                self.phase = Phase::Claiming;
+                self.claim(myself);
+            }
+            Phase::Idle | Phase::Stopped => {}
+            Phase::Recovering | Phase::Claiming => self.woken = true,
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, myself: &ActorRef<DispatcherMessage>) {
+        let claim = Write::Claim(Claim {
+            flow: self.args.flow.flow.clone(),
+            worker: self.args.shared.worker.clone(),
+            concurrency: self.args.flow.concurrency.get(),
+            worker_concurrency: self.args.flow.worker_concurrency.get(),
+            tokens: self.tokens.clone(),
+        });
+        self.args.shared.status.cast(StatusMessage::Write(vec![claim], Reply::to(myself, DispatcherMessage::Claimed)));
+    }
+
+    async fn claimed(&mut self, myself: &ActorRef<DispatcherMessage>, claimed: Claimed) -> Result<(), ActorProcessingErr> {
+        for job in &claimed.cancelled_pending {
+            self.note(*job, Attempt(0), None, JobStatus::Cancelled, "cancelled before its command was started");
+        }
+        for (job, _) in &claimed.cancel_requested {
+            self.cancel(*job);
+        }
+        // Where every token was used there may be more at once; else the next row says when.
+        self.woken |= !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
+        for job in claimed.jobs {
+            self.note(job.id, job.attempt, Some(&job.token), JobStatus::InQueue, "claimed");
+            let args = self.job_args(job, claimed.now);
+            self.start(myself, args).await?;
+        }
+        self.timer = claimed.next_due.map(|due| {
+            let wait = due.since(claimed.now).clamp(Duration::from_millis(1), LONGEST_SLEEP);
+            let port = self.args.port.clone();
+            AbortOnDrop::spawn(async move {
+                tokio::time::sleep(wait).await;
+                port.cast(DispatcherMessage::Wake);
+            })
+        });
+        Ok(())
+    }
+
+    fn claim_over(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
+        self.phase = Phase::Idle;
+        self.tokens.clear();
+        if !self.stop_replies.is_empty() {
+            self.stop_claiming();
+        } else if self.woken {
+            self.wake(myself)?;
+        }
+        Ok(())
+    }
+
+    fn stop_claiming(&mut self) {
+        self.phase = Phase::Stopped;
+        self.timer = None;
+        for reply in self.stop_replies.drain(..) {
+            reply.send(());
+        }
+    }
+
+    /// Tells a running job's actor that it is cancelled; one that has no actor is being settled by recovery, which knows.
+    fn cancel(&self, job: JobId) {
+        let actor = ractor::registry::where_is(self.args.flow.flow.workflow_id(job));
+        if let Some(actor) = actor
+            && actor.send_message(JobMessage::Cancel).is_err()
+        {
+            tracing::debug!(job = job.0, "a job to be cancelled has just ended");
+        }
+    }
+
+    fn job_args(&self, job: ClaimedJob, now: Timestamp) -> JobArgs {
+        let request = Request {
+            identifier: job.identifier.as_deref().map_err(|unreadable| unreadable.0.as_str()),
+            payload: job.payload.as_ref().map(|_| ()).map_err(|unreadable| unreadable.0.as_str()),
+            schedule_deadline: job.schedule_time.plus(self.args.flow.schedule_to_close_timeout),
+        };
+        let start = match admit(request, &self.args.flow.identifier_pattern, now) {
+            Ok(()) => JobStart::Launch { noticed: self.noticed },
+            Err(reason) => JobStart::Refuse(reason),
+        };
+        JobArgs {
+            shared: Arc::clone(&self.args.shared),
+            flow: Arc::clone(&self.args.flow),
+            run: OwnedRun {
+                job: job.id,
+                token: job.token,
+                attempt: job.attempt,
+                status: JobStatus::InQueue,
+                identifier: job.identifier.unwrap_or_default(),
+                payload: job.payload.unwrap_or_default(),
+                maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.args.flow.retry.maximum_attempts()),
+                schedule_time: job.schedule_time,
+                runnable_since: job.run_at.max(job.created_time),
+                cancel_requested: job.cancel_requested,
+            },
+            start,
+            slot_freed: slot_freed(&self.args.port),
+        }
+    }
+
+    async fn start(&mut self, myself: &ActorRef<DispatcherMessage>, job: JobArgs) -> Result<(), ActorProcessingErr> {
+        self.spawn_again.retain(|timer| !timer.is_finished());
+        let name = self.args.flow.flow.workflow_id(job.run.job);
+        match JobActor::spawn_linked(Some(name), JobActor, job.clone(), self.args.jobs.get_cell()).await {
+            Ok(_) => Ok(()),
+            // The job's last attempt has settled, or this claim could not have been, but its actor is still leaving.
+            Err(SpawnErr::ActorAlreadyRegistered(_)) => {
+                self.spawn_again.push(after(myself, SPAWN_AGAIN, || DispatcherMessage::Start(Box::new(job))));
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn note(&self, job: JobId, attempt: Attempt, token: Option<&RunToken>, to: JobStatus, message: &str) {
+        let flow = &self.args.flow.flow;
+        self.args.shared.note(&Transition { flow, job, attempt, token, from: JobStatus::Pending, to, message });
+    }
+}
+
+/// Tells a flow's dispatcher that a slot is about to be free.
+pub fn slot_freed(port: &Port<DispatcherMessage>) -> Upward<JobId> {
+    let port = port.clone();
+    Arc::new(move |_| {
+        port.cast(DispatcherMessage::Wake);
+    })
+}
+
+fn fresh_tokens(count: u32) -> Result<Vec<RunToken>, getrandom::Error> {
+    (0..count)
+        .map(|_| {
+            let mut bytes = [0; 16];
+            getrandom::fill(&mut bytes)?;
+            Ok(RunToken::from_bytes(bytes))
+        })
+        .collect()
+}

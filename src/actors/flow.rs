@@ -1,0 +1,248 @@
+//! FlowActor: the supervisor of one job type's scheduler, dispatcher and runs.
+//!
+//! Started by the root. It restarts what fails, with a wait that grows, and gives up where that does not help; then
+//! the root starts the whole flow anew, and no other flow notices. Its runs' commands live on through all of this:
+//! their shims own them, and recovery hands them to new JobActors.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::time::Instant;
+
+use super::dispatcher::{DispatcherActor, DispatcherArgs, DispatcherEvent, DispatcherMessage};
+use super::job_supervisor::{JobSupervisor, JobSupervisorEvent, JobSupervisorMessage};
+use super::scheduler::{SchedulerActor, SchedulerArgs};
+use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
+use crate::config::FlowConfig;
+use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
+use crate::metrics::Role;
+
+const RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 5,
+    window: Duration::from_secs(60),
+    initial_backoff: Duration::from_millis(100),
+    maximum_backoff: Duration::from_secs(5),
+};
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The supervisor of one flow.
+pub struct FlowActor;
+
+/// What a FlowActor is told.
+pub enum FlowMessage {
+    /// The dispatcher wants something.
+    Dispatcher(DispatcherEvent),
+    /// A run's actor has ended.
+    Jobs(JobSupervisorEvent),
+    /// Have the run of this workflow id settled, if it is open and nobody's.
+    SettleOrphan(String),
+    /// Recovery has looked after that run, or `None` where it died over it.
+    OrphanSettled(String, Option<()>),
+    /// Start this child again.
+    Restart(Role),
+    /// Fail in the way that a test asks for.
+    #[cfg(test)]
+    Panic,
+}
+
+/// Which unowned runs are to be settled, and where their actors belong.
+pub struct RecoverRequest {
+    /// The flow.
+    pub site: FlowSite,
+    /// The parent of the JobActors.
+    pub jobs: ActorRef<JobSupervisorMessage>,
+    /// Only the run of this workflow id; `None` for all of the flow.
+    pub only: Option<String>,
+    /// Answered once every such run has an actor.
+    pub done: Reply<()>,
+}
+
+/// One flow, and how its dispatcher is found.
+#[derive(Clone)]
+pub struct FlowSite {
+    /// What all actors share.
+    pub shared: Arc<Shared>,
+    /// The flow.
+    pub flow: Arc<FlowConfig>,
+    /// The way to its dispatcher.
+    pub dispatcher: Port<DispatcherMessage>,
+    /// Whether it claims; a flow that is no longer configured only finishes what runs.
+    pub claims: bool,
+}
+
+/// What a FlowActor is started with.
+#[derive(Clone)]
+pub struct FlowArgs {
+    /// The flow.
+    pub site: FlowSite,
+    /// How recovery is asked for.
+    pub recover: Upward<RecoverRequest>,
+}
+
+/// What a FlowActor knows.
+pub struct FlowState {
+    args: FlowArgs,
+    jobs: ActorRef<JobSupervisorMessage>,
+    children: BTreeMap<ActorId, Role>,
+    budgets: BTreeMap<Role, RestartBudget>,
+    since: Instant,
+    timers: Vec<AbortOnDrop>,
+}
+
+impl Actor for FlowActor {
+    type Msg = FlowMessage;
+    type State = FlowState;
+    type Arguments = FlowArgs;
+
+    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: FlowArgs) -> Result<FlowState, ActorProcessingErr> {
+        let jobs = start_job_supervisor(&myself).await?;
+        let mut state = FlowState {
+            args,
+            children: BTreeMap::from([(jobs.get_id(), Role::JobSupervisor)]),
+            jobs,
+            budgets: BTreeMap::new(),
+            since: Instant::now(),
+            timers: Vec::new(),
+        };
+        state.start(&myself, Role::Dispatcher).await?;
+        state.start(&myself, Role::Scheduler).await?;
+        Ok(state)
+    }
+
+    async fn handle(&self, myself: ActorRef<Self::Msg>, message: FlowMessage, state: &mut FlowState) -> Result<(), ActorProcessingErr> {
+        match message {
+            FlowMessage::Dispatcher(DispatcherEvent::WantsRecovery(done)) => state.recover(None, done),
+            FlowMessage::Jobs(JobSupervisorEvent::RunClosed) => {}
+            FlowMessage::Jobs(JobSupervisorEvent::RunOrphaned { name, why }) => {
+                tracing::error!(workflow_id = name, why, "a JobActor died; its run is handed to a successor");
+                state.args.site.shared.metrics.actor_restarted(Role::Job);
+                state.settle_orphan(&myself, name);
+            }
+            FlowMessage::SettleOrphan(name) => state.settle_orphan(&myself, name),
+            FlowMessage::OrphanSettled(name, None) => {
+                state.timers.push(after(&myself, ASK_AGAIN, || FlowMessage::SettleOrphan(name)));
+            }
+            // The run may turn out to have been settled already, and its slot to be free.
+            FlowMessage::OrphanSettled(_, Some(())) => {
+                state.args.site.dispatcher.cast(DispatcherMessage::Wake);
+            }
+            FlowMessage::Restart(role) => state.start(&myself, role).await?,
+            #[cfg(test)]
+            FlowMessage::Panic => panic!("asked to by a test"),
+        }
+        state.timers.retain(|timer| !timer.is_finished());
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut FlowState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                state.child_ended(&myself, cell.get_id(), &reason.unwrap_or_else(|| "stopped".to_owned())).await
+            }
+            SupervisionEvent::ActorFailed(cell, error) => state.child_ended(&myself, cell.get_id(), &error.to_string()).await,
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => Ok(()),
+        }
+    }
+}
+
+impl FlowState {
+    fn recover(&self, only: Option<String>, done: Reply<()>) {
+        (self.args.recover)(RecoverRequest { site: self.args.site.clone(), jobs: self.jobs.clone(), only, done });
+    }
+
+    fn settle_orphan(&self, myself: &ActorRef<FlowMessage>, name: String) {
+        let done = Reply::to(myself, {
+            let name = name.clone();
+            move |answer| FlowMessage::OrphanSettled(name, answer)
+        });
+        self.recover(Some(name), done);
+    }
+
+    async fn start(&mut self, myself: &ActorRef<FlowMessage>, role: Role) -> Result<(), ActorProcessingErr> {
+        let site = &self.args.site;
+        let flow = &site.flow.flow;
+        let id = match role {
+            Role::JobSupervisor => {
+                self.jobs = start_job_supervisor(myself).await?;
+                self.jobs.get_id()
+            }
+            Role::Dispatcher => {
+                let args = DispatcherArgs {
+                    shared: Arc::clone(&site.shared),
+                    flow: Arc::clone(&site.flow),
+                    port: site.dispatcher.clone(),
+                    jobs: self.jobs.clone(),
+                    claims: site.claims,
+                    parent: upward(myself, FlowMessage::Dispatcher),
+                };
+                let name = Some(flow.task_queue());
+                DispatcherActor::spawn_linked(name, DispatcherActor, args, myself.get_cell()).await?.0.get_id()
+            }
+            Role::Scheduler if site.claims => {
+                let args = SchedulerArgs {
+                    shared: Arc::clone(&site.shared),
+                    flow: Arc::clone(&site.flow),
+                    dispatcher: site.dispatcher.clone(),
+                };
+                let name = Some(flow.master_task_queue());
+                SchedulerActor::spawn_linked(name, SchedulerActor, args, myself.get_cell()).await?.0.get_id()
+            }
+            Role::Scheduler | Role::Root | Role::Status | Role::Recovery | Role::Flow | Role::Job | Role::Heartbeat => return Ok(()),
+        };
+        self.children.insert(id, role);
+        Ok(())
+    }
+
+    async fn child_ended(&mut self, myself: &ActorRef<FlowMessage>, id: ActorId, why: &str) -> Result<(), ActorProcessingErr> {
+        let Some(role) = self.children.remove(&id) else { return Ok(()) };
+        let flow = &self.args.site.flow.flow;
+        match self.budgets.entry(role).or_default().on_failure(&RESTARTS, self.since.elapsed()) {
+            RestartDecision::GiveUp => Err(format!("the {} keeps failing: {why}", role.as_str()).into()),
+            RestartDecision::After(wait) => {
+                tracing::error!(r#type = %flow, actor = role.as_str(), why, wait = ?wait, "an actor ended and is started again");
+                self.args.site.shared.metrics.actor_restarted(role);
+                if role == Role::JobSupervisor {
+                    // All JobActors died with it; a dispatcher that knows the new one also has their runs recovered.
+                    self.start(myself, role).await?;
+                    self.replace_dispatcher(myself).await
+                } else if wait.is_zero() {
+                    self.start(myself, role).await
+                } else {
+                    self.timers.push(after(myself, wait, move || FlowMessage::Restart(role)));
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    async fn replace_dispatcher(&mut self, myself: &ActorRef<FlowMessage>) -> Result<(), ActorProcessingErr> {
+        let old = self.children.iter().find(|(_, role)| **role == Role::Dispatcher).map(|(id, _)| *id);
+        if let (Some(old), Some(dispatcher)) = (old, self.args.site.dispatcher.actor()) {
+            self.children.remove(&old);
+            // It never waits for this actor inside a handler, so this does not deadlock.
+            dispatcher.kill_and_wait(Some(Duration::from_secs(5))).await?;
+        }
+        self.start(myself, Role::Dispatcher).await
+    }
+}
+
+async fn start_job_supervisor(myself: &ActorRef<FlowMessage>) -> Result<ActorRef<JobSupervisorMessage>, ActorProcessingErr> {
+    let parent = upward(myself, FlowMessage::Jobs);
+    Ok(JobSupervisor::spawn_linked(None, JobSupervisor, parent, myself.get_cell()).await?.0)
+}
+
+fn upward<E: 'static>(myself: &ActorRef<FlowMessage>, message: impl Fn(E) -> FlowMessage + Send + Sync + 'static) -> Upward<E> {
+    let myself = myself.clone();
+    Arc::new(move |event| {
+        if myself.cast(message(event)).is_err() {
+            tracing::debug!("a child's event came for a flow that is gone");
+        }
+    })
+}

@@ -1,0 +1,157 @@
+//! RecoveryActor: gives every open run that nobody owns a JobActor, which finds out what became of it.
+//!
+//! Started by the root; asked whenever a dispatcher starts (so at every start of the service) and whenever a JobActor
+//! has died. A row counts as owned while an actor stands under its workflow id, and nothing is concluded from age.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use tokio::sync::oneshot;
+
+use super::dispatcher::slot_freed;
+use super::flow::RecoverRequest;
+use super::job::{JobActor, JobArgs, JobStart, OwnedRun};
+use super::status::{ErrorChain, StatusMessage};
+use super::{Port, Reply};
+use crate::metrics::{MailboxGauge, Role};
+use crate::store::OpenJob;
+
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// The settler of unowned runs.
+pub struct RecoveryActor;
+
+/// What a RecoveryActor is told.
+pub enum RecoveryMessage {
+    /// See to these runs.
+    Recover(RecoverRequest),
+    /// Fail in the way that a test asks for.
+    #[cfg(test)]
+    Panic,
+}
+
+/// What a RecoveryActor is started with: how it is found.
+pub type RecoveryArgs = (Port<RecoveryMessage>, MailboxGauge);
+
+impl Actor for RecoveryActor {
+    type Msg = RecoveryMessage;
+    type State = Port<RecoveryMessage>;
+    type Arguments = RecoveryArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        (port, mailbox): RecoveryArgs,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        port.connect(myself, mailbox);
+        Ok(port)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: RecoveryMessage,
+        port: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            RecoveryMessage::Recover(request) => {
+                port.taken();
+                // A task each: a flow whose runs take long to look into must not hold up the others.
+                tokio::spawn(recover(request));
+            }
+            #[cfg(test)]
+            RecoveryMessage::Panic => panic!("asked to by a test"),
+        }
+        Ok(())
+    }
+}
+
+/// Sees to the runs, and keeps trying while the database is away; a panic in here drops the reply, and is asked again.
+async fn recover(request: RecoverRequest) {
+    loop {
+        match try_recover(&request).await {
+            Ok(()) => break request.done.send(()),
+            Err(Failure::Again(why)) => {
+                tracing::warn!(r#type = %request.site.flow.flow, why, "open runs can't be looked into yet; will try again");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            // The JobSupervisor is gone; the flow starts another and asks again.
+            Err(Failure::Outdated) => break,
+        }
+    }
+}
+
+enum Failure {
+    Again(String),
+    Outdated,
+}
+
+async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
+    let site = &request.site;
+    // A claim may still be on its way to the database, from a dispatcher that no longer lives: the rows are read only
+    // after everything that was asked for before.
+    let (answer, answered) = oneshot::channel();
+    let barrier = Reply::new(move |passed: Option<()>| {
+        if answer.send(passed).is_err() {
+            tracing::debug!("a recovery was given up while it waited for the StatusActor");
+        }
+    });
+    site.shared.status.cast(StatusMessage::Barrier(barrier));
+    if !matches!(answered.await, Ok(Some(()))) {
+        return Err(Failure::Again("the StatusActor is being restarted".to_owned()));
+    }
+    let open = site.shared.store.open_jobs(&site.shared.worker, Some(&site.flow.flow)).await;
+    for job in open.map_err(|error| Failure::Again(ErrorChain(&error).to_string()))? {
+        let name = site.flow.flow.workflow_id(job.id);
+        if request.only.as_ref().is_some_and(|only| *only != name) || ractor::registry::where_is(name.clone()).is_some() {
+            continue;
+        }
+        let Some(args) = job_args(request, &job) else { continue };
+        match JobActor::spawn_linked(Some(name), JobActor, args, request.jobs.get_cell()).await {
+            Ok(_) | Err(SpawnErr::ActorAlreadyRegistered(_)) => {}
+            Err(error) => {
+                tracing::error!(job = job.id.0, %error, "the JobActor of an open run can't be started");
+                return Err(Failure::Outdated);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
+    let site = &request.site;
+    let Some(token) = job.token.clone() else {
+        tracing::error!(
+            job = job.id.0,
+            r#type = %site.flow.flow,
+            status = %job.status,
+            "this row was set to an open status by somebody else than Callsheet and holds a slot of its flow; \
+             set its status to PENDING to have it run, or to ERROR to be rid of it"
+        );
+        return None;
+    };
+    Some(JobArgs {
+        shared: Arc::clone(&site.shared),
+        flow: Arc::clone(&site.flow),
+        run: OwnedRun {
+            job: job.id,
+            token,
+            attempt: job.attempt,
+            status: job.status,
+            identifier: job.identifier.clone().unwrap_or_default(),
+            payload: None,
+            maximum_attempts: job.maximum_attempts.unwrap_or_else(|| site.flow.retry.maximum_attempts()),
+            schedule_time: job.schedule_time,
+            runnable_since: job.schedule_time,
+            cancel_requested: job.cancel_requested,
+        },
+        start: JobStart::Recover,
+        slot_freed: slot_freed(&site.dispatcher),
+    })
+}
+
+/// The gauge of a RecoveryActor's mailbox.
+pub fn mailbox(metrics: &crate::metrics::Metrics) -> MailboxGauge {
+    metrics.mailbox(Role::Recovery)
+}

@@ -1,0 +1,358 @@
+//! RootActor: the supervisor of all. It starts the StatusActor, recovery and the flows in this order.
+//!
+//! Started by `app`. It restarts whatever fails; a flow that keeps failing takes down only itself, shows in `readyz`
+//! and the metrics, and is tried again for ever. Only where the StatusActor or recovery can't be kept alive does the
+//! root give up, and the process exits: commands run on, and the next start finds them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::dispatcher::DispatcherMessage;
+use super::flow::{FlowActor, FlowArgs, FlowSite, RecoverRequest};
+use super::job::JobMessage;
+use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
+use super::status::{ErrorChain, StatusActor, StatusArgs};
+use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
+use crate::config::FlowConfig;
+use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
+use crate::domain::{FlowType, JobStatus};
+use crate::metrics::Role;
+
+/// For the StatusActor and recovery, without which nothing works.
+const CORE_RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 10,
+    window: Duration::from_secs(60),
+    initial_backoff: Duration::from_millis(50),
+    maximum_backoff: Duration::from_secs(1),
+};
+/// For flows: more restarts than the window has room for at its longest wait, so the root never gives a flow up.
+const FLOW_RESTARTS: RestartPolicy = RestartPolicy {
+    intensity: 100,
+    window: Duration::from_secs(600),
+    initial_backoff: Duration::from_secs(1),
+    maximum_backoff: Duration::from_secs(60),
+};
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// How often the gauges of the backlog are read at most, and at least.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(500);
+const BACKLOG_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The supervisor of all.
+pub struct RootActor;
+
+/// What a RootActor is told.
+pub enum RootMessage {
+    /// Somebody else may have changed something in the database.
+    Wake,
+    /// A flow wants unowned runs settled.
+    Recover(RecoverRequest),
+    /// Start this child again.
+    Restart(Child),
+    /// Have every dispatcher claim nothing more; answered once none does.
+    StopClaiming(Reply<()>),
+    /// End every run, as if somebody had asked to cancel its job.
+    CancelRuns,
+    /// Fail in the way that a test asks for.
+    #[cfg(test)]
+    Panic,
+}
+
+/// A child of the root.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Child {
+    /// The StatusActor.
+    Status,
+    /// The RecoveryActor.
+    Recovery,
+    /// The FlowActor of this type.
+    Flow(FlowType),
+}
+
+/// What a RootActor is started with.
+#[derive(Clone)]
+pub struct RootArgs {
+    /// What all actors share.
+    pub shared: Arc<Shared>,
+    /// The flows of the configuration.
+    pub flows: Vec<Arc<FlowConfig>>,
+    /// Flows that are no longer configured but have open runs: they finish what runs and claim nothing.
+    pub retired: Vec<Arc<FlowConfig>>,
+}
+
+/// What a RootActor knows.
+pub struct RootState {
+    shared: Arc<Shared>,
+    status: StatusArgs,
+    recovery: Port<RecoveryMessage>,
+    flows: BTreeMap<FlowType, FlowSite>,
+    children: BTreeMap<ActorId, Child>,
+    budgets: BTreeMap<Child, RestartBudget>,
+    since: Instant,
+    timers: Vec<AbortOnDrop>,
+    _background: [AbortOnDrop; 2],
+}
+
+impl Actor for RootActor {
+    type Msg = RootMessage;
+    type State = RootState;
+    type Arguments = RootArgs;
+
+    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
+        let shared = args.shared;
+        let sites = args.flows.into_iter().map(|flow| (flow, true)).chain(args.retired.into_iter().map(|flow| (flow, false)));
+        let flows: BTreeMap<FlowType, FlowSite> = sites
+            .map(|(flow, claims)| {
+                shared.metrics.add_flow(&flow.flow);
+                let site = FlowSite { shared: Arc::clone(&shared), flow, dispatcher: Port::default(), claims };
+                (site.flow.flow.clone(), site)
+            })
+            .collect();
+        let background = [watch_database(&shared, &myself), watch_backlog(&shared, flows.keys().cloned().collect())];
+        let mut state = RootState {
+            status: StatusArgs {
+                store: shared.store.clone(),
+                port: shared.status.clone(),
+                gate: Arc::default(),
+                metrics: Arc::clone(&shared.metrics),
+                health: shared.health.clone(),
+                changed: Arc::clone(&shared.changed),
+            },
+            shared,
+            recovery: Port::default(),
+            children: BTreeMap::new(),
+            budgets: BTreeMap::new(),
+            since: Instant::now(),
+            timers: Vec::new(),
+            _background: background,
+            flows,
+        };
+        state.start(&myself, Child::Status).await?;
+        state.start(&myself, Child::Recovery).await?;
+        for flow in state.flows.keys().cloned().collect::<Vec<_>>() {
+            state.start(&myself, Child::Flow(flow)).await?;
+        }
+        Ok(state)
+    }
+
+    async fn handle(&self, myself: ActorRef<Self::Msg>, message: RootMessage, state: &mut RootState) -> Result<(), ActorProcessingErr> {
+        match message {
+            RootMessage::Wake => state.dispatchers(|| DispatcherMessage::Wake),
+            RootMessage::Recover(request) => {
+                state.recovery.cast(RecoveryMessage::Recover(request));
+            }
+            RootMessage::Restart(child) => {
+                let flow = if let Child::Flow(flow) = &child { Some(flow.clone()) } else { None };
+                if let Err(error) = state.start(&myself, child.clone()).await {
+                    let Some(flow) = flow else { return Err(error) };
+                    state.flow_failed(&myself, flow, &error.to_string())?;
+                }
+            }
+            RootMessage::StopClaiming(reply) => {
+                // The last of the clones to be dropped answers.
+                let all = Arc::new(AnswerAtLast(Some(reply)));
+                state.dispatchers(|| {
+                    let all = Arc::clone(&all);
+                    DispatcherMessage::StopClaiming(Reply::new(move |_| drop(all)))
+                });
+            }
+            RootMessage::CancelRuns => state.cancel_runs(),
+            #[cfg(test)]
+            RootMessage::Panic => panic!("asked to by a test"),
+        }
+        state.timers.retain(|timer| !timer.is_finished());
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                state.child_ended(&myself, cell.get_id(), &reason.unwrap_or_else(|| "stopped".to_owned())).await
+            }
+            SupervisionEvent::ActorFailed(cell, error) => state.child_ended(&myself, cell.get_id(), &error.to_string()).await,
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => Ok(()),
+        }
+    }
+}
+
+/// Answers when it is dropped: when all who held it have done what they were asked, or have died.
+struct AnswerAtLast(Option<Reply<()>>);
+
+impl Drop for AnswerAtLast {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply.send(());
+        }
+    }
+}
+
+impl RootState {
+    fn dispatchers(&self, message: impl Fn() -> DispatcherMessage) {
+        for site in self.flows.values() {
+            site.dispatcher.cast(message());
+        }
+    }
+
+    fn cancel_runs(&self) {
+        for name in ractor::registry::registered() {
+            // A job's name is the only one with a parenthesis in it; see `FlowType::workflow_id`.
+            if name.ends_with(')')
+                && let Some(job) = ractor::registry::where_is(name)
+                && job.send_message(JobMessage::Cancel).is_err()
+            {
+                tracing::debug!("a run to be cancelled has just ended");
+            }
+        }
+    }
+
+    async fn start(&mut self, myself: &ActorRef<RootMessage>, child: Child) -> Result<(), ActorProcessingErr> {
+        let id = match &child {
+            Child::Status => {
+                StatusActor::spawn_linked(None, StatusActor, self.status.clone(), myself.get_cell()).await?.0.get_id()
+            }
+            Child::Recovery => {
+                let args = (self.recovery.clone(), mailbox(&self.shared.metrics));
+                RecoveryActor::spawn_linked(None, RecoveryActor, args, myself.get_cell()).await?.0.get_id()
+            }
+            Child::Flow(flow) => {
+                let Some(site) = self.flows.get(flow) else { return Ok(()) };
+                let args = FlowArgs { site: site.clone(), recover: self.recover(myself) };
+                FlowActor::spawn_linked(None, FlowActor, args, myself.get_cell()).await?.0.get_id()
+            }
+        };
+        self.children.insert(id, child);
+        Ok(())
+    }
+
+    fn recover(&self, myself: &ActorRef<RootMessage>) -> Upward<RecoverRequest> {
+        let myself = myself.clone();
+        Arc::new(move |request| {
+            if myself.cast(RootMessage::Recover(request)).is_err() {
+                tracing::debug!("a flow asked for recovery while the service was ending");
+            }
+        })
+    }
+
+    async fn child_ended(&mut self, myself: &ActorRef<RootMessage>, id: ActorId, why: &str) -> Result<(), ActorProcessingErr> {
+        let Some(child) = self.children.remove(&id) else { return Ok(()) };
+        let role = match &child {
+            Child::Flow(flow) => return self.flow_failed(myself, flow.clone(), why),
+            Child::Status => Role::Status,
+            Child::Recovery => Role::Recovery,
+        };
+        match self.budgets.entry(child.clone()).or_default().on_failure(&CORE_RESTARTS, self.since.elapsed()) {
+            RestartDecision::GiveUp => Err(format!("the {} actor keeps failing: {why}", role.as_str()).into()),
+            RestartDecision::After(wait) => {
+                tracing::error!(actor = role.as_str(), why, ?wait, "an actor ended and is started again");
+                self.shared.metrics.actor_restarted(role);
+                if wait.is_zero() {
+                    return self.start(myself, child).await;
+                }
+                self.timers.push(after(myself, wait, move || RootMessage::Restart(child)));
+                Ok(())
+            }
+        }
+    }
+
+    fn flow_failed(&mut self, myself: &ActorRef<RootMessage>, flow: FlowType, why: &str) -> Result<(), ActorProcessingErr> {
+        let child = Child::Flow(flow.clone());
+        let decision = self.budgets.entry(child.clone()).or_default().on_failure(&FLOW_RESTARTS, self.since.elapsed());
+        let wait = match decision {
+            RestartDecision::After(wait) => wait,
+            RestartDecision::GiveUp => FLOW_RESTARTS.maximum_backoff,
+        };
+        tracing::error!(r#type = %flow, why, ?wait, "a flow failed and is started again; its commands run on");
+        self.shared.metrics.actor_restarted(Role::Flow);
+        self.shared.health.flow_failed(&flow, why.to_owned());
+        self.timers.push(after(myself, wait, move || RootMessage::Restart(child)));
+        Ok(())
+    }
+}
+
+/// Passes the store's wake-ups on, and starts over where watching fails.
+fn watch_database(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> AbortOnDrop {
+    let (shared, myself) = (Arc::clone(shared), myself.clone());
+    keep_running("watching the database", move || {
+        let (shared, myself) = (Arc::clone(&shared), myself.clone());
+        async move {
+            match shared.store.watch().await {
+                Ok(mut wakes) => loop {
+                    // Before the first wait too: rows may have come while nobody watched.
+                    shared.changed.notify_one();
+                    if myself.cast(RootMessage::Wake).is_err() {
+                        return;
+                    }
+                    wakes.next().await;
+                },
+                Err(error) => tracing::warn!(error = %ErrorChain(&error), "the database can't be watched yet"),
+            }
+        }
+    })
+}
+
+/// Keeps the gauges of the backlog fresh without a scrape ever waiting for the database.
+fn watch_backlog(shared: &Arc<Shared>, flows: Vec<FlowType>) -> AbortOnDrop {
+    let shared = Arc::clone(shared);
+    let flows = Arc::new(flows);
+    keep_running("counting the backlog", move || {
+        let (shared, flows) = (Arc::clone(&shared), Arc::clone(&flows));
+        async move {
+            loop {
+                let started = Instant::now();
+                match shared.store.flow_states().await {
+                    Ok(states) => {
+                        let now = shared.clock.now();
+                        for flow in flows.iter() {
+                            let state = states.iter().find(|state| state.job_type == flow.as_str());
+                            let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+                            let (pending, inqueue, progress) =
+                                state.map_or((0, 0, 0), |state| (state.pending, state.inqueue, state.progress));
+                            let oldest = state.and_then(|state| state.oldest_pending);
+                            shared.metrics.backlog(
+                                flow,
+                                [
+                                    (JobStatus::Pending, count(pending)),
+                                    (JobStatus::InQueue, count(inqueue)),
+                                    (JobStatus::Progress, count(progress)),
+                                ],
+                                oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)),
+                            );
+                        }
+                    }
+                    Err(error) => tracing::debug!(error = %ErrorChain(&error), "the backlog can't be counted"),
+                }
+                // Counting a large backlog must stay a small part of the database's work.
+                tokio::time::sleep(BACKLOG_PAUSE.max(started.elapsed() * 20)).await;
+                // Whether something changed or the time is over, the gauges are read again.
+                drop(tokio::time::timeout(BACKLOG_INTERVAL, shared.changed.notified()).await);
+            }
+        }
+    })
+}
+
+/// Runs a background task, and runs it again where it ends or panics.
+fn keep_running<F>(what: &'static str, make: impl Fn() -> F + Send + 'static) -> AbortOnDrop
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    AbortOnDrop::spawn(async move {
+        loop {
+            // A set of one: it aborts its task when this loop is aborted.
+            let mut task = JoinSet::new();
+            task.spawn(make());
+            if let Some(Err(failure)) = task.join_next().await {
+                tracing::error!(%failure, "{what} failed and is started again");
+            }
+            tokio::time::sleep(WATCH_AGAIN).await;
+        }
+    })
+}
