@@ -186,8 +186,9 @@ impl Metrics {
             &["type", "mode"],
         )?;
         registry.register(Box::new(run_cpu.clone()))?;
-        let build_info =
-            Gauge::with_opts(Opts::new("callsheet_build_info", "Always 1; the label holds the version.").const_label("version", version))?;
+        let build_info = Gauge::with_opts(
+            Opts::new("callsheet_build_info", "Always 1; the label holds the version.").const_label("version", version),
+        )?;
         build_info.set(1.0);
         registry.register(Box::new(build_info))?;
         #[cfg(target_os = "linux")]
@@ -230,7 +231,11 @@ impl Metrics {
                 &["type"],
                 &MEMORY_BYTES,
             )?,
-            heartbeats: counter("callsheet_heartbeats_total", "Confirmations of runs that reached the store.", &["type"])?,
+            heartbeats: counter(
+                "callsheet_heartbeats_total",
+                "Confirmations of runs that reached the store.",
+                &["type"],
+            )?,
             heartbeat_timeouts: counter(
                 "callsheet_heartbeat_timeouts_total",
                 "Times that a run went unconfirmed for longer than its heartbeat_timeout.",
@@ -247,15 +252,31 @@ impl Metrics {
                 "When a flow's scheduler last looked at its schedule, in seconds since the Unix epoch.",
                 &["type"],
             )?,
-            actor_restarts: counter("callsheet_actor_restarts_total", "Actors restarted by their supervisors.", &["actor"])?,
-            mailbox_depth: int_gauge("callsheet_mailbox_depth", "Messages that wait in an actor's mailbox.", &["actor"])?,
+            actor_restarts: counter(
+                "callsheet_actor_restarts_total",
+                "Actors restarted by their supervisors.",
+                &["actor"],
+            )?,
+            mailbox_depth: int_gauge(
+                "callsheet_mailbox_depth",
+                "Messages that wait in an actor's mailbox.",
+                &["actor"],
+            )?,
             store_write: plain_histogram(
                 "callsheet_store_write_seconds",
                 "How long one transaction of status writes took.",
                 &COMMIT_SECONDS,
             )?,
-            store_batch: plain_histogram("callsheet_store_batch_size", "Writes that shared one transaction.", &BATCH_SIZES)?,
-            store_errors: counter("callsheet_store_errors_total", "Transactions that failed, by kind of failure.", &["kind"])?,
+            store_batch: plain_histogram(
+                "callsheet_store_batch_size",
+                "Writes that shared one transaction.",
+                &BATCH_SIZES,
+            )?,
+            store_errors: counter(
+                "callsheet_store_errors_total",
+                "Transactions that failed, by kind of failure.",
+                &["kind"],
+            )?,
             registry,
         };
         for role in Role::ALL {

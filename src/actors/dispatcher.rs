@@ -102,7 +102,11 @@ impl Actor for DispatcherActor {
     type State = DispatcherState;
     type Arguments = DispatcherArgs;
 
-    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: DispatcherArgs) -> Result<DispatcherState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        args: DispatcherArgs,
+    ) -> Result<DispatcherState, ActorProcessingErr> {
         args.port.connect(myself, args.shared.metrics.mailbox(Role::Dispatcher));
         Ok(DispatcherState {
             args,
@@ -117,7 +121,11 @@ impl Actor for DispatcherActor {
         })
     }
 
-    async fn post_start(&self, myself: ActorRef<Self::Msg>, state: &mut DispatcherState) -> Result<(), ActorProcessingErr> {
+    async fn post_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        state: &mut DispatcherState,
+    ) -> Result<(), ActorProcessingErr> {
         state.recover(&myself);
         Ok(())
     }
@@ -202,7 +210,11 @@ impl DispatcherState {
         self.args.shared.status.cast(StatusMessage::Write(vec![claim], Reply::to(myself, DispatcherMessage::Claimed)));
     }
 
-    async fn claimed(&mut self, myself: &ActorRef<DispatcherMessage>, claimed: Claimed) -> Result<(), ActorProcessingErr> {
+    async fn claimed(
+        &mut self,
+        myself: &ActorRef<DispatcherMessage>,
+        claimed: Claimed,
+    ) -> Result<(), ActorProcessingErr> {
         for job in &claimed.cancelled_pending {
             self.note(*job, Attempt(0), None, JobStatus::Cancelled, "cancelled before its command was started");
         }

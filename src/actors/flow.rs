@@ -111,7 +111,12 @@ impl Actor for FlowActor {
         Ok(state)
     }
 
-    async fn handle(&self, myself: ActorRef<Self::Msg>, message: FlowMessage, state: &mut FlowState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: FlowMessage,
+        state: &mut FlowState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             FlowMessage::Dispatcher(DispatcherEvent::WantsRecovery(done)) => state.recover(None, done),
             FlowMessage::Jobs(JobSupervisorEvent::RunClosed) => {}
@@ -146,7 +151,9 @@ impl Actor for FlowActor {
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
                 state.child_ended(&myself, cell.get_id(), &reason.unwrap_or_else(|| "stopped".to_owned())).await
             }
-            SupervisionEvent::ActorFailed(cell, error) => state.child_ended(&myself, cell.get_id(), &error.to_string()).await,
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.child_ended(&myself, cell.get_id(), &error.to_string()).await
+            }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => Ok(()),
         }
     }
@@ -194,13 +201,20 @@ impl FlowState {
                 let name = Some(flow.master_task_queue());
                 SchedulerActor::spawn_linked(name, SchedulerActor, args, myself.get_cell()).await?.0.get_id()
             }
-            Role::Scheduler | Role::Root | Role::Status | Role::Recovery | Role::Flow | Role::Job | Role::Heartbeat => return Ok(()),
+            Role::Scheduler | Role::Root | Role::Status | Role::Recovery | Role::Flow | Role::Job | Role::Heartbeat => {
+                return Ok(());
+            }
         };
         self.children.insert(id, role);
         Ok(())
     }
 
-    async fn child_ended(&mut self, myself: &ActorRef<FlowMessage>, id: ActorId, why: &str) -> Result<(), ActorProcessingErr> {
+    async fn child_ended(
+        &mut self,
+        myself: &ActorRef<FlowMessage>,
+        id: ActorId,
+        why: &str,
+    ) -> Result<(), ActorProcessingErr> {
         let Some(role) = self.children.remove(&id) else { return Ok(()) };
         let flow = &self.args.site.flow.flow;
         match self.budgets.entry(role).or_default().on_failure(&RESTARTS, self.since.elapsed()) {
@@ -233,12 +247,17 @@ impl FlowState {
     }
 }
 
-async fn start_job_supervisor(myself: &ActorRef<FlowMessage>) -> Result<ActorRef<JobSupervisorMessage>, ActorProcessingErr> {
+async fn start_job_supervisor(
+    myself: &ActorRef<FlowMessage>,
+) -> Result<ActorRef<JobSupervisorMessage>, ActorProcessingErr> {
     let parent = upward(myself, FlowMessage::Jobs);
     Ok(JobSupervisor::spawn_linked(None, JobSupervisor, parent, myself.get_cell()).await?.0)
 }
 
-fn upward<E: 'static>(myself: &ActorRef<FlowMessage>, message: impl Fn(E) -> FlowMessage + Send + Sync + 'static) -> Upward<E> {
+fn upward<E: 'static>(
+    myself: &ActorRef<FlowMessage>,
+    message: impl Fn(E) -> FlowMessage + Send + Sync + 'static,
+) -> Upward<E> {
     let myself = myself.clone();
     Arc::new(move |event| {
         if myself.cast(message(event)).is_err() {

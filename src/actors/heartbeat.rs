@@ -70,7 +70,11 @@ impl Actor for HeartbeatActor {
     type State = HeartbeatState;
     type Arguments = HeartbeatArgs;
 
-    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: HeartbeatArgs) -> Result<HeartbeatState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        args: HeartbeatArgs,
+    ) -> Result<HeartbeatState, ActorProcessingErr> {
         let ticks = myself.send_interval(confirmation_interval(args.timeout), || HeartbeatMessage::Tick);
         Ok(HeartbeatState { args, waiting: false, overdue: false, confirmed: Instant::now(), _ticks: ticks.into() })
     }
@@ -106,7 +110,8 @@ impl HeartbeatState {
         // One confirmation at a time: while the database is away they must not pile up.
         if !self.waiting {
             let confirm = vec![Write::Confirm(vec![self.args.token.clone()])];
-            self.waiting = self.args.status.cast(StatusMessage::Write(confirm, Reply::to(myself, HeartbeatMessage::Answered)));
+            self.waiting =
+                self.args.status.cast(StatusMessage::Write(confirm, Reply::to(myself, HeartbeatMessage::Answered)));
         }
     }
 

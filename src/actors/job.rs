@@ -20,6 +20,7 @@ use super::{AbortOnDrop, Reply, Shared, Transition, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, conclude};
+use crate::domain::template::Placeholder;
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role};
 use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
@@ -193,7 +194,12 @@ impl Actor for JobActor {
         Ok(())
     }
 
-    async fn handle(&self, myself: ActorRef<Self::Msg>, message: JobMessage, state: &mut JobState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: JobMessage,
+        state: &mut JobState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             JobMessage::Launched(Ok(link)) => state.watch(&myself, link),
             JobMessage::Launched(Err(error)) => {
@@ -249,17 +255,7 @@ impl JobState {
     fn launch(&mut self, myself: &ActorRef<JobMessage>) {
         let guard = self.args.shared.launches.enter(self.args.run.token.clone());
         let launcher = Arc::clone(&self.args.shared.launcher);
-        let spec = CommandSpec::new(
-            &self.args.flow,
-            self.args.run.job,
-            self.args.run.attempt,
-            self.args.run.token.clone(),
-            self.args.shared.worker.clone(),
-            self.args.run.identifier.clone(),
-            self.args.run.payload.take(),
-            self.time_limit(),
-            launcher.run_dir(self.args.run.job, self.args.run.attempt, &self.args.run.token),
-        );
+        let spec = self.command_spec();
         let myself = myself.clone();
         tokio::spawn(async move {
             let launched = launcher.launch(spec).await;
@@ -271,9 +267,37 @@ impl JobState {
         });
     }
 
-    fn time_limit(&self) -> Duration {
-        let left = self.schedule_deadline().since(self.args.shared.clock.now());
-        self.args.flow.start_to_close_timeout.min(left)
+    /// The flow's command with this run's values in its placeholders.
+    fn command_spec(&mut self) -> CommandSpec {
+        let (flow, run, shared) = (&self.args.flow, &mut self.args.run, &self.args.shared);
+        let (job, attempt) = (run.job.to_string(), run.attempt.to_string());
+        let run_dir = shared.launcher.run_dir(run.job, run.attempt, &run.token);
+        let run_dir = run_dir.to_string_lossy();
+        let value = |placeholder| match placeholder {
+            Placeholder::Identifier => run.identifier.as_str(),
+            Placeholder::JobId => &job,
+            Placeholder::Type => flow.flow.as_str(),
+            Placeholder::Attempt => &attempt,
+            Placeholder::RunToken => run.token.as_str(),
+            Placeholder::WorkerId => shared.worker.as_str(),
+            Placeholder::RunDir => &run_dir,
+        };
+        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(shared.clock.now());
+        CommandSpec {
+            flow: flow.flow.clone(),
+            job: run.job,
+            attempt: run.attempt,
+            token: run.token.clone(),
+            argv: flow.command.iter().map(|argument| argument.fill(value)).collect(),
+            working_dir: flow.working_dir.as_ref().map(|path| path.fill(value).into()),
+            env: flow.env.iter().map(|(name, text)| (name.clone(), text.fill(value))).collect(),
+            identifier: run.identifier.clone(),
+            worker: shared.worker.clone(),
+            payload: run.payload.take(),
+            time_limit: flow.start_to_close_timeout.min(left),
+            kill_grace: flow.kill_grace,
+            output_limit: flow.output_limit,
+        }
     }
 
     fn schedule_deadline(&self) -> Timestamp {
@@ -372,7 +396,8 @@ impl JobState {
             }
             RunReport::SpawnFailed { reason } => self.ended(myself, RunEnd::SpawnFailed(reason)),
             RunReport::Progress { progress, status_message } => {
-                let note = Write::Progress(ProgressNote { token: self.args.run.token.clone(), progress, status_message });
+                let note =
+                    Write::Progress(ProgressNote { token: self.args.run.token.clone(), progress, status_message });
                 // Nobody waits for it: the next report says more, and a last one that is lost says nothing of the end.
                 self.args.shared.status.cast(StatusMessage::Write(vec![note], Reply::new(|_| ())));
             }

@@ -78,7 +78,8 @@ pub trait Launcher: Send + Sync + 'static {
     /// Starts a run; an error means that no command was or will be started.
     fn launch(&self, spec: CommandSpec) -> BoxFuture<'_, Result<RunLink, process::Error>>;
     /// Finds out what became of a run whose owner is gone.
-    fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<Evidence, process::Error>>;
+    fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken)
+    -> BoxFuture<'_, Result<Evidence, process::Error>>;
     /// Where a run's files are.
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
     /// Kills what a run left alive whose shim is gone, and says how many processes that were.
@@ -90,7 +91,12 @@ impl Launcher for Processes {
         Box::pin(self.launch(spec))
     }
 
-    fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<Evidence, process::Error>> {
+    fn inspect(
+        &self,
+        job: JobId,
+        attempt: Attempt,
+        token: RunToken,
+    ) -> BoxFuture<'_, Result<Evidence, process::Error>> {
         Box::pin(async move { self.inspect(job, attempt, &token).await })
     }
 
@@ -153,16 +159,16 @@ impl<M: Message> Port<M> {
 }
 
 /// Where the answer to a message goes. Dropped without an answer, it answers `None`: whoever was to answer died.
-pub struct Reply<T>(Option<Box<dyn FnOnce(Option<T>) + Send>>);
+pub struct Reply<T>(Option<Box<dyn FnOnce(Option<T>) + Send + Sync>>);
 
 impl<T> Reply<T> {
     /// Gives the answer to this function.
-    pub fn new(answer: impl FnOnce(Option<T>) + Send + 'static) -> Self {
+    pub fn new(answer: impl FnOnce(Option<T>) + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(answer)))
     }
 
     /// Puts the answer into an actor's mailbox, as the message that `message` makes of it.
-    pub fn to<M: Message>(actor: &ActorRef<M>, message: impl FnOnce(Option<T>) -> M + Send + 'static) -> Self {
+    pub fn to<M: Message>(actor: &ActorRef<M>, message: impl FnOnce(Option<T>) -> M + Send + Sync + 'static) -> Self {
         let actor = actor.clone();
         Self::new(move |answer| {
             if actor.cast(message(answer)).is_err() {
@@ -360,7 +366,11 @@ impl Shared {
 }
 
 /// Puts a message into an actor's mailbox after a while, unless what this returns is dropped before.
-fn after<M: Message>(actor: &ActorRef<M>, wait: std::time::Duration, message: impl FnOnce() -> M + Send + 'static) -> AbortOnDrop {
+fn after<M: Message>(
+    actor: &ActorRef<M>,
+    wait: std::time::Duration,
+    message: impl FnOnce() -> M + Send + 'static,
+) -> AbortOnDrop {
     let actor = actor.clone();
     AbortOnDrop::spawn(async move {
         tokio::time::sleep(wait).await;

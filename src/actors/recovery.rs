@@ -104,7 +104,8 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
     let open = site.shared.store.open_jobs(&site.shared.worker, Some(&site.flow.flow)).await;
     for job in open.map_err(|error| Failure::Again(ErrorChain(&error).to_string()))? {
         let name = site.flow.flow.workflow_id(job.id);
-        if request.only.as_ref().is_some_and(|only| *only != name) || ractor::registry::where_is(name.clone()).is_some() {
+        if request.only.as_ref().is_some_and(|only| *only != name) || ractor::registry::where_is(name.clone()).is_some()
+        {
             continue;
         }
         let Some(args) = job_args(request, &job) else { continue };

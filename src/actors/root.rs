@@ -104,7 +104,8 @@ impl Actor for RootActor {
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
         let shared = args.shared;
-        let sites = args.flows.into_iter().map(|flow| (flow, true)).chain(args.retired.into_iter().map(|flow| (flow, false)));
+        let sites =
+            args.flows.into_iter().map(|flow| (flow, true)).chain(args.retired.into_iter().map(|flow| (flow, false)));
         let flows: BTreeMap<FlowType, FlowSite> = sites
             .map(|(flow, claims)| {
                 shared.metrics.add_flow(&flow.flow);
@@ -139,7 +140,12 @@ impl Actor for RootActor {
         Ok(state)
     }
 
-    async fn handle(&self, myself: ActorRef<Self::Msg>, message: RootMessage, state: &mut RootState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: RootMessage,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             RootMessage::Wake => state.dispatchers(|| DispatcherMessage::Wake),
             RootMessage::Recover(request) => {
@@ -178,7 +184,9 @@ impl Actor for RootActor {
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
                 state.child_ended(&myself, cell.get_id(), &reason.unwrap_or_else(|| "stopped".to_owned())).await
             }
-            SupervisionEvent::ActorFailed(cell, error) => state.child_ended(&myself, cell.get_id(), &error.to_string()).await,
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.child_ended(&myself, cell.get_id(), &error.to_string()).await
+            }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => Ok(()),
         }
     }
@@ -242,7 +250,12 @@ impl RootState {
         })
     }
 
-    async fn child_ended(&mut self, myself: &ActorRef<RootMessage>, id: ActorId, why: &str) -> Result<(), ActorProcessingErr> {
+    async fn child_ended(
+        &mut self,
+        myself: &ActorRef<RootMessage>,
+        id: ActorId,
+        why: &str,
+    ) -> Result<(), ActorProcessingErr> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
         let role = match &child {
             Child::Flow(flow) => return self.flow_failed(myself, flow.clone(), why),
@@ -263,7 +276,12 @@ impl RootState {
         }
     }
 
-    fn flow_failed(&mut self, myself: &ActorRef<RootMessage>, flow: FlowType, why: &str) -> Result<(), ActorProcessingErr> {
+    fn flow_failed(
+        &mut self,
+        myself: &ActorRef<RootMessage>,
+        flow: FlowType,
+        why: &str,
+    ) -> Result<(), ActorProcessingErr> {
         let child = Child::Flow(flow.clone());
         let decision = self.budgets.entry(child.clone()).or_default().on_failure(&FLOW_RESTARTS, self.since.elapsed());
         let wait = match decision {

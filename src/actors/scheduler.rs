@@ -73,7 +73,11 @@ impl Actor for SchedulerActor {
     type State = SchedulerState;
     type Arguments = SchedulerArgs;
 
-    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: SchedulerArgs) -> Result<SchedulerState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        args: SchedulerArgs,
+    ) -> Result<SchedulerState, ActorProcessingErr> {
         let ticks = start_ticks(&myself).await?;
         let watchdog = myself.send_interval(WATCHDOG_INTERVAL, || SchedulerMessage::CheckTicks);
         let now = args.shared.clock.now();

@@ -92,7 +92,11 @@ impl Actor for StatusActor {
     type State = StatusState;
     type Arguments = StatusArgs;
 
-    async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: StatusArgs) -> Result<StatusState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        args: StatusArgs,
+    ) -> Result<StatusState, ActorProcessingErr> {
         args.port.connect(myself, args.metrics.mailbox(Role::Status));
         Ok(StatusState { args, queue: VecDeque::new(), busy: false, retry: FIRST_RETRY, retry_timer: None })
     }

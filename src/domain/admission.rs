@@ -129,7 +129,9 @@ mod tests {
     #[test]
     fn hostile_identifiers_are_refused() {
         let too_long = "a".repeat(300);
-        for hostile in ["", "-rf", "--help", "a b", "a\nb", "a\n", "\u{202e}abc", "ä", "a;b", "$(x)", "{job_id}", &too_long] {
+        for hostile in
+            ["", "-rf", "--help", "a b", "a\nb", "a\n", "\u{202e}abc", "ä", "a;b", "$(x)", "{job_id}", &too_long]
+        {
             assert!(default_pattern().check(hostile).is_err(), "{hostile:?}");
         }
         for plain in ["a", "abc-1.2_3:x@y/z+w", &"a".repeat(255)] {
@@ -147,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_row_that_waited_too_long_is_refused() {
-        let request = Request { identifier: Ok("a"), payload: Ok(()), schedule_deadline: Timestamp::from_unix_millis(10) };
+        let request =
+            Request { identifier: Ok("a"), payload: Ok(()), schedule_deadline: Timestamp::from_unix_millis(10) };
         assert!(admit(request, &default_pattern(), Timestamp::from_unix_millis(9)).is_ok());
         assert!(admit(request, &default_pattern(), Timestamp::from_unix_millis(10)).is_err());
     }

@@ -133,7 +133,11 @@ impl FromStr for WorkerId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"._:-".contains(&b);
-        if (1..=100).contains(&text.len()) && text.bytes().all(plain) { Ok(Self(text.to_owned())) } else { Err(InvalidWorkerId) }
+        if (1..=100).contains(&text.len()) && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidWorkerId)
+        }
     }
 }
 

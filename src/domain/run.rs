@@ -127,7 +127,9 @@ pub struct Conclusion {
 pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Conclusion {
     let (outcome, error) = match end {
         RunEnd::Ended(verdict) => judge(verdict, context),
-        RunEnd::SpawnFailed(reason) => (Some(Outcome::SpawnFailed), Some(format!("the command could not be started: {reason}"))),
+        RunEnd::SpawnFailed(reason) => {
+            (Some(Outcome::SpawnFailed), Some(format!("the command could not be started: {reason}")))
+        }
         RunEnd::Lost(reason) => (Some(Outcome::Lost), Some(format!("the run was lost: {reason}"))),
         RunEnd::Refused(reason) => (None, Some(reason.clone())),
         RunEnd::CancelledBeforeStart => (None, Some("cancelled before its command was started".to_owned())),
@@ -175,7 +177,9 @@ fn judge(verdict: &Verdict, context: &RunContext<'_>) -> (Option<Outcome>, Optio
             let limit = humantime::format_duration(context.start_to_close_timeout);
             (
                 Outcome::TimedOut,
-                format!("timed out: the command had run for {ran} (start_to_close_timeout is {limit}) and was ended with {ended}"),
+                format!(
+                    "timed out: the command had run for {ran} (start_to_close_timeout is {limit}) and was ended with {ended}"
+                ),
             )
         }
     };
@@ -268,9 +272,15 @@ impl RunPhase {
             (Self::Launching, RunEvent::Started) => (Self::Running, Some(RunOrder::RecordStart)),
             (Self::Stopping, RunEvent::Started) => (Self::Stopping, Some(RunOrder::RecordStart)),
             (Self::Launching | Self::Running, RunEvent::CancelRequested) => (Self::Stopping, Some(RunOrder::Stop)),
-            (Self::Launching | Self::Running | Self::Stopping, RunEvent::OwnershipLost) => (Self::Fenced, Some(RunOrder::StopNow)),
-            (Self::Launching | Self::Running | Self::Stopping, RunEvent::Ended) => (Self::Settling, Some(RunOrder::Settle)),
-            (Self::Fenced, RunEvent::Ended) | (Self::Settling, RunEvent::Settled) => (Self::Closed, Some(RunOrder::Leave)),
+            (Self::Launching | Self::Running | Self::Stopping, RunEvent::OwnershipLost) => {
+                (Self::Fenced, Some(RunOrder::StopNow))
+            }
+            (Self::Launching | Self::Running | Self::Stopping, RunEvent::Ended) => {
+                (Self::Settling, Some(RunOrder::Settle))
+            }
+            (Self::Fenced, RunEvent::Ended) | (Self::Settling, RunEvent::Settled) => {
+                (Self::Closed, Some(RunOrder::Leave))
+            }
             (phase, _) => (phase, None),
         }
     }
@@ -340,7 +350,10 @@ mod tests {
     fn errors_say_what_happened_then_the_last_words() {
         let error = |end, cause| concluded(&verdict(end, cause), 3, false).error.unwrap();
         assert_eq!(error(CommandEnd::Exited(7), EndCause::Itself), "the command failed with exit code 7\nlast words");
-        assert_eq!(error(CommandEnd::Signaled(9), EndCause::Itself), "the command was killed by signal 9 (SIGKILL)\nlast words");
+        assert_eq!(
+            error(CommandEnd::Signaled(9), EndCause::Itself),
+            "the command was killed by signal 9 (SIGKILL)\nlast words"
+        );
         assert_eq!(
             error(CommandEnd::Signaled(15), EndCause::TimedOut),
             "timed out: the command had run for 5s (start_to_close_timeout is 2s) and was ended with signal 15 (SIGTERM)\nlast words"

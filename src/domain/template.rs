@@ -130,7 +130,8 @@ impl fmt::Display for Template {
             match piece {
                 Piece::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}"))?,
                 Piece::Value(placeholder) => {
-                    let name = Placeholder::ALL.iter().find(|(_, known)| known == placeholder).map_or("", |(name, _)| name);
+                    let name =
+                        Placeholder::ALL.iter().find(|(_, known)| known == placeholder).map_or("", |(name, _)| name);
                     write!(f, "{{{name}}}")?;
                 }
             }
