@@ -1,0 +1,393 @@
+//! Builds the service from its configuration in order, binds early, serves late, and owns its stop.
+//!
+//! What is taken first is given back last: the locks that make this the only service on its data directory and its
+//! embedded database. Nothing here owns a command; whatever happens to this process, the shims go on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::actors::root::{RootActor, RootArgs, RootMessage};
+use crate::actors::status::StatusMessage;
+use crate::actors::{Health, Launches, Port, Reply, Shared};
+use crate::clock::SystemClock;
+use crate::config::{self, Config, FlowConfig, OnStop};
+use crate::domain::database_url::DatabaseUrl;
+use crate::domain::{FlowType, WorkerId};
+use crate::http;
+use crate::metrics::{self, Metrics};
+use crate::process::{self, Processes};
+use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
+
+/// How long the last writes may take when the service stops; what is not written by then is on disk, and found again.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Why the service could not be started, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory can't be made or used.
+    #[error("can't use the data directory {path}", path = path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another service holds the lock.
+    #[error(
+        "another callsheet service is running on {what} (it holds {path}); stop it first, or give this one its own",
+        path = path.display()
+    )]
+    AlreadyRunning {
+        /// What may have one service only.
+        what: &'static str,
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// The lock's file can't be made.
+    #[error("can't lock {path}", path = path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The worker id can't be kept.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The database can't be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The run directories can't be used.
+    #[error(transparent)]
+    Process(#[from] process::Error),
+    /// The address can't be listened on.
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    /// The metrics can't be made.
+    #[error(transparent)]
+    Metrics(#[from] metrics::Error),
+    /// Signals can't be listened for.
+    #[error("can't listen for signals")]
+    Signals(#[source] io::Error),
+    /// No random numbers can be had.
+    #[error("the system gives no random numbers")]
+    Random(#[from] getrandom::Error),
+    /// The root could not start its children.
+    #[error("the actors can't be started")]
+    Start(#[from] ractor::SpawnErr),
+    /// The root gave up.
+    #[error("the service gave up: an actor that it can't do without kept failing (the log says which); commands run on")]
+    GaveUp,
+}
+
+/// What a running service was asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StopCause {
+    Asked,
+    RootEnded,
+}
+
+/// How the service is run.
+#[derive(Clone, Copy, Debug)]
+pub struct ServeOptions {
+    /// Whether the schema is brought up to date first.
+    pub migrate: bool,
+}
+
+/// A service that runs.
+pub struct Service {
+    shared: Arc<Shared>,
+    root: ActorRef<RootMessage>,
+    root_task: JoinHandle<()>,
+    http: Option<(SocketAddr, JoinHandle<()>)>,
+    stop_http: watch::Sender<bool>,
+    worker: WorkerNote,
+    config: Arc<Config>,
+    _locks: Vec<File>,
+}
+
+/// Runs the service until SIGTERM, SIGINT or the root's end, then stops it as the configuration says.
+///
+/// # Errors
+/// Where the service can't be started, or its root gave up.
+pub async fn serve(config: Config, options: ServeOptions) -> Result<(), Error> {
+    let mut signals = Signals::listen()?;
+    let service = Service::start(config, options).await?;
+    service.run(&mut signals).await
+}
+
+/// The signals that end the service.
+pub struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Listens from now on, so that none is missed while the service starts.
+    ///
+    /// # Errors
+    /// Where the system does not allow it.
+    pub fn listen() -> Result<Self, Error> {
+        let listen = |kind| signal(kind).map_err(Error::Signals);
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// The next of them. Safe to cancel.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Service {
+    /// Builds everything in order: directory, locks, database, address, actors; then serves.
+    ///
+    /// # Errors
+    /// Where any of it can't be had; what was started is ended again.
+    pub async fn start(config: Config, options: ServeOptions) -> Result<Self, Error> {
+        make_data_dir(&config.data_dir)?;
+        let locks = take_locks(&config)?;
+        let worker = config::worker_id(&config)?;
+        let store = Store::connect(&config.database_url, Use::Service).await?;
+        if options.migrate {
+            for migration in store.migrate().await? {
+                tracing::info!(migration, "the schema was brought up to date");
+            }
+        }
+        store.check_schema().await?;
+        let processes = Processes::open(&config.data_dir)?;
+        let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
+        let server = match config.http.listen {
+            Some(address) => Some(http::Server::bind(address).await?),
+            None => None,
+        };
+        let retired = retired_flows(&store, &worker, &config).await?;
+        let note = register(&store, &worker, config.flows.keys().chain(retired.iter().map(|flow| &flow.flow))).await?;
+        let shared = Arc::new(Shared {
+            store,
+            launcher: Arc::new(processes),
+            clock: Arc::new(SystemClock),
+            metrics,
+            worker,
+            status: Port::default(),
+            launches: Launches::default(),
+            health: Health::default(),
+            changed: Arc::default(),
+        });
+        let flows = config.flows.values().cloned().collect();
+        let args = RootArgs { shared: Arc::clone(&shared), flows, retired };
+        let (root, root_task) = RootActor::spawn(None, RootActor, args).await?;
+        let stop_http = watch::Sender::new(false);
+        let http = server.map(|server| {
+            let address = server.address();
+            (address, tokio::spawn(server.serve(Arc::clone(&shared), stop_http.subscribe())))
+        });
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            worker_id = %shared.worker,
+            data_dir = %config.data_dir.display(),
+            database = %config.database_url,
+            http = http.as_ref().map(|(address, _)| address.to_string()).as_deref().unwrap_or("off"),
+            flows = config.flows.len(),
+            "the service is ready"
+        );
+        Ok(Self { shared, root, root_task, http, stop_http, worker: note, config: Arc::new(config), _locks: locks })
+    }
+
+    /// Where the service listens; `None` where HTTP is off.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|(address, _)| *address)
+    }
+
+    /// The service's tables.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// Waits for a signal, or for the root's end, and stops.
+    ///
+    /// # Errors
+    /// Where the root gave up.
+    pub async fn run(mut self, signals: &mut Signals) -> Result<(), Error> {
+        let cause = tokio::select! {
+            () = signals.next() => StopCause::Asked,
+            _ = &mut self.root_task => StopCause::RootEnded,
+        };
+        if cause == StopCause::RootEnded {
+            tracing::error!("the root gave up; the service ends, and its commands run on");
+            return Err(Error::GaveUp);
+        }
+        self.stop(signals).await;
+        Ok(())
+    }
+
+    /// Claims nothing more, does to running commands what `on_stop` says, writes what has ended, and ends.
+    async fn stop(self, signals: &mut Signals) {
+        let on_stop = self.config.service.on_stop;
+        tracing::info!(?on_stop, running = self.running(), "the service stops; a second signal hastens it");
+        let deadline = Instant::now() + self.config.service.stop_deadline;
+        tokio::select! {
+            () = self.wind_down(on_stop, deadline) => {}
+            () = signals.next() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
+        }
+        let left = self.running();
+        if left > 0 {
+            tracing::info!(left, "commands run on; the next start of the service takes them over");
+        }
+        self.write_state(WorkerState::Stopped).await;
+        // Only now the actors: nothing of them is left to be written, and their commands are not theirs.
+        self.root.stop(None);
+        self.stop_http.send_replace(true);
+        if let Some((_, http)) = self.http
+            && http.await.is_err()
+        {
+            tracing::error!("the HTTP server panicked");
+        }
+        if self.root_task.await.is_err() {
+            tracing::error!("the root panicked while it stopped");
+        }
+    }
+
+    async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
+        self.write_state(WorkerState::Draining).await;
+        let (reply, answered) = answer_channel();
+        if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
+            // Bounded: a claim may be waiting for a database that is away.
+            drop(tokio::time::timeout_at(deadline, answered).await);
+        }
+        match on_stop {
+            OnStop::Leave => {}
+            OnStop::Wait => self.wait_for_runs(deadline).await,
+            OnStop::Cancel => {
+                if self.root.cast(RootMessage::CancelRuns).is_ok() {
+                    self.wait_for_runs(deadline).await;
+                }
+            }
+        }
+        // A launch that is under way ends up either on disk or in the store; an end that is known goes to the store.
+        let last = Instant::now() + LAST_WRITES;
+        drop(tokio::time::timeout_at(last, self.shared.launches.all_settled()).await);
+        let (reply, answered) = answer_channel();
+        self.shared.status.cast(StatusMessage::Barrier(reply));
+        drop(tokio::time::timeout_at(last, answered).await);
+    }
+
+    async fn wait_for_runs(&self, deadline: Instant) {
+        while self.running() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// How many runs have a live actor.
+    fn running(&self) -> usize {
+        ractor::registry::registered().iter().filter(|name| name.ends_with(')')).count()
+    }
+
+    async fn write_state(&self, state: WorkerState) {
+        let (written, answered) = answer_channel();
+        let note = Write::WorkerState(WorkerNote { state, ..self.worker.clone() });
+        let reply = Reply::new(move |answer: Option<_>| {
+            if answer.is_some() {
+                written.send(());
+            }
+        });
+        self.shared.status.cast(StatusMessage::Write(vec![note], reply));
+        if !matches!(tokio::time::timeout(LAST_WRITES, answered).await, Ok(Ok(()))) {
+            tracing::warn!(state = state.as_str(), "the worker's state could not be written");
+        }
+    }
+}
+
+/// A reply and the place where its answer arrives; an answer of `None` arrives as an error.
+fn answer_channel() -> (Reply<()>, oneshot::Receiver<()>) {
+    let (sender, receiver) = oneshot::channel();
+    let reply = Reply::new(move |answer: Option<()>| {
+        if answer.is_some() && sender.send(()).is_err() {
+            tracing::debug!("an answer came after its time");
+        }
+    });
+    (reply, receiver)
+}
+
+fn make_data_dir(path: &Path) -> Result<(), Error> {
+    // Only its owner may look into it: logs and payloads are the jobs' business.
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| Error::DataDir { path: path.to_owned(), source })
+}
+
+fn take_locks(config: &Config) -> Result<Vec<File>, Error> {
+    let mut locks = vec![take_lock("this data directory", config.data_dir.join("service.lock"))?];
+    if let DatabaseUrl::Sqlite(path) = &config.database_url {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".service-lock");
+        locks.push(take_lock("this database", path.with_file_name(name))?);
+    }
+    Ok(locks)
+}
+
+/// Takes a lock that ends with this process, however it ends.
+fn take_lock(what: &'static str, path: PathBuf) -> Result<File, Error> {
+    let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+    let mut file = open.map_err(|source| Error::Lock { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => return Err(Error::AlreadyRunning { what, path }),
+        Err(std::fs::TryLockError::Error(source)) => return Err(Error::Lock { path, source }),
+    }
+    // For a person who wonders who holds it; the lock itself is what counts.
+    let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    noted.map_err(|source| Error::Lock { path, source })?;
+    Ok(file)
+}
+
+/// Flows that have open runs of this worker and stand in the configuration no longer.
+async fn retired_flows(store: &Store, worker: &WorkerId, config: &Config) -> Result<Vec<Arc<FlowConfig>>, Error> {
+    let open = store.open_jobs(worker, None).await?;
+    let mut types: Vec<FlowType> = open.iter().filter_map(|job| job.job_type.parse().ok()).collect();
+    types.sort();
+    types.dedup();
+    types.retain(|flow| !config.flows.contains_key(flow));
+    for flow in &types {
+        tracing::warn!(r#type = %flow, "a flow that is no longer configured has open runs; they are finished, and nothing new is started");
+    }
+    // Every value that nothing can tell any more is the product's default; the command is never started.
+    let text: String = types.iter().map(|flow| format!("[flows.{flow}]\ncommand = [\"true\"]\n")).collect();
+    Ok(Config::parse(&text, Path::new("/"))?.flows.into_values().collect())
+}
+
+async fn register<'a>(
+    store: &Store,
+    worker: &WorkerId,
+    flows: impl Iterator<Item = &'a FlowType>,
+) -> Result<WorkerNote, Error> {
+    let mut incarnation = [0; 8];
+    getrandom::fill(&mut incarnation)?;
+    let incarnation = format!("{:016x}", u64::from_be_bytes(incarnation));
+    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let this = Worker {
+        worker: worker.clone(),
+        incarnation: incarnation.clone(),
+        hostname,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    store.apply(&[Write::RegisterFlows(flows.cloned().collect()), Write::RegisterWorker(this)]).await?;
+    Ok(WorkerNote { worker: worker.clone(), incarnation, state: WorkerState::Active })
+}
