@@ -403,6 +403,12 @@ impl Metrics {
         self.store_batch.observe(writes as f64);
     }
 
+    /// How many transactions of status writes there were.
+    #[cfg(test)]
+    pub fn store_batches(&self) -> u64 {
+        self.store_batch.get_sample_count()
+    }
+
     /// A transaction failed.
     pub fn store_failed(&self, kind: &'static str) {
         self.store_errors.with_label_values(&[kind]).inc();

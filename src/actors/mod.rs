@@ -379,3 +379,6 @@ fn after<M: Message>(
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,469 @@
+//! Every actor role dies, by panic and by kill, while work goes on; nothing may be lost or run twice.
+//!
+//! The store is the real one on SQLite. The launcher is a fake whose commands are entries in a table: what it saw is
+//! the evidence for "ran once" and "never two".
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorRef};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::time::Instant;
+
+use super::dispatcher::DispatcherMessage;
+use super::flow::FlowMessage;
+use super::heartbeat::HeartbeatMessage;
+use super::job::JobMessage;
+use super::job_supervisor::JobSupervisorMessage;
+use super::recovery::RecoveryMessage;
+use super::root::{RootActor, RootArgs, RootMessage};
+use super::scheduler::SchedulerMessage;
+use super::status::StatusMessage;
+use super::{Health, Launcher, Launches, Port, Shared};
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::Config;
+use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
+use crate::metrics::{Metrics, Role};
+use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
+use crate::store::{Due, NewJob, Store, Write};
+
+/// No fact takes longer to come about, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A command of the fake launcher.
+struct FakeRun {
+    job: JobId,
+    reports: UnboundedSender<RunReport>,
+    verdict: Option<Verdict>,
+}
+
+#[derive(Default)]
+struct FakeCommands {
+    runs: HashMap<RunToken, FakeRun>,
+    launched: HashMap<JobId, u32>,
+    inspected: u32,
+    most_at_once: usize,
+}
+
+#[derive(Clone, Default)]
+struct FakeLauncher(Arc<Mutex<FakeCommands>>);
+
+impl FakeLauncher {
+    fn live(&self) -> Vec<JobId> {
+        self.0.lock().unwrap().runs.values().filter(|run| run.verdict.is_none()).map(|run| run.job).collect()
+    }
+
+    fn end(&self, job: JobId, end: CommandEnd, cause: EndCause) {
+        let now = SystemClock.now();
+        let mut commands = self.0.lock().unwrap();
+        let run = commands.runs.values_mut().find(|run| run.job == job && run.verdict.is_none()).expect("a live command");
+        let verdict = Verdict {
+            pid: 1000,
+            end,
+            cause,
+            started_time: now,
+            completed_time: now,
+            execution: Duration::from_millis(5),
+            usage: Usage::default(),
+            stderr_tail: String::new(),
+        };
+        run.verdict = Some(verdict.clone());
+        // Whether anybody listens does not matter: the verdict stands.
+        run.reports.send(RunReport::Ended(verdict)).ok();
+    }
+
+    fn attach(&self, token: RunToken, reports: UnboundedSender<RunReport>) -> RunControl {
+        let (control, mut stops) = RunControl::for_tests();
+        let launcher = self.clone();
+        tokio::spawn(async move {
+            if stops.changed().await.is_ok() {
+                let job = {
+                    let commands = launcher.0.lock().unwrap();
+                    commands.runs.get(&token).filter(|run| run.verdict.is_none()).map(|run| run.job)
+                };
+                if let Some(job) = job {
+                    launcher.end(job, CommandEnd::Signaled(15), EndCause::Requested);
+                }
+            }
+        });
+        reports.send(RunReport::Started { pid: 1000, started_time: SystemClock.now() }).ok();
+        control
+    }
+}
+
+impl Launcher for FakeLauncher {
+    fn launch(&self, spec: CommandSpec) -> super::BoxFuture<'_, Result<RunLink, process::Error>> {
+        Box::pin(async move {
+            let (sender, reports) = mpsc::unbounded_channel();
+            {
+                let mut commands = self.0.lock().unwrap();
+                *commands.launched.entry(spec.job).or_default() += 1;
+                let run = FakeRun { job: spec.job, reports: sender.clone(), verdict: None };
+                assert!(commands.runs.insert(spec.token.clone(), run).is_none(), "a run was launched twice");
+                let live = commands.runs.values().filter(|run| run.verdict.is_none()).count();
+                commands.most_at_once = commands.most_at_once.max(live);
+            }
+            Ok(RunLink { reports, control: self.attach(spec.token, sender) })
+        })
+    }
+
+    fn inspect(&self, _: JobId, _: Attempt, token: RunToken) -> super::BoxFuture<'_, Result<Evidence, process::Error>> {
+        Box::pin(async move {
+            let (sender, reports) = mpsc::unbounded_channel();
+            {
+                let mut commands = self.0.lock().unwrap();
+                commands.inspected += 1;
+                match commands.runs.get_mut(&token) {
+                    None => return Ok(Evidence::NeverStarted),
+                    Some(FakeRun { verdict: Some(verdict), .. }) => return Ok(Evidence::Finished(verdict.clone())),
+                    Some(run) => run.reports = sender.clone(),
+                }
+            }
+            Ok(Evidence::Alive(RunLink { reports, control: self.attach(token, sender) }))
+        })
+    }
+
+    fn run_dir(&self, _: JobId, _: Attempt, _: &RunToken) -> PathBuf {
+        PathBuf::from("/nowhere")
+    }
+
+    fn remove_leftovers(&self, _: RunToken) -> super::BoxFuture<'_, Result<usize, process::Error>> {
+        Box::pin(async { Ok(0) })
+    }
+}
+
+/// A service on a scratch database with one flow.
+struct World {
+    flow: FlowType,
+    launcher: FakeLauncher,
+    args: RootArgs,
+    root: ActorRef<RootMessage>,
+}
+
+impl World {
+    async fn new(concurrency: u32) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // Actors' names are shared by the whole test process, so each world has a type of its own.
+        let flow = format!("TEST_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let text = format!(
+            "[flows.{flow}]\ncommand = [\"true\"]\nconcurrency = {concurrency}\nheartbeat_timeout = \"1s\"\n"
+        );
+        let config = Config::parse(&text, &PathBuf::from("/callsheet.toml")).unwrap();
+        let flow: FlowType = flow.parse().unwrap();
+        let store = Store::in_memory().await.unwrap();
+        store.apply(&[Write::RegisterFlows(vec![flow.clone()])]).await.unwrap();
+        let launcher = FakeLauncher::default();
+        let shared = Arc::new(Shared {
+            store,
+            launcher: Arc::new(launcher.clone()),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::new(Metrics::new("test").unwrap()),
+            worker: "test".parse().unwrap(),
+            status: Port::default(),
+            launches: Launches::default(),
+            health: Health::default(),
+            changed: Arc::default(),
+        });
+        let args = RootArgs { shared, flows: config.flows.into_values().collect(), retired: vec![] };
+        let (root, _) = RootActor::spawn(None, RootActor, args.clone()).await.unwrap();
+        Self { flow, launcher, args, root }
+    }
+
+    async fn enqueue(&self, count: usize) -> Vec<JobId> {
+        let job = NewJob {
+            flow: self.flow.clone(),
+            identifier: "a".to_owned(),
+            payload: None,
+            priority: 0,
+            due: Due::After(Duration::ZERO),
+            maximum_attempts: None,
+            unique_key: None,
+        };
+        let jobs = self.args.shared.store.enqueue(&vec![job; count]).await.unwrap();
+        self.wake();
+        jobs.into_iter().map(|job| job.id).collect()
+    }
+
+    fn wake(&self) {
+        self.root.cast(RootMessage::Wake).ok();
+    }
+
+    async fn status(&self, job: JobId) -> JobStatus {
+        self.args.shared.store.job(job).await.unwrap().unwrap().status
+    }
+
+    async fn all_completed(&self, jobs: &[JobId]) -> bool {
+        for job in jobs {
+            if self.status(*job).await != JobStatus::Completed {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn changes(&self, job: JobId) -> Vec<String> {
+        self.args.shared.store.events(job).await.unwrap().into_iter().map(|event| event.to_status).collect()
+    }
+
+    /// The living actor of a role.
+    fn actor(&self, role: Role) -> Option<ActorCell> {
+        let find = |parent: &ActorCell, is: fn(&ActorCell) -> bool| parent.get_children().into_iter().find(is);
+        let root = self.root.get_cell();
+        let flow = || find(&root, |cell| cell.is_message_type_of::<FlowMessage>() == Some(true));
+        match role {
+            Role::Root => Some(root),
+            Role::Status => find(&root, |cell| cell.is_message_type_of::<StatusMessage>() == Some(true)),
+            Role::Recovery => find(&root, |cell| cell.is_message_type_of::<RecoveryMessage>() == Some(true)),
+            Role::Flow => flow(),
+            Role::Scheduler => ractor::registry::where_is(self.flow.master_task_queue()),
+            Role::Dispatcher => ractor::registry::where_is(self.flow.task_queue()),
+            Role::JobSupervisor => find(&flow()?, |cell| cell.is_message_type_of::<JobSupervisorMessage>() == Some(true)),
+            Role::Job => self.actor(Role::JobSupervisor)?.get_children().into_iter().next(),
+            Role::Heartbeat => self.actor(Role::Job)?.get_children().into_iter().next(),
+        }
+    }
+
+    fn fail(&self, role: Role, death: Death) {
+        let Some(actor) = self.actor(role) else { return };
+        if death == Death::Kill {
+            actor.kill();
+            return;
+        }
+        let told = match role {
+            Role::Root => actor.send_message(RootMessage::Panic).is_ok(),
+            Role::Status => actor.send_message(StatusMessage::Panic).is_ok(),
+            Role::Recovery => actor.send_message(RecoveryMessage::Panic).is_ok(),
+            Role::Flow => actor.send_message(FlowMessage::Panic).is_ok(),
+            Role::Scheduler => actor.send_message(SchedulerMessage::Panic).is_ok(),
+            Role::Dispatcher => actor.send_message(DispatcherMessage::Panic).is_ok(),
+            Role::JobSupervisor => actor.send_message(JobSupervisorMessage::Panic).is_ok(),
+            Role::Job => actor.send_message(JobMessage::Panic).is_ok(),
+            Role::Heartbeat => actor.send_message(HeartbeatMessage::Panic).is_ok(),
+        };
+        assert!(told, "the {role:?} was not there to be told");
+    }
+
+    /// Waits until a role has a living actor other than `old`.
+    async fn replaced(&mut self, role: Role, old: &ActorCell) {
+        if role == Role::Root {
+            let stopped = old.wait(Some(PATIENCE)).await;
+            assert!(stopped.is_ok(), "the root did not end");
+            // What app does at the next start of the service.
+            self.root = RootActor::spawn(None, RootActor, self.args.clone()).await.unwrap().0;
+            return;
+        }
+        eventually(&format!("a new {role:?}"), async || {
+            self.actor(role).is_some_and(|new| new.get_id() != old.get_id())
+        })
+        .await;
+    }
+
+    /// Waits until the dispatcher has looked for work once more, and everything that came of it is written.
+    async fn dispatched_again(&self) {
+        for _ in 0..2 {
+            eventually("a dispatcher that has claimed", async || {
+                let claims = || self.args.shared.metrics.store_batches();
+                let before = claims();
+                self.wake();
+                let looked = Instant::now();
+                while claims() == before && looked.elapsed() < Duration::from_secs(1) {
+                    tokio::task::yield_now().await;
+                }
+                claims() != before
+            })
+            .await;
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.root.kill();
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Death {
+    Panic,
+    Kill,
+}
+
+/// Waits for a fact.
+async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !fact().await {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A role dies while the first of three jobs of a sequential flow runs.
+async fn a_sequential_flow_survives(role: Role, death: Death) {
+    let mut world = World::new(1).await;
+    let jobs = world.enqueue(3).await;
+    eventually("the first command", async || world.launcher.live() == [jobs[0]]).await;
+    eventually("PROGRESS", async || world.status(jobs[0]).await == JobStatus::Progress).await;
+    eventually("the actor", async || world.actor(role).is_some()).await;
+
+    let old = world.actor(role).unwrap();
+    world.fail(role, death);
+    world.replaced(role, &old).await;
+    world.dispatched_again().await;
+    assert_eq!(world.launcher.live(), [jobs[0]], "the second must wait for the first");
+
+    for job in &jobs {
+        eventually("the next command", async || world.launcher.live() == [*job]).await;
+        world.launcher.end(*job, CommandEnd::Exited(0), EndCause::Itself);
+        eventually("COMPLETED", async || world.status(*job).await == JobStatus::Completed).await;
+        assert_eq!(world.changes(*job).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
+    }
+    let commands = world.launcher.0.lock().unwrap();
+    assert!(jobs.iter().all(|job| commands.launched[job] == 1), "{:?}", commands.launched);
+    assert_eq!(commands.most_at_once, 1);
+}
+
+macro_rules! each_role_dies {
+    ($($name:ident: $role:ident;)*) => {
+        $(mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn by_a_panic() {
+                a_sequential_flow_survives(Role::$role, Death::Panic).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn by_a_kill() {
+                a_sequential_flow_survives(Role::$role, Death::Kill).await;
+            }
+        })*
+    };
+}
+
+each_role_dies! {
+    nothing_is_lost_when_the_root_dies: Root;
+    nothing_is_lost_when_the_status_actor_dies: Status;
+    nothing_is_lost_when_recovery_dies: Recovery;
+    nothing_is_lost_when_the_flow_dies: Flow;
+    nothing_is_lost_when_the_scheduler_dies: Scheduler;
+    nothing_is_lost_when_the_dispatcher_dies: Dispatcher;
+    nothing_is_lost_when_the_job_supervisor_dies: JobSupervisor;
+    nothing_is_lost_when_the_job_actor_dies: Job;
+    nothing_is_lost_when_the_heartbeat_actor_dies: Heartbeat;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_successor_takes_the_same_command_over() {
+    let mut world = World::new(1).await;
+    let jobs = world.enqueue(1).await;
+    eventually("PROGRESS", async || world.status(jobs[0]).await == JobStatus::Progress).await;
+    let old = world.actor(Role::Job).unwrap();
+    world.fail(Role::Job, Death::Kill);
+    world.replaced(Role::Job, &old).await;
+    eventually("an inspection", async || world.launcher.0.lock().unwrap().inspected == 1).await;
+    world.launcher.end(jobs[0], CommandEnd::Exited(7), EndCause::Itself);
+    eventually("ERROR", async || world.status(jobs[0]).await == JobStatus::Error).await;
+    let row = world.args.shared.store.job(jobs[0]).await.unwrap().unwrap();
+    assert_eq!(row.exit_code, Some(7));
+    let text = world.args.shared.metrics.encode().unwrap();
+    assert!(text.contains(&format!(r#"callsheet_recovered_runs_total{{type="{}",verdict="reattached"}} 1"#, world.flow)));
+}
+
+/// The StatusActor dies again and again while eight commands at a time start and end.
+async fn no_write_is_lost_while_the_status_actor_keeps_dying(death: Death) {
+    let world = World::new(8).await;
+    let jobs = world.enqueue(40).await;
+    let mut deaths = 0;
+    let started = Instant::now();
+    while !world.all_completed(&jobs).await {
+        assert!(started.elapsed() < PATIENCE, "the jobs did not all complete");
+        for job in world.launcher.live() {
+            world.launcher.end(job, CommandEnd::Exited(0), EndCause::Itself);
+        }
+        // Within what the root allows before it gives up, and often enough to hit writes in every state.
+        if deaths < 8 && world.actor(Role::Status).is_some() {
+            world.fail(Role::Status, death);
+            deaths += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(deaths > 3, "it died only {deaths} times");
+    for job in &jobs {
+        assert_eq!(world.changes(*job).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
+    }
+    let commands = world.launcher.0.lock().unwrap();
+    assert!(jobs.iter().all(|job| commands.launched[job] == 1), "{:?}", commands.launched);
+    assert!(commands.most_at_once <= 8, "{} at once", commands.most_at_once);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_write_is_lost_while_the_status_actor_keeps_panicking() {
+    no_write_is_lost_while_the_status_actor_keeps_dying(Death::Panic).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_write_is_lost_while_the_status_actor_keeps_being_killed() {
+    no_write_is_lost_while_the_status_actor_keeps_dying(Death::Kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
+    let world = World::new(1).await;
+    let jobs = world.enqueue(1).await;
+    eventually("PROGRESS", async || world.status(jobs[0]).await == JobStatus::Progress).await;
+    let row = world.args.shared.store.job(jobs[0]).await.unwrap().unwrap();
+    // Somebody else settles the run behind the service's back.
+    let settlement = crate::store::Settlement {
+        job: jobs[0],
+        token: row.run_token.unwrap().parse().unwrap(),
+        attempt: row.attempt,
+        worker: "somebody-else".parse().unwrap(),
+        next: crate::domain::run::Next::Final(JobStatus::Error),
+        outcome: Some(crate::domain::Outcome::Lost),
+        error: Some("settled by a test".to_owned()),
+        exit_code: None,
+        signal: None,
+        pid: None,
+        started_time: None,
+        completed_time: Timestamp::from_unix_millis(1),
+        execution_ms: None,
+        usage: None,
+        message: None,
+    };
+    world.args.shared.store.apply(&[Write::Settle(settlement)]).await.unwrap();
+    eventually("the end of its command", async || world.launcher.live().is_empty()).await;
+    eventually("the end of its actor", async || world.actor(Role::Job).is_none()).await;
+    let row = world.args.shared.store.job(jobs[0]).await.unwrap().unwrap();
+    assert_eq!((row.status, row.error.as_deref()), (JobStatus::Error, Some("settled by a test")));
+    assert_eq!(world.changes(jobs[0]).await, ["INQUEUE", "PROGRESS", "ERROR"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flow_that_keeps_failing_takes_down_only_itself() {
+    let world = World::new(1).await;
+    for _ in 0..6 {
+        eventually("the dispatcher", async || world.actor(Role::Dispatcher).is_some()).await;
+        let old = world.actor(Role::Dispatcher).unwrap();
+        world.fail(Role::Dispatcher, Death::Panic);
+        eventually("the dispatcher's end", async || {
+            world.actor(Role::Dispatcher).is_none_or(|new| new.get_id() != old.get_id())
+        })
+        .await;
+    }
+    eventually("a complaint", async || {
+        !world.args.shared.health.complaints(SystemClock.now()).is_empty()
+            || world.args.shared.metrics.encode().unwrap().contains(r#"callsheet_actor_restarts_total{actor="flow"} 1"#)
+    })
+    .await;
+    let jobs = world.enqueue(1).await;
+    eventually("the flow to come back", async || {
+        world.wake();
+        world.launcher.live() == jobs
+    })
+    .await;
+    assert!(world.actor(Role::Root).is_some() && world.actor(Role::Status).is_some());
+}
