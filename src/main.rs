@@ -6,5 +6,5 @@ fn main() -> ExitCode {
     if callsheet::process::is_zygote_invocation() {
         return callsheet::process::run_zygote();
     }
-    ExitCode::SUCCESS
+    callsheet::cli::run()
 }

@@ -2,6 +2,8 @@
 //!
 //! The address is bound early, before anything is changed, and served once the actors run.
 
+pub mod json;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -170,6 +172,7 @@ async fn method_not_allowed() -> Result<Response, Infallible> {
 
 fn problem(status: StatusCode, detail: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();
-    let body = serde_json::json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
+    let body =
+        serde_json::json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
     (status, [PROBLEM, NO_STORE], body.to_string()).into_response()
 }

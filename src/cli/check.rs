@@ -1,0 +1,270 @@
+//! `check`: everything that would stop the service or a flow, found before it does.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+use serde::Serialize;
+
+use super::Context;
+use super::failure::{Exit, Failure, ProblemJson, Result};
+use crate::config::{Complaint, Config, FlowConfig, Places, worker_id};
+use crate::domain::database_url::DatabaseUrl;
+use crate::store::{self, Store, Use};
+
+/// Check the configuration and everything that it names; start nothing
+///
+/// Looks at the file itself, each flow's program and directory, the data directory, and the database.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  callsheet check\n  callsheet --config /etc/callsheet/callsheet.toml check --json")]
+pub(super) struct Args {}
+
+#[derive(Serialize)]
+struct CheckJson {
+    ok: bool,
+    problems: Vec<ProblemJson>,
+    warnings: Vec<ProblemJson>,
+}
+
+struct Findings<'a> {
+    config: &'a Config,
+    places: &'a Places,
+    problems: Vec<Complaint>,
+    database_problems: Vec<Complaint>,
+    warnings: Vec<Complaint>,
+}
+
+pub(super) async fn run(context: &Context, _: &Args) -> Result {
+    let (config, places) = match Config::load_with_places(&context.overrides) {
+        Ok(loaded) => loaded,
+        Err(error) => return Err(invalid(context, error)?),
+    };
+    let mut findings = Findings {
+        config: &config,
+        places: &places,
+        problems: Vec::new(),
+        database_problems: Vec::new(),
+        warnings: Vec::new(),
+    };
+    if config.path.is_none() {
+        findings.warn("", "there is no configuration file, so there are no flows", "`callsheet init` writes one");
+    } else if config.flows.is_empty() {
+        findings.warn("", "the configuration has no flows, so nothing would be run", "add a [flows.TYPE] table");
+    }
+    findings.data_dir();
+    for flow in config.flows.values() {
+        findings.command(flow);
+    }
+    findings.database().await;
+    findings.report(context)
+}
+
+/// The configuration itself is wrong; as JSON that is an answer like any other.
+fn invalid(context: &Context, error: crate::config::Error) -> Result<Failure> {
+    if let (true, crate::config::Error::Invalid(complaints)) = (context.output.json, &error) {
+        let problems = complaints.0.iter().map(ProblemJson::from).collect();
+        context.output.json(&CheckJson { ok: false, problems, warnings: Vec::new() })?;
+        return Ok(Failure::said(Exit::Usage));
+    }
+    Ok(error.into())
+}
+
+impl Findings<'_> {
+    fn problem(&mut self, key: &str, message: impl Into<String>, help: impl Into<String>) {
+        self.problems.push(self.places.complaint(key, message, Some(help.into())));
+    }
+
+    fn warn(&mut self, key: &str, message: impl Into<String>, help: impl Into<String>) {
+        self.warnings.push(self.places.complaint(key, message, Some(help.into())));
+    }
+
+    fn data_dir(&mut self) {
+        let path = self.config.data_dir.clone();
+        let shown = path.display();
+        match std::fs::metadata(&path) {
+            Ok(found) if !found.is_dir() => {
+                self.problem(
+                    "data_dir",
+                    format!("{shown} is no directory"),
+                    "name a directory, or one that can be made",
+                );
+            }
+            Ok(found) => {
+                let user = rustix::process::geteuid().as_raw();
+                if found.uid() != user {
+                    let message =
+                        format!("the data directory {shown} belongs to user {}, and this is user {user}", found.uid());
+                    self.problem(
+                        "data_dir",
+                        message,
+                        format!("run as its owner, or give it to this user: chown {user} {shown}"),
+                    );
+                } else if access(&path, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+                    let help = format!("give its owner the right to write: chmod u+rwx {shown}");
+                    self.problem("data_dir", format!("the data directory {shown} can't be written to"), help);
+                } else if self.config.worker_id.is_none()
+                    && path.join("worker_id").exists()
+                    && let Err(error) = worker_id(self.config)
+                {
+                    self.problem("data_dir", error.to_string(), "the file keeps what this worker calls itself");
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let parent = path.ancestors().skip(1).find(|parent| parent.exists()).unwrap_or(Path::new("/"));
+                if !parent.is_dir() || access(parent, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+                    let message =
+                        format!("the data directory {shown} does not exist and can't be made in {}", parent.display());
+                    self.problem("data_dir", message, "make it, or give this user the right to");
+                }
+            }
+            Err(error) => {
+                self.problem(
+                    "data_dir",
+                    format!("can't look at the data directory {shown}: {error}"),
+                    "check its path",
+                );
+            }
+        }
+    }
+
+    fn command(&mut self, flow: &FlowConfig) {
+        let directory = flow.working_dir.as_ref().and_then(|template| template.as_plain()).map(Path::new);
+        if let Some(directory) = directory
+            && !directory.is_dir()
+        {
+            let key = format!("flows.{}.working_dir", flow.flow);
+            let state = if directory.exists() { "is no directory" } else { "does not exist" };
+            let message = format!("the working_dir {} of {} {state}", directory.display(), flow.flow);
+            self.problem(
+                &key,
+                message,
+                "make it, or name another one; a relative one is relative to the configuration file",
+            );
+        }
+        // With placeholders in it nobody knows the program before there is a job.
+        let Some(program) = flow.command.first().and_then(|template| template.as_plain()) else { return };
+        let own_path = flow.env.iter().find(|(name, _)| name == "PATH");
+        let path = match own_path {
+            Some((_, template)) => template.as_plain().map(Into::into),
+            None => std::env::var_os("PATH"),
+        };
+        let (key, kind) = (format!("flows.{}.command", flow.flow), flow.flow.clone());
+        match find_program(program, directory, path) {
+            Found::Executable => {}
+            Found::NotExecutable(path) => {
+                let message = format!("the program {} of {kind} can't be executed by this user", path.display());
+                self.problem(&key, message, format!("chmod +x {}", path.display()));
+            }
+            Found::Nothing if program.contains('/') => {
+                self.problem(
+                    &key,
+                    format!("the program {program:?} of {kind} does not exist"),
+                    "a relative path is relative to working_dir",
+                );
+            }
+            Found::Nothing => {
+                let help = "install it, write its whole path, or set PATH for the service";
+                self.problem(&key, format!("the program {program:?} of {kind} is not in any directory of PATH"), help);
+            }
+        }
+    }
+
+    async fn database(&mut self) {
+        let shown = self.config.database_url.to_string();
+        match self.look_into_database().await {
+            Ok(strange) => {
+                for name in strange {
+                    let name = super::output::one_line(&name);
+                    let message = format!(
+                        "there are open jobs of the type {name}, which no flow of this worker has; they are left alone"
+                    );
+                    self.warn("", message, format!("add [flows.{name}], or leave them to another worker"));
+                }
+            }
+            // It is made by the first `serve`, `migrate up` or `enqueue`.
+            Err(store::Error::NoDatabase { .. } | store::Error::NoDirectory { .. })
+                if matches!(self.config.database_url, DatabaseUrl::Sqlite(_)) => {}
+            Err(store::Error::SchemaMissing) => {
+                let message = format!("the database {shown} lacks tables of this version");
+                self.warn("database_url", message, "`callsheet serve` and `callsheet migrate up` make them");
+            }
+            Err(error) => {
+                let complaint =
+                    self.places.complaint("database_url", format!("{shown}: {}", super::failure::chain(&error)), None);
+                self.database_problems.push(complaint);
+            }
+        }
+    }
+
+    async fn look_into_database(&self) -> std::result::Result<Vec<String>, store::Error> {
+        let store = Store::connect(&self.config.database_url, Use::Tool).await?;
+        store.check_schema().await?;
+        let configured: BTreeSet<&str> = self.config.flows.keys().map(|flow| flow.as_str()).collect();
+        let states = store.flow_states().await?.into_iter();
+        let open = states.filter(|state| state.pending + state.inqueue + state.progress > 0);
+        Ok(open.map(|state| state.job_type).filter(|name| !configured.contains(name.as_str())).collect())
+    }
+
+    fn report(self, context: &Context) -> Result {
+        let exit = match (self.problems.is_empty(), self.database_problems.is_empty()) {
+            (true, true) => None,
+            (true, false) => Some(Exit::Database),
+            (false, _) => Some(Exit::Usage),
+        };
+        let output = context.output;
+        let problems: Vec<&Complaint> = self.problems.iter().chain(&self.database_problems).collect();
+        if output.json {
+            output.json(&CheckJson {
+                ok: exit.is_none(),
+                problems: problems.iter().map(|problem| ProblemJson::from(*problem)).collect(),
+                warnings: self.warnings.iter().map(ProblemJson::from).collect(),
+            })?;
+            return exit.map_or(Ok(()), |exit| Err(Failure::said(exit)));
+        }
+        for warning in &self.warnings {
+            output.note(format_args!("warning: {warning}\n"));
+        }
+        for problem in &problems {
+            output.error(format_args!("{problem}\n"));
+        }
+        match exit {
+            None => {
+                let flows = self.config.flows.len();
+                let flows = if flows == 1 { "1 flow".to_owned() } else { format!("{flows} flows") };
+                let file =
+                    self.config.path.as_ref().map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
+                Ok(output.line(format_args!("ok: {file}, {flows}, {}", self.config.database_url))?)
+            }
+            Some(exit) => {
+                let count = problems.len();
+                let count = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
+                Err(Failure::new(exit, format!("found {count}")))
+            }
+        }
+    }
+}
+
+enum Found {
+    Executable,
+    NotExecutable(PathBuf),
+    Nothing,
+}
+
+/// Looks for a program as execvp(3) does.
+fn find_program(program: &str, directory: Option<&Path>, path: Option<std::ffi::OsString>) -> Found {
+    let base = directory.unwrap_or(Path::new("."));
+    let candidates: Vec<PathBuf> = if program.contains('/') {
+        vec![base.join(program)]
+    } else {
+        std::env::split_paths(&path.unwrap_or_default()).map(|directory| base.join(directory).join(program)).collect()
+    };
+    let mut not_executable = None;
+    for candidate in candidates.into_iter().filter(|candidate| candidate.is_file()) {
+        if access(&candidate, Access::EXEC_OK).is_ok() {
+            return Found::Executable;
+        }
+        not_executable.get_or_insert(candidate);
+    }
+    not_executable.map_or(Found::Nothing, Found::NotExecutable)
+}

@@ -1,0 +1,248 @@
+//! `enqueue`: new rows, refused before anything is written where they could not be run.
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::DateTime;
+use serde_json::json;
+
+use super::failure::{Exit, Failure, Result};
+use super::{Context, is_missing_file, open_for_service, wait};
+use crate::config::{Config, FlowConfig};
+use crate::domain::database_url::DatabaseUrl;
+use crate::domain::{JobId, Timestamp};
+use crate::store::{Due, Enqueued, NewJob, Store};
+
+/// Enqueue jobs; works with the service down
+///
+/// Every identifier is checked before anything is written. Prints the ids, one a line.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  callsheet enqueue SCREEN_REPLACEMENT_GENERATION abc --wait\n  \
+    callsheet enqueue VEO_3_GENERATION --from identifiers.txt --priority 5\n  \
+    callsheet enqueue VEO_3_GENERATION abc --delay 10min --payload '{\"seed\": 7}'")]
+pub(super) struct Args {
+    /// The job type: a flow of the configuration
+    #[arg(value_name = "TYPE")]
+    flow: String,
+    /// What each job is about; fills {identifier} in the flow's command
+    #[arg(value_name = "IDENTIFIER", required_unless_present = "from")]
+    identifiers: Vec<String>,
+    /// Read more identifiers from a file, one a line; - is standard input
+    #[arg(long, value_name = "FILE|-")]
+    from: Option<PathBuf>,
+    /// Higher goes first
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
+    /// Not before this has passed, such as 10min
+    #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "run_at")]
+    delay: Option<Duration>,
+    /// Not before this time, such as 2026-11-23T10:00:00Z
+    #[arg(long, value_name = "RFC3339", value_parser = time)]
+    run_at: Option<Timestamp>,
+    /// While an open job of this type has this key, none is added and its id is printed
+    #[arg(long, value_name = "K", value_parser = key)]
+    unique_key: Option<String>,
+    /// JSON that the command finds in the file that CALLSHEET_PAYLOAD names
+    #[arg(long, value_name = "JSON", value_parser = payload)]
+    payload: Option<String>,
+    /// How often a job may be tried [default: the flow's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
+    maximum_attempts: Option<u32>,
+    /// Wait until the jobs have ended; exits with 0 where all are COMPLETED, else with 1
+    #[arg(long)]
+    wait: bool,
+}
+
+fn delay(text: &str) -> std::result::Result<Duration, String> {
+    const TEN_YEARS: Duration = Duration::from_secs(3652 * 86_400);
+    let delay = humantime::parse_duration(text).map_err(|error| format!("{error}; write 30s, 10min or 2d"))?;
+    if delay > TEN_YEARS { Err("a delay is at most ten years".to_owned()) } else { Ok(delay) }
+}
+
+fn time(text: &str) -> std::result::Result<Timestamp, String> {
+    DateTime::parse_from_rfc3339(text)
+        .map(|time| Timestamp::from_unix_millis(time.timestamp_millis()))
+        .map_err(|error| format!("{error}; write 2026-11-23T10:00:00Z, or +01:00 for Z"))
+}
+
+fn key(text: &str) -> std::result::Result<String, String> {
+    match text.len() {
+        0 => Err("a key is not empty".to_owned()),
+        1..=255 => Ok(text.to_owned()),
+        _ => Err("a key is at most 255 bytes long".to_owned()),
+    }
+}
+
+fn payload(text: &str) -> std::result::Result<String, String> {
+    serde_json::from_str::<serde_json::Value>(text).map_err(|error| format!("this is no JSON: {error}"))?;
+    Ok(text.to_owned())
+}
+
+pub(super) async fn run(context: &Context, args: &Args) -> Result {
+    let config = context.config()?;
+    let flow = find_flow(&config, &args.flow)?;
+    let identifiers = identifiers(args, &flow)?;
+    if args.unique_key.is_some() && identifiers.len() > 1 {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("--unique-key is for one job, and here are {} identifiers", identifiers.len()),
+        )
+        .help("enqueue them one by one, each with its own key"));
+    }
+    let due = match (args.delay, args.run_at) {
+        (_, Some(time)) => Due::At(time),
+        (delay, None) => Due::After(delay.unwrap_or_default()),
+    };
+    let jobs: Vec<NewJob> = identifiers
+        .into_iter()
+        .map(|identifier| NewJob {
+            flow: flow.flow.clone(),
+            identifier,
+            payload: args.payload.clone(),
+            priority: args.priority,
+            due,
+            maximum_attempts: args.maximum_attempts,
+            unique_key: args.unique_key.clone(),
+        })
+        .collect();
+    let store = store(context, &config).await?;
+    let enqueued = store.enqueue(&jobs).await?;
+    let wait_prints_json = args.wait && context.output.json;
+    if !wait_prints_json {
+        print(context, &jobs, &enqueued)?;
+    }
+    if !args.wait {
+        return Ok(());
+    }
+    let ids: Vec<JobId> = enqueued.iter().map(|job| job.id).collect();
+    wait::until_ended(context, &store, &ids).await
+}
+
+/// The tables; an embedded database that nothing has used yet is made, so that the first command need not be `serve`.
+async fn store(context: &Context, config: &Config) -> Result<Store> {
+    match Store::connect(&config.database_url, crate::store::Use::Tool).await {
+        Err(error) if is_missing_file(&error) && matches!(config.database_url, DatabaseUrl::Sqlite(_)) => {
+            let store = open_for_service(config).await?;
+            store.migrate().await?;
+            Ok(store)
+        }
+        Err(error) => Err(error.into()),
+        Ok(_) => context.store(config).await,
+    }
+}
+
+fn print(context: &Context, jobs: &[NewJob], enqueued: &[Enqueued]) -> Result {
+    // At once: ten thousand ids are ten thousand writes to a terminal otherwise.
+    let mut text = String::new();
+    for (job, row) in jobs.iter().zip(enqueued) {
+        if context.output.json {
+            let json = json!({
+                "id": row.id.0, "type": job.flow.as_str(), "identifier": job.identifier, "existing": row.existing,
+            });
+            let _ = writeln!(text, "{json}");
+        } else {
+            let _ = writeln!(text, "{}", row.id);
+        }
+        if row.existing {
+            context
+                .output
+                .note(format_args!("job {} is open and has this unique key already; nothing was added", row.id));
+        }
+    }
+    Ok(context.output.raw(text.as_bytes())?)
+}
+
+fn find_flow(config: &Config, name: &str) -> Result<Arc<FlowConfig>> {
+    let found = config.flows.iter().find(|(flow, _)| flow.as_str() == name);
+    if let Some((_, flow)) = found {
+        return Ok(Arc::clone(flow));
+    }
+    let Some(file) = &config.path else {
+        return Err(Failure::new(
+            Exit::Usage,
+            "no configuration file, so no flow is known and no identifier can be checked",
+        )
+        .help("run `callsheet init` to write a callsheet.toml, or name one with --config PATH"));
+    };
+    let known: Vec<&str> = config.flows.keys().map(|flow| flow.as_str()).collect();
+    let help = match known.iter().find(|known| known.eq_ignore_ascii_case(name)) {
+        Some(near) => format!("did you mean {near}? Upper and lower case count"),
+        None if known.is_empty() => format!("{} has no flows; add a [flows.TYPE] table", file.display()),
+        None => format!("the flows of {} are: {}", file.display(), known.join(", ")),
+    };
+    Err(Failure::new(Exit::Usage, format!("no flow has the type {name:?}; nothing was enqueued")).help(help))
+}
+
+/// All identifiers, of the arguments and of `--from`, each fit for the flow.
+fn identifiers(args: &Args, flow: &FlowConfig) -> Result<Vec<String>> {
+    let mut refused = Vec::new();
+    let mut identifiers = Vec::new();
+    for (index, identifier) in args.identifiers.iter().enumerate() {
+        match flow.identifier_pattern.check(identifier) {
+            Ok(()) => identifiers.push(identifier.clone()),
+            Err(refusal) => refused.push(format!("argument {}: {refusal}", index + 1)),
+        }
+    }
+    if let Some(from) = &args.from {
+        let (name, bytes) = read(from)?;
+        for (number, line) in lines(&bytes) {
+            match std::str::from_utf8(line) {
+                Err(_) => refused.push(format!("{name}:{number}: this line is not UTF-8 text")),
+                Ok(line) => match flow.identifier_pattern.check(line) {
+                    Ok(()) => identifiers.push(line.to_owned()),
+                    Err(refusal) => refused.push(format!("{name}:{number}: {refusal}")),
+                },
+            }
+        }
+        if identifiers.is_empty() && refused.is_empty() {
+            return Err(Failure::new(Exit::Usage, format!("{name} holds no identifier; nothing was enqueued")));
+        }
+    }
+    if refused.is_empty() {
+        return Ok(identifiers);
+    }
+    let count = refused.len();
+    let what = if count == 1 { "1 identifier is".to_owned() } else { format!("{count} identifiers are") };
+    let mut message = format!("{what} refused; nothing was enqueued");
+    for refusal in &refused {
+        let _ = write!(message, "\n  {refusal}");
+    }
+    Err(Failure::new(Exit::Usage, message))
+}
+
+/// The lines that are not empty, with their numbers, without their ends (LF or CR LF) and without a byte order mark.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let lines = bytes.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    lines.enumerate().map(|(index, line)| (index + 1, line)).filter(|(_, line)| !line.is_empty())
+}
+
+fn read(from: &Path) -> Result<(String, Vec<u8>)> {
+    let is_stdin = from == Path::new("-");
+    let name = if is_stdin { "standard input".to_owned() } else { from.display().to_string() };
+    let mut bytes = Vec::new();
+    let read = if is_stdin {
+        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| ())
+    } else {
+        std::fs::read(from).map(|read| bytes = read)
+    };
+    match read {
+        Ok(()) => Ok((name, bytes)),
+        Err(error) => Err(Failure::new(Exit::Usage, format!("can't read {name}: {error}; nothing was enqueued"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_keep_their_numbers() {
+        let read: Vec<(usize, &[u8])> = lines(b"\xef\xbb\xbfa\r\n\n\r\nb c\nlast").collect();
+        assert_eq!(read, [(1, &b"a"[..]), (4, b"b c"), (5, b"last")]);
+        assert_eq!(lines(b"").count(), 0);
+    }
+}

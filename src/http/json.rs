@@ -1,0 +1,234 @@
+//! Rows as JSON, for the API and for `--json`: keys are the column names, times RFC 3339 in UTC to the millisecond.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::domain::Timestamp;
+use crate::store::{EventRow, JobRow, Page, RunRow};
+
+/// A row of `jobs`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobJson {
+    /// `id`
+    pub id: i64,
+    /// `type`
+    #[serde(rename = "type")]
+    pub job_type: String,
+    /// `identifier`
+    pub identifier: String,
+    /// `payload`: the JSON that was written, or a text where what was written is no JSON.
+    pub payload: Option<Value>,
+    /// `status`
+    pub status: &'static str,
+    /// `priority`
+    pub priority: i64,
+    /// `run_at`
+    pub run_at: String,
+    /// `attempt`
+    pub attempt: u32,
+    /// `maximum_attempts`
+    pub maximum_attempts: Option<u32>,
+    /// `unique_key`
+    pub unique_key: Option<String>,
+    /// `worker_id`
+    pub worker_id: Option<String>,
+    /// `run_token`
+    pub run_token: Option<String>,
+    /// `cancel_requested_time`
+    pub cancel_requested_time: Option<String>,
+    /// `progress`
+    pub progress: Option<u8>,
+    /// `status_message`
+    pub status_message: Option<String>,
+    /// `error`
+    pub error: Option<String>,
+    /// `exit_code`
+    pub exit_code: Option<i64>,
+    /// `created_time`
+    pub created_time: String,
+    /// `queued_time`
+    pub queued_time: Option<String>,
+    /// `started_time`
+    pub started_time: Option<String>,
+    /// `heartbeat_time`
+    pub heartbeat_time: Option<String>,
+    /// `completed_time`
+    pub completed_time: Option<String>,
+    /// `execution_ms`
+    pub execution_ms: Option<i64>,
+}
+
+/// A row of `runs`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RunJson {
+    /// `id`
+    pub id: i64,
+    /// `job_id`
+    pub job_id: i64,
+    /// `attempt`
+    pub attempt: u32,
+    /// `run_token`
+    pub run_token: String,
+    /// `worker_id`
+    pub worker_id: Option<String>,
+    /// `pid`
+    pub pid: Option<i64>,
+    /// `started_time`
+    pub started_time: Option<String>,
+    /// `completed_time`
+    pub completed_time: Option<String>,
+    /// `outcome`
+    pub outcome: Option<String>,
+    /// `exit_code`
+    pub exit_code: Option<i64>,
+    /// `signal`
+    pub signal: Option<i64>,
+    /// `error`
+    pub error: Option<String>,
+    /// `user_cpu_ms`
+    pub user_cpu_ms: Option<i64>,
+    /// `system_cpu_ms`
+    pub system_cpu_ms: Option<i64>,
+    /// `max_rss_bytes`
+    pub max_rss_bytes: Option<i64>,
+}
+
+/// A row of `job_events`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EventJson {
+    /// `id`
+    pub id: i64,
+    /// `job_id`
+    pub job_id: i64,
+    /// `attempt`
+    pub attempt: u32,
+    /// `from_status`
+    pub from_status: Option<String>,
+    /// `to_status`
+    pub to_status: String,
+    /// `time`
+    pub time: String,
+    /// `worker_id`
+    pub worker_id: Option<String>,
+    /// `message`
+    pub message: Option<String>,
+}
+
+/// A job with every run and every event.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobDetailJson {
+    /// The job.
+    #[serde(flatten)]
+    pub job: JobJson,
+    /// Its runs, oldest first.
+    pub runs: Vec<RunJson>,
+    /// Its events, oldest first.
+    pub events: Vec<EventJson>,
+}
+
+/// A page of jobs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobsJson {
+    /// The jobs, newest first.
+    pub jobs: Vec<JobJson>,
+    /// What to give as `cursor` for the next page; `None` where this is the last.
+    pub next_cursor: Option<String>,
+}
+
+/// The time as RFC 3339 in UTC to the millisecond, such as `2026-11-23T10:00:00.000Z`; the end of the calendar for what
+/// lies beyond it.
+#[must_use]
+pub fn rfc3339(time: Timestamp) -> String {
+    let end = if time.unix_millis() < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
+    DateTime::from_timestamp_millis(time.unix_millis()).unwrap_or(end).to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+impl From<&JobRow> for JobJson {
+    fn from(row: &JobRow) -> Self {
+        let as_json = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()));
+        Self {
+            id: row.id.0,
+            job_type: row.job_type.clone(),
+            identifier: row.identifier.clone(),
+            payload: row.payload.as_ref().map(as_json),
+            status: row.status.as_str(),
+            priority: row.priority,
+            run_at: rfc3339(row.run_at),
+            attempt: row.attempt.0,
+            maximum_attempts: row.maximum_attempts,
+            unique_key: row.unique_key.clone(),
+            worker_id: row.worker_id.clone(),
+            run_token: row.run_token.clone(),
+            cancel_requested_time: row.cancel_requested_time.map(rfc3339),
+            progress: row.progress,
+            status_message: row.status_message.clone(),
+            error: row.error.clone(),
+            exit_code: row.exit_code,
+            created_time: rfc3339(row.created_time),
+            queued_time: row.queued_time.map(rfc3339),
+            started_time: row.started_time.map(rfc3339),
+            heartbeat_time: row.heartbeat_time.map(rfc3339),
+            completed_time: row.completed_time.map(rfc3339),
+            execution_ms: row.execution_ms,
+        }
+    }
+}
+
+impl From<&RunRow> for RunJson {
+    fn from(row: &RunRow) -> Self {
+        Self {
+            id: row.id,
+            job_id: row.job_id.0,
+            attempt: row.attempt.0,
+            run_token: row.run_token.clone(),
+            worker_id: row.worker_id.clone(),
+            pid: row.pid,
+            started_time: row.started_time.map(rfc3339),
+            completed_time: row.completed_time.map(rfc3339),
+            outcome: row.outcome.clone(),
+            exit_code: row.exit_code,
+            signal: row.signal,
+            error: row.error.clone(),
+            user_cpu_ms: row.user_cpu_ms,
+            system_cpu_ms: row.system_cpu_ms,
+            max_rss_bytes: row.max_rss_bytes,
+        }
+    }
+}
+
+impl From<&EventRow> for EventJson {
+    fn from(row: &EventRow) -> Self {
+        Self {
+            id: row.id,
+            job_id: row.job_id.0,
+            attempt: row.attempt.0,
+            from_status: row.from_status.clone(),
+            to_status: row.to_status.clone(),
+            time: rfc3339(row.time),
+            worker_id: row.worker_id.clone(),
+            message: row.message.clone(),
+        }
+    }
+}
+
+impl From<&Page<JobRow>> for JobsJson {
+    fn from(page: &Page<JobRow>) -> Self {
+        Self {
+            jobs: page.rows.iter().map(JobJson::from).collect(),
+            next_cursor: page.next_cursor.map(|cursor| cursor.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339_to_the_millisecond() {
+        assert_eq!(rfc3339(Timestamp::from_unix_millis(1_795_428_000_007)), "2026-11-23T10:00:00.007Z");
+        assert_eq!(rfc3339(Timestamp::from_unix_millis(0)), "1970-01-01T00:00:00.000Z");
+        assert!(rfc3339(Timestamp::from_unix_millis(i64::MAX)).starts_with("+262142-"));
+    }
+}
