@@ -57,7 +57,7 @@ pub(super) struct Args {
 }
 
 fn delay(text: &str) -> std::result::Result<Duration, String> {
-    const TEN_YEARS: Duration = Duration::from_secs(3652 * 86_400);
+    const TEN_YEARS: Duration = Duration::from_secs(10 * 31_557_600);
     let delay = humantime::parse_duration(text).map_err(|error| format!("{error}; write 30s, 10min or 2d"))?;
     if delay > TEN_YEARS { Err("a delay is at most ten years".to_owned()) } else { Ok(delay) }
 }

@@ -1,6 +1,8 @@
 //! What is taken, what is refused, and where the complaint points.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+
+use proptest::prelude::*;
 
 use super::*;
 
@@ -8,25 +10,443 @@ fn parse(text: &str) -> Result<Config, Error> {
     Config::parse(text, Path::new("/etc/callsheet/callsheet.toml"))
 }
 
+fn invalid(text: &str) -> Complaints {
+    match parse(text) {
+        Err(Error::Invalid(complaints)) => complaints,
+        other => panic!("{other:?} from {text}"),
+    }
+}
+
 /// The complaints as `line:column: message`.
 fn complaints(text: &str) -> Vec<String> {
-    match parse(text) {
-        Ok(_) => Vec::new(),
-        Err(Error::Invalid(complaints)) => {
-            let shown = |c: &Complaint| {
-                let place = c.place.as_ref().unwrap();
-                format!("{}:{}: {}", place.line, place.column, c.message)
-            };
-            complaints.0.iter().map(shown).collect()
-        }
-        Err(other) => panic!("{other}"),
+    let shown = |complaint: &Complaint| {
+        let place = complaint.place.as_ref().unwrap();
+        format!("{}:{}: {}", place.line, place.column, complaint.message)
+    };
+    invalid(text).0.iter().map(shown).collect()
+}
+
+/// The complaints about a flow that has this line in it, which is the third one of the file.
+fn about_line(line: &str) -> Vec<String> {
+    complaints(&format!("[flows.X]\ncommand = [\"true\"]\n{line}\n"))
+}
+
+fn flow(line: &str) -> FlowConfig {
+    let config = parse(&format!("[flows.X]\ncommand = [\"true\"]\n{line}\n")).unwrap();
+    let flow = config.flows.values().next().unwrap();
+    FlowConfig::clone(flow)
+}
+
+/// CONTRACT §2, without what is not supported yet.
+const CONTRACT: &str = r#"
+data_dir = "callsheet-data"
+database_url = "sqlite://callsheet-data/callsheet.db"
+worker_id = "node-a"
+
+[service]
+on_stop = "leave"
+stop_deadline = "30s"
+
+[http]
+listen = "127.0.0.1:8440"
+
+[flows.SCREEN_REPLACEMENT_GENERATION]
+command = ["poetry", "run", "invoke", "generate-screen-replacement", "--id", "{identifier}", "--jobId", "{job_id}"]
+working_dir = "/srv/pipeline"
+env = { PYTHONUNBUFFERED = "1" }
+schedule = "*/1 * * * *"
+timezone = "UTC"
+concurrency = 1
+worker_concurrency = 1
+start_to_close_timeout = "2d"
+schedule_to_close_timeout = "2d"
+heartbeat_timeout = "20s"
+watchdog = false
+silence_timeout = "off"
+kill_grace = "10s"
+identifier_pattern = '^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,254}$'
+
+[flows.SCREEN_REPLACEMENT_GENERATION.retry]
+maximum_attempts = 1
+initial_interval = "1s"
+backoff_coefficient = 2.0
+maximum_interval = "100s"
+non_retryable_exit_codes = []
+
+[flows.SCREEN_REPLACEMENT_GENERATION.limits]
+output = "64MiB"
+
+[flows.VEO_3_GENERATION]
+command = ["poetry", "run", "invoke", "generate-veo-3", "--id", "{identifier}", "--jobId", "{job_id}"]
+concurrency = 8
+"#;
+
+#[test]
+fn the_contracts_example_is_taken_and_its_values_are_the_defaults() {
+    let config = parse(CONTRACT).unwrap();
+    assert_eq!(config.worker_id, Some("node-a".parse().unwrap()));
+    let [screen, veo] = config.flows.values().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(screen.command.len(), 8);
+    let with_defaults = FlowConfig {
+        flow: screen.flow.clone(),
+        command: screen.command.clone(),
+        working_dir: screen.working_dir.clone(),
+        env: screen.env.clone(),
+        ..flow("")
+    };
+    assert_eq!(**screen, with_defaults);
+    assert_eq!((veo.concurrency.get(), veo.worker_concurrency.get()), (8, 8));
+    assert_eq!(config.service, ServiceConfig::default());
+    assert_eq!(config.http, HttpConfig::default());
+}
+
+#[test]
+fn the_template_is_valid_and_so_is_all_that_it_comments_out() {
+    let config = parse(TEMPLATE).unwrap();
+    assert_eq!(config.data_dir, Path::new("/etc/callsheet/callsheet-data"));
+    assert_eq!(config.database_url.to_string(), "sqlite:///etc/callsheet/callsheet-data/callsheet.db");
+    let is_key = |line: &str| {
+        let first = line.split(' ').next().unwrap_or_default();
+        line.contains(" = ") && first.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    };
+    let commented_in: Vec<&str> =
+        TEMPLATE.lines().map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line)).collect();
+    let all = parse(&commented_in.join("\n")).unwrap();
+    assert_eq!(all.worker_id, Some("node-a".parse().unwrap()));
+    let (own, written) = (config.flows.values().next().unwrap(), all.flows.values().next().unwrap());
+    assert_eq!(
+        FlowConfig { env: Vec::new(), working_dir: own.working_dir.clone(), ..FlowConfig::clone(written) },
+        **own
+    );
+}
+
+#[test]
+fn relative_paths_are_relative_to_the_file() {
+    let config = parse("data_dir = \"data\"\ndatabase_url = \"sqlite://x/y.db\"").unwrap();
+    assert_eq!(config.data_dir, Path::new("/etc/callsheet/data"));
+    assert_eq!(config.database_url.to_string(), "sqlite:///etc/callsheet/x/y.db");
+    let shown = |line| flow(line).working_dir.unwrap().to_string();
+    assert_eq!(shown(""), "/etc/callsheet");
+    assert_eq!(shown("working_dir = \"jobs/{identifier}\""), "/etc/callsheet/jobs/{identifier}");
+    assert_eq!(shown("working_dir = \"/srv\""), "/srv");
+    assert_eq!(shown("working_dir = \"{run_dir}\""), "{run_dir}");
+}
+
+#[test]
+fn everything_wrong_is_said_at_once_in_the_order_of_the_file() {
+    let text = "\
+data_dri = \"x\"
+worker_id = \"a b\"
+[service]
+on_stop = \"stay\"
+[http]
+listen = \"0.0.0.0:80\"
+[flows.X]
+command = [\"\", \"{id}\"]
+concurrency = 0
+kill_grace = 10
+[flows.x]
+schedule = \"* * * *\"
+";
+    assert_eq!(
+        complaints(text),
+        [
+            "1:1: unknown key `data_dri` in the file",
+            "2:13: \"a b\" is no worker id",
+            "4:11: `on_stop` can't be \"stay\"",
+            "6:10: `listen` = \"0.0.0.0:80\" can be reached by other machines, and there are no tokens",
+            "8:12: the program, the first text of `command`, is empty",
+            "8:17: unknown placeholder {id}; there are {identifier}, {job_id}, {type}, {attempt}, {run_token}, \
+             {worker_id} and {run_dir} (write {{ and }} for plain braces)",
+            "9:15: `concurrency` must be 1 to 10000, not 0",
+            "10:14: `kill_grace` must be a text in quotes, not an integer",
+            "11:8: the flow x has no `command`",
+            "11:8: the job types X and x would both use the task queue name \"x\"",
+            "12:12: \"* * * *\" is no cron line of five fields (minute, hour, day of month, month, day of week): \
+             Invalid pattern: Pattern must have 5 fields when seconds are disallowed.",
+        ]
+    );
+}
+
+#[test]
+fn a_complaint_is_shown_with_its_line_and_what_to_do() {
+    insta::assert_snapshot!(invalid("[flows.X]\n\tcommand = [\"true\"]\ntiemzone = \"UTC\"\nconcurrency = -1\nmaximum_attempts = 2"), @r#"
+    callsheet.toml:3:1: unknown key `tiemzone` in [flows.X]
+      |
+    3 | tiemzone = "UTC"
+      | ^^^^^^^^
+      = did you mean `timezone`?
+
+    callsheet.toml:4:15: `concurrency` must be 1 to 10000, not -1
+      |
+    4 | concurrency = -1
+      |               ^^
+
+    callsheet.toml:5:1: unknown key `maximum_attempts` in [flows.X]
+      |
+    5 | maximum_attempts = 2
+      | ^^^^^^^^^^^^^^^^
+      = `maximum_attempts` belongs in [flows.TYPE.retry] or [defaults.retry]
+    "#);
+}
+
+#[test]
+fn syntax_errors_have_a_place_and_hide_no_other_complaint() {
+    assert_eq!(
+        complaints("worker_id = \"a b\"\ndata_dir = \n[service]\non_stop = 3\n"),
+        [
+            "1:13: \"a b\" is no worker id",
+            "2:12: string values must be quoted, expected literal string",
+            "4:11: `on_stop` must be a text in quotes, not an integer",
+        ]
+    );
+    assert_eq!(complaints("worker_id = \"a\"\nworker_id = \"b\"\n"), ["2:1: duplicate key"]);
+}
+
+#[test]
+fn columns_count_characters() {
+    assert_eq!(complaints("worker_id = \"ä\"; x"), ["1:16: unexpected key or value, expected newline, `#`"]);
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused_at_their_place() {
+    for (line, complaint) in [
+        ("concurrency = 10001", "3:15: `concurrency` must be 1 to 10000, not 10001"),
+        ("worker_concurrency = 2", "3:22: `worker_concurrency` is 2, more than the 1 of `concurrency`"),
+        ("start_to_close_timeout = \"0s\"", "3:26: `start_to_close_timeout` must be at least 1s"),
+        (
+            "start_to_close_timeout = \"2 fortnights\"",
+            "3:26: `start_to_close_timeout` = \"2 fortnights\" is no duration: unknown time unit \"fortnights\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)",
+        ),
+        ("schedule_to_close_timeout = \"100years\"", "3:29: `schedule_to_close_timeout` must be at most 10years"),
+        ("heartbeat_timeout = \"900ms\"", "3:21: `heartbeat_timeout` must be at least 1s"),
+        ("kill_grace = \"2d\"", "3:14: `kill_grace` must be at most 1day"),
+        ("timezone = \"Mars\"", "3:12: \"Mars\" is no time zone of the IANA database, such as UTC or Europe/Berlin"),
+        ("schedule = \"0 0 31 2 *\"", "3:12: \"0 0 31 2 *\" never comes due"),
+        ("identifier_pattern = '['", "3:22: `identifier_pattern` is no regular expression: unclosed character class"),
+        ("working_dir = \"~/x\"", "3:15: `working_dir` starts with ~, which only a shell expands"),
+        ("env = { \"A=B\" = \"1\" }", "3:9: \"A=B\" can't be the name of an environment variable"),
+        ("env = { A = 1 }", "3:13: `A` must be a text in quotes, not an integer"),
+        (
+            "env = { CALLSHEET_JOB_ID = \"1\" }",
+            "3:9: CALLSHEET_JOB_ID is set by Callsheet itself and can't be given another value",
+        ),
+        (
+            "env = { NOTIFY_SOCKET = \"1\" }",
+            "3:9: NOTIFY_SOCKET is set by Callsheet itself and can't be given another value",
+        ),
+        ("retry.maximum_attempts = 0", "3:26: `maximum_attempts` must be 1 to 4294967295, not 0"),
+        ("retry.backoff_coefficient = 0.5", "3:29: backoff_coefficient must be a number of at least 1"),
+        (
+            "retry = { initial_interval = \"2h\", maximum_interval = \"1h\" }",
+            "3:30: initial_interval must not be longer than maximum_interval",
+        ),
+        ("retry.non_retryable_exit_codes = [2, 256]", "3:38: 256: an exit code is a number from 1 to 255"),
+        ("limits.output = \"1kB\"", "3:17: `limits.output` must be at least 1KiB"),
+        ("limits.output = \"1.5GiB\"", "3:17: `limits.output` can't be \"1.5GiB\""),
+        ("limits.output = -1", "3:17: `limits.output` can't be -1"),
+        ("watchdog = true", "3:12: `watchdog = true` is not supported yet"),
+        ("silence_timeout = \"5min\"", "3:19: `silence_timeout` is not supported yet"),
+        ("silence_timeout = \"never\"", "3:19: `silence_timeout` = \"never\" is no duration: expected number at 0"),
+        ("limits.memory = \"8GiB\"", "3:17: `limits.memory` is not supported yet"),
+        ("limits.memory = \"8 gigs\"", "3:17: `limits.memory` can't be \"8 gigs\""),
+        ("limits.cpus = 2", "3:15: `limits.cpus` is not supported yet"),
+        ("limits.pids = 0", "3:15: `limits.pids` must be at least 1"),
+        ("[retention]\nlogs = \"30d\"", "4:8: `retention.logs` is not supported yet"),
+        (
+            "[retention]\nlogs = \"30\"",
+            "4:8: `logs` = \"30\" is no duration: time unit needed, for example 30sec or 30ms",
+        ),
+        ("[flows.1X]\ncommand = [\"true\"]", "3:8: \"1X\" is no job type"),
+        ("[flows.Y]\ncommand = []", "4:11: `command` is empty"),
+        ("[flows.Y]\ncommand = \"echo hi\"", "4:11: `command` must be a list of texts, not a text"),
+        (
+            "[flows.Y]\ncommand = [\"echo hi\"]",
+            "4:12: `command` is one text with spaces in it; no shell takes it apart",
+        ),
+        (
+            "[flows.MASTER_X]\ncommand = [\"true\"]",
+            "1:8: the job types MASTER_X and X would both use the task queue name \"master_x\"",
+        ),
+    ] {
+        let found = about_line(line);
+        assert!(found.iter().any(|found| found == complaint), "{line}: wanted {complaint:?}, found {found:#?}");
+    }
+    for (text, complaint) in [
+        (
+            "database_url = \"mysql://h/db\"",
+            "1:16: `database_url` can't be used: MySQL and MariaDB are not supported yet; use sqlite:// or postgres://",
+        ),
+        ("[service]\nstop_deadline = \"0s\"", "2:17: `stop_deadline` must be at least 1s"),
+        ("[http]\nlisten = \"localhost:80\"", "2:10: `listen` can't be \"localhost:80\""),
+        ("[[http.tokens]]\nname = \"ops\"\nrole = \"admin\"\ntoken_env = \"A\"", "3:8: `role` can't be \"admin\""),
+        ("flows = 3", "1:9: `flows` must be a table, not an integer"),
+    ] {
+        let found = complaints(text);
+        assert!(found.iter().any(|found| found == complaint), "{text}: {found:#?}");
     }
 }
 
 #[test]
-fn the_template_is_valid_as_it_stands() {
-    let config = parse(TEMPLATE).unwrap();
-    assert_eq!(config.flows.len(), 1);
-    assert_eq!(config.data_dir, Path::new("/etc/callsheet/callsheet-data"));
-    assert_eq!(config.database_url.to_string(), "sqlite:///etc/callsheet/callsheet-data/callsheet.db");
+fn tokens_are_validated_and_then_not_supported_yet() {
+    let text = format!(
+        "[http]\nlisten = \"0.0.0.0:80\"\n[[http.tokens]]\nname = \"ops\"\nrole = \"operator\"\ntoken_sha256 = \"{}\"",
+        "a".repeat(64)
+    );
+    assert_eq!(complaints(&text), ["3:1: `[[http.tokens]]` is not supported yet"]);
+}
+
+#[test]
+fn defaults_hold_where_a_flow_says_nothing() {
+    let text = "\
+[defaults]
+command = [\"run\", \"{type}\"]
+concurrency = 4
+env = { A = \"1\", B = \"1\" }
+retry.maximum_attempts = 3
+retry.initial_interval = \"2s\"
+[flows.X]
+env = { B = \"2\" }
+retry.initial_interval = \"5s\"
+";
+    let config = parse(text).unwrap();
+    let flow = config.flows.values().next().unwrap();
+    assert_eq!(flow.command[1].to_string(), "{type}");
+    assert_eq!(flow.concurrency.get(), 4);
+    let mut env: Vec<String> = flow.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    env.sort();
+    assert_eq!(env, ["A=1", "B=2"]);
+    assert_eq!(flow.retry, RetryPolicy::new(3, Duration::from_secs(5), 2.0, Duration::from_secs(500), vec![]).unwrap());
+}
+
+#[test]
+fn a_bad_default_is_complained_about_once_and_also_where_no_flow_uses_it() {
+    let complaint = ["2:14: `kill_grace` must be at most 1day"];
+    assert_eq!(
+        complaints("[defaults]\nkill_grace = \"2d\"\n[flows.X]\ncommand = [\"a\"]\n[flows.Y]\ncommand = [\"a\"]"),
+        complaint
+    );
+    assert_eq!(complaints("[defaults]\nkill_grace = \"2d\"\n"), complaint);
+}
+
+#[test]
+fn a_longer_run_than_two_days_is_not_cut_short_unasked() {
+    let days = |flow: FlowConfig| {
+        (flow.start_to_close_timeout.as_secs() / 3600, flow.schedule_to_close_timeout.as_secs() / 3600)
+    };
+    assert_eq!(days(flow("")), (48, 48));
+    assert_eq!(days(flow("start_to_close_timeout = \"5d\"")), (120, 120));
+    assert_eq!(days(flow("schedule_to_close_timeout = \"1h\"")), (1, 1));
+}
+
+#[test]
+fn sizes_have_units() {
+    for (text, bytes) in
+        [("\"64MiB\"", 64 << 20), ("\"2 kB\"", 2000), ("65536", 65536), ("\"1024\"", 1024), ("\"1TiB\"", 1 << 40)]
+    {
+        assert_eq!(flow(&format!("limits.output = {text}")).output_limit, bytes, "{text}");
+    }
+}
+
+#[test]
+fn no_password_is_ever_shown() {
+    const SECRET: &str = "s3cret";
+    for text in [
+        "database_url = \"mysql://ann:s3cret@db/x\"",
+        "database_url = \"postgres://ann:s3cret@db/x\ndata_dir = 3",
+        "database_url = \"postgres://ann:s3cret@db/x\" trailing",
+        "database_url = { a = \"s3cret\" }",
+        "database_url = postgres://ann:s3cret@db/x",
+        "[flows.X]\nenv = { TOKEN = \"s3cret {x}\", \"=\" = \"s3cret\" }",
+        "[flows.X.env]\nTOKEN = [\"s3cret\"]",
+    ] {
+        let shown = format!("{:?} {}", parse(text), invalid(text));
+        assert!(!shown.contains(SECRET), "{shown}");
+    }
+    let config =
+        parse("database_url = \"postgres://ann:s3cret@db/x\"\n[flows.X]\ncommand = [\"a\"]\nenv.TOKEN = \"s3cret\"")
+            .unwrap();
+    assert!(!format!("{config:?}").contains(SECRET));
+    let overrides = Overrides { database_url: Some("bad://ann:s3cret@db".to_owned()), ..Overrides::default() };
+    let error = Config::load(&overrides).unwrap_err();
+    assert!(!format!("{overrides:?} {error:?} {error}").contains(SECRET));
+}
+
+#[test]
+fn bytes_that_are_no_text_have_a_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("callsheet.toml");
+    std::fs::write(&path, b"data_dir = \"x\"\nworker_id = \"\xff\"\n").unwrap();
+    let error = Config::load(&Overrides { config: Some(path), ..Overrides::default() }).unwrap_err();
+    assert!(error.to_string().contains("callsheet.toml:2:14: this is not UTF-8 text"), "{error}");
+}
+
+#[test]
+fn the_command_line_stands_over_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("callsheet.toml");
+    std::fs::write(&path, "data_dir = \"x\"").unwrap();
+    let file = Overrides { config: Some(path.clone()), ..Overrides::default() };
+    let load = |overrides: Overrides| Config::load(&overrides).unwrap();
+    assert_eq!(load(file.clone()).data_dir, directory.path().join("x"));
+    let with_dir = load(Overrides { data_dir: Some("/other".into()), ..file.clone() });
+    assert_eq!(
+        (with_dir.data_dir.as_path(), with_dir.database_url.to_string().as_str()),
+        (Path::new("/other"), "sqlite:///other/callsheet.db")
+    );
+    let with_url = load(Overrides { database_url: Some("postgres://h/db".to_owned()), ..file });
+    assert_eq!(with_url.database_url.to_string(), "postgres://h/db");
+    let missing = Overrides { config: Some(directory.path().join("none.toml")), ..Overrides::default() };
+    assert!(matches!(Config::load(&missing), Err(Error::NotFound(_))));
+}
+
+#[test]
+fn a_worker_keeps_its_id() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: directory.path().join("data"), ..parse("").unwrap() };
+    let id = worker_id(&config).unwrap();
+    assert_eq!(worker_id(&config).unwrap(), id);
+    let file = config.data_dir.join("worker_id");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(&config.data_dir).unwrap().count(), 1, "no draft is left");
+    for garbage in [&b""[..], b"a b\n", b"\xff", &[b'a'; 4096]] {
+        std::fs::write(&file, garbage).unwrap();
+        assert!(matches!(worker_id(&config), Err(Error::WorkerIdGarbage(_))), "{garbage:?}");
+    }
+    assert_eq!(worker_id(&Config { worker_id: Some("me".parse().unwrap()), ..config }).unwrap().as_str(), "me");
+}
+
+#[test]
+fn of_many_that_start_at_once_all_get_the_same_id() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { data_dir: directory.path().to_owned(), ..parse("").unwrap() };
+    let ids = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| worker_id(&config).unwrap())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<std::collections::BTreeSet<_>>()
+    });
+    assert_eq!(ids.len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in any::<String>()) {
+        if let Err(error) = parse(&text) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_value_makes_the_reader_panic(
+        key in "(data_dir|database_url|worker_id|http.listen|service.stop_deadline|flows.X.[a-z_]{1,8}|flows.X.(command|env|schedule|kill_grace|concurrency|retry.initial_interval|retry.backoff_coefficient|limits.output|identifier_pattern|timezone))",
+        value in "(\"[^\"\\\\\u{0}-\u{1f}\u{7f}]{0,20}\"|-?[0-9]{1,20}(\\.[0-9]{1,3})?|true|inf|nan|\\[\"[a-z{}]{0,9}\"\\]|\\{ [a-z] = \"\\{\" \\}|[\u{0}-\u{ff}]{0,10})",
+    ) {
+        if let Err(error) = parse(&format!("{key} = {value}\n[flows.Y]\ncommand = [\"{{type}}\"]\n")) {
+            prop_assert!(error.to_string().contains("callsheet.toml:"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_files_end_anywhere(at in 0..CONTRACT.len()) {
+        let _ = parse(&CONTRACT[..CONTRACT.floor_char_boundary(at)]);
+    }
 }

@@ -51,7 +51,8 @@ const fn bounds(least: u64, most: u64, why: &'static str) -> Bounds {
 }
 
 const DAY: u64 = 86_400;
-const TEN_YEARS: u64 = 3652 * DAY;
+/// As humantime counts years.
+const TEN_YEARS: u64 = 10 * 31_557_600;
 const STOP_DEADLINE: Bounds = bounds(1, 30 * DAY, "a stop needs at least a second to write down what it leaves behind");
 const RUN: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to start and end");
 const HEARTBEAT: Bounds =
@@ -266,16 +267,14 @@ impl Validator<'_> {
                     continue;
                 }
             };
-            for queue in [flow.task_queue(), flow.master_task_queue()] {
-                if let Some(first) = taken.insert(queue.clone(), flow.clone()) {
-                    self.notes
-                        .add(
-                            name.span(),
-                            format!("the job types {first} and {flow} would both use the task queue name {queue:?}"),
-                        )
-                        .help("upper and lower case make no difference in it, and a scheduler's starts with master_");
-                }
+            let queues = [flow.task_queue(), flow.master_task_queue()];
+            if let Some((queue, first)) = queues.iter().find_map(|queue| Some((queue, taken.get(queue)?))) {
+                let message = format!("the job types {first} and {flow} would both use the task queue name {queue:?}");
+                self.notes
+                    .add(name.span(), message)
+                    .help("upper and lower case make no difference in it, and a scheduler's starts with master_");
             }
+            taken.extend(queues.map(|queue| (queue, flow.clone())));
             let Some(command) = &merged.command else {
                 self.notes
                     .add(name.span(), format!("the flow {flow} has no `command`"))
