@@ -37,6 +37,16 @@ pub(super) fn run(args: &Args) -> Result {
     })
 }
 
+/// Reports progress (per cent) and what is being done to the socket that this process was given.
+///
+/// # Errors
+/// Where there is none, or nobody listens.
+pub(super) fn report(progress: Option<u8>, status: Option<&str>) -> std::io::Result<()> {
+    let socket = std::env::var_os("NOTIFY_SOCKET").ok_or(std::io::ErrorKind::NotFound)?;
+    let args = Args { progress, status: status.map(ToOwned::to_owned), watchdog: false };
+    send(socket.as_encoded_bytes(), message(&args).as_bytes())
+}
+
 fn message(args: &Args) -> String {
     let mut lines = Vec::new();
     lines.extend(args.progress.map(|progress| format!("X_PROGRESS={progress}")));

@@ -28,7 +28,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result {
         return Err(Failure::new(Exit::Usage, "no configuration file, so there are no flows to serve")
             .help("run `callsheet init` to write a callsheet.toml, or name one with --config PATH"));
     }
-    start_logging(context);
+    start_logging(context, context.verbosity);
     let options = ServeOptions { migrate: !args.no_migrate };
     Ok(service_runtime()?.block_on(app::serve(config, options))?)
 }
@@ -39,9 +39,9 @@ pub(super) fn service_runtime() -> Result<tokio::runtime::Runtime> {
     runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))
 }
 
-/// Sends log lines to standard error.
-pub(super) fn start_logging(context: &Context) {
-    let level = match context.verbosity {
+/// Sends log lines to standard error; `verbosity` counts the `-v`, and is below zero for little.
+pub(super) fn start_logging(context: &Context, verbosity: i8) {
+    let level = match verbosity {
         ..0 => "warn",
         0 => "info,ractor=warn,sqlx=warn,sea_orm=warn,sea_orm_migration=warn",
         1 => "debug,ractor=info,sqlx=warn,sea_orm=info,hyper=info",
