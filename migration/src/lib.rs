@@ -1,1 +1,16 @@
-//! Schema.
+//! Callsheet's schema, step by step. A step that has been released is never changed; a new one is added.
+
+pub use sea_orm_migration::prelude::MigratorTrait;
+use sea_orm_migration::prelude::*;
+
+mod m20261123_000001_first_tables;
+
+/// Every step, oldest first.
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m20261123_000001_first_tables::Migration)]
+    }
+}

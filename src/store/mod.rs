@@ -1,15 +1,40 @@
 //! The database: the one place that knows sea-orm, entities and SQL.
+//!
+//! A [`Store`] is opened once and cloned. What runs do goes through [`Store::apply`], one transaction for a whole batch;
+//! the rest is a call each. Nobody waits here for a change: [`Store::watch`] tells when to look again.
 
+mod claim;
 mod error;
+mod jobs;
 mod read;
+mod runs;
+mod schema;
+mod sql;
+mod wake;
 mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sea_orm::sqlx::{self, ConnectOptions};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
+    TransactionTrait, Value,
+};
+use tokio::sync::watch;
 
 pub use error::Error;
 pub use read::*;
+pub use wake::Wakes;
 pub use write::*;
 
-use crate::domain::database_url::DatabaseUrl;
-use crate::domain::{FlowType, JobId, Timestamp, WorkerId};
+use crate::domain::Timestamp;
+use crate::domain::database_url::{DatabaseUrl, PostgresUrl};
+use schema::Transaction;
+use sql::{Dialect, Doing, Row};
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,83 +47,315 @@ pub enum Use {
 
 /// The tables; clones share one set of connections.
 #[derive(Clone, Debug)]
-pub struct Store {}
+pub struct Store(Arc<Inner>);
 
-/// Tells that somebody else may have changed something.
 #[derive(Debug)]
-pub struct Wakes {}
+struct Inner {
+    dialect: Dialect,
+    /// The only connection that writes where this is SQLite, so that `PRAGMA data_version` on it tells of others only.
+    writer: DatabaseConnection,
+    reader: DatabaseConnection,
+    place: Place,
+    changed_here: watch::Sender<u64>,
+}
 
-impl Wakes {
-    /// Waits until a connection other than this store's own may have changed jobs or flows since the last call.
+#[derive(Debug)]
+enum Place {
+    Memory,
+    File(PathBuf),
+    Server { listeners: PgPool, instance: String },
+}
+
+const BATCH: &str = "commit a batch";
+/// How long a connection may be waited for.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long PostgreSQL may work on one statement.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long PostgreSQL's answer to a whole call is waited for: a peer that has vanished says nothing at all.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a transaction that lost against another one is tried again.
+const RACES: u32 = 5;
+
+impl Store {
+    /// Opens a database; the schema is not looked at.
     ///
-    /// Many changes may be told as one, and some are told though nothing of interest has changed. Cancel safe.
-    pub async fn next(&mut self) {
-        std::future::pending::<()>().await;
+    /// # Errors
+    /// Where it can't be reached or is none; see [`Error`].
+    pub async fn connect(url: &DatabaseUrl, use_: Use) -> Result<Self, Error> {
+        match url {
+            DatabaseUrl::Sqlite(path) => Self::open_file(path, use_).await,
+            DatabaseUrl::Postgres(url) => Self::open_server(url, use_).await,
+        }
+    }
+
+    /// A migrated SQLite database in memory, which ends with its last clone: for tests.
+    ///
+    /// # Errors
+    /// Where SQLite fails.
+    pub async fn in_memory() -> Result<Self, Error> {
+        let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true).disable_statement_logging();
+        // One connection for everything: another one would have another database.
+        let pool = sqlite_pool(1).connect_with(options).await.map_err(opening)?;
+        let connection = DatabaseConnection::from(pool);
+        let store = Self::new(Dialect::Sqlite, connection.clone(), connection, Place::Memory);
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    async fn open_file(path: &Path, use_: Use) -> Result<Self, Error> {
+        if use_ == Use::Tool && !path.exists() {
+            return Err(Error::NoDatabase { path: path.to_owned() });
+        }
+        if path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+            return Err(Error::NoDirectory { path: path.to_owned() });
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .busy_timeout(Duration::from_secs(5))
+            .foreign_keys(true)
+            .disable_statement_logging();
+        let writing = options
+            .clone()
+            .create_if_missing(use_ == Use::Service)
+            .journal_mode(SqliteJournalMode::Wal)
+            // An answered enqueue or a recorded exit code must outlive a power cut.
+            .synchronous(SqliteSynchronous::Full);
+        let reading = options.pragma("query_only", "on");
+        let writer = sqlite_pool(1).connect_with(writing).await.map_err(opening)?;
+        let readers = if use_ == Use::Service { 4 } else { 2 };
+        let reader = sqlite_pool(readers).connect_lazy_with(reading);
+        Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), Place::File(path.to_owned())))
+    }
+
+    async fn open_server(url: &PostgresUrl, use_: Use) -> Result<Self, Error> {
+        let options: PgConnectOptions = url.expose().parse().map_err(invalid_url)?;
+        let application = if use_ == Use::Service { "callsheet" } else { "callsheet-tool" };
+        let mut options = options
+            .application_name(application)
+            .options([("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string())])
+            .disable_statement_logging();
+        let instance = if use_ == Use::Service { random_name() } else { String::new() };
+        if use_ == Use::Service {
+            options = options.options([("callsheet.instance", &instance)]);
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(if use_ == Use::Service { 8 } else { 2 })
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A ping before every use would be a round trip for each write; a dead connection is an error to retry.
+            .test_before_acquire(false)
+            .connect_with(options.clone())
+            .await
+            .map_err(opening)?;
+        let listeners = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
+        let connection = DatabaseConnection::from(pool);
+        let store = Self::new(Dialect::Postgres, connection.clone(), connection, Place::Server { listeners, instance });
+        let encoding = store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
+        let encoding = encoding
+            .map(|result| Row { result: &result, dialect: Dialect::Postgres }.some_text("server_encoding"))
+            .transpose()?
+            .unwrap_or_default();
+        if encoding == "UTF8" { Ok(store) } else { Err(Error::Encoding { encoding }) }
+    }
+
+    fn new(dialect: Dialect, writer: DatabaseConnection, reader: DatabaseConnection, place: Place) -> Self {
+        Self(Arc::new(Inner { dialect, writer, reader, place, changed_here: watch::Sender::new(0) }))
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.now().await.map(drop)
+    }
+
+    /// The time by the clock that the tables go by: the server's on PostgreSQL, this machine's on SQLite.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn now(&self) -> Result<Timestamp, Error> {
+        self.in_time("tell the time", self.time(self.reader())).await
+    }
+
+    /// Commits a batch of changes in one transaction, all or none, and answers them in their order.
+    ///
+    /// After an error nobody can know whether the transaction was committed. Repeating the same batch is safe and brings
+    /// the same answers. Not cancel safe: a dropped call may or may not have happened.
+    ///
+    /// # Errors
+    /// Where the database fails; [`Error::is_transient`] tells whether to repeat.
+    pub async fn apply(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
+        if writes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.in_time(BATCH, self.retrying(|| self.apply_once(writes))).await
+    }
+
+    async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
+        let transaction = self.begin(BATCH).await?;
+        self.lock_flows(&transaction, writes).await?;
+        let mut answers = Vec::with_capacity(writes.len());
+        for write in writes {
+            answers.push(self.write(&transaction, write).await?);
+        }
+        transaction.commit().await.doing(BATCH)?;
+        Ok(answers)
+    }
+
+    async fn write(&self, transaction: &Transaction, write: &Write) -> Result<Written, Error> {
+        match write {
+            Write::Claim(claim) => self.claim(transaction, claim).await.map(Written::Claimed),
+            Write::Started(started) => self.started(transaction, started).await,
+            Write::Confirm(tokens) => self.confirm(transaction, tokens).await.map(Written::Confirmed),
+            Write::Progress(note) => self.progress(transaction, note).await,
+            Write::Settle(settlement) => self.settle(transaction, settlement).await,
+            Write::RegisterFlows(flows) => {
+                self.register_flows(transaction, flows.iter().map(crate::domain::FlowType::as_str)).await?;
+                Ok(Written::Applied)
+            }
+            Write::RegisterWorker(worker) => self.register_worker(transaction, worker).await,
+            Write::WorkerState(note) => self.worker_state(transaction, note).await,
+        }
+    }
+
+    /// Closes the connections; on SQLite this also folds the log into the database file. Every clone is closed with it.
+    pub async fn close(&self) {
+        // What could fail here is the end of connections that nobody needs any more.
+        let _ = self.0.reader.close_by_ref().await;
+        let _ = self.0.writer.close_by_ref().await;
+        if let Place::Server { listeners, .. } = &self.0.place {
+            listeners.close().await;
+        }
+    }
+
+    fn dialect(&self) -> Dialect {
+        self.0.dialect
+    }
+
+    fn reader(&self) -> &DatabaseConnection {
+        &self.0.reader
+    }
+
+    fn writer(&self) -> &DatabaseConnection {
+        &self.0.writer
+    }
+
+    fn place(&self) -> &Place {
+        &self.0.place
+    }
+
+    fn changed_here(&self) {
+        self.0.changed_here.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    fn changes_here(&self) -> watch::Receiver<u64> {
+        self.0.changed_here.subscribe()
+    }
+
+    fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
+        self.dialect().statement(sql, values)
+    }
+
+    async fn time(&self, connection: &impl ConnectionTrait) -> Result<Timestamp, Error> {
+        let dialect = self.dialect();
+        let statement = self.statement(format!("SELECT {} AS now", dialect.now()), []);
+        match connection.query_one_raw(statement).await.doing("tell the time")? {
+            Some(result) => Row { result: &result, dialect }.time("now"),
+            None => Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() }),
+        }
+    }
+
+    /// Starts a transaction that will write. A deferred one of SQLite would fail at its first write, without waiting, if
+    /// another connection has written since its first read.
+    async fn begin(&self, action: &'static str) -> Result<Transaction, Error> {
+        let options =
+            TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+        self.writer().begin_with_options(options).await.doing(action)
+    }
+
+    /// Does it again where it lost against another transaction and so certainly did not happen.
+    async fn retrying<T, F: Future<Output = Result<T, Error>>>(&self, work: impl Fn() -> F) -> Result<T, Error> {
+        for _ in 1..RACES {
+            match work().await {
+                Err(error) if error::lost_a_race(&error) => {}
+                answer => return answer,
+            }
+        }
+        work().await
+    }
+
+    /// SQLite has no peer that could vanish, and its own busy timeout.
+    async fn in_time<T>(
+        &self,
+        action: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match self.dialect() {
+            Dialect::Sqlite => call.await,
+            Dialect::Postgres => {
+                tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }))
+            }
+        }
     }
 }
 
-#[allow(clippy::unused_async, missing_docs)]
-impl Store {
-    /// Opens a database.
-    ///
-    /// # Errors
-    /// Where it can't be reached, or is none.
-    pub async fn connect(_url: &DatabaseUrl, _use_: Use) -> Result<Self, Error> {
-        Err(Error::SchemaMissing)
+/// No connection is ever replaced for its age: the writing one has to stay the same one.
+fn sqlite_pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .test_before_acquire(false)
+}
+
+fn connection_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+fn opening(error: sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Configuration(_) => invalid_url(error),
+        other => Error::from_database("open it", connection_error(other)),
     }
-    /// A migrated database in memory, for tests.
-    pub async fn in_memory() -> Result<Self, Error> {
-        Err(Error::SchemaMissing)
+}
+
+fn invalid_url(error: sqlx::Error) -> Error {
+    let reason = match error {
+        // What the URL parser says names the part that is wrong, not its text.
+        sqlx::Error::Configuration(reason) => reason.to_string(),
+        _ => "it does not parse".to_owned(),
+    };
+    Error::InvalidUrl { reason }
+}
+
+/// A name that no other service has; the time will do where the machine has no random numbers.
+fn random_name() -> String {
+    let mut bytes = [0; 16];
+    if getrandom::fill(&mut bytes).is_err() {
+        bytes[..8].copy_from_slice(&crate::clock::now().unix_millis().to_be_bytes());
+        bytes[8..12].copy_from_slice(&std::process::id().to_be_bytes());
     }
-    pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn check_schema(&self) -> Result<(), Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn ping(&self) -> Result<(), Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn now(&self) -> Result<Timestamp, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn apply(&self, _writes: &[Write]) -> Result<Vec<Written>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn watch(&self) -> Result<Wakes, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn open_jobs(&self, _worker: &WorkerId, _flow: Option<&FlowType>) -> Result<Vec<OpenJob>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn job(&self, _id: JobId) -> Result<Option<JobRow>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn runs(&self, _id: JobId) -> Result<Vec<RunRow>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn events(&self, _id: JobId) -> Result<Vec<EventRow>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn list(&self, _filter: &JobFilter) -> Result<Page<JobRow>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn enqueue(&self, _jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn request_cancel(&self, _id: JobId) -> Result<CancelResult, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn flow_states(&self) -> Result<Vec<FlowState>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn workers(&self) -> Result<Vec<WorkerRow>, Error> {
-        Err(Error::SchemaMissing)
-    }
-    pub async fn next_due(&self, _flow: &FlowType) -> Result<Option<Timestamp>, Error> {
-        Err(Error::SchemaMissing)
+    crate::domain::RunToken::from_bytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sendable(_: &impl Send) {}
+
+    #[tokio::test]
+    async fn every_call_can_be_made_from_a_spawned_task() {
+        let store = Store::in_memory().await.unwrap();
+        sendable(&store.apply(&[]));
+        sendable(&store.enqueue(&[]));
+        sendable(&store.request_cancel(crate::domain::JobId(1)));
+        sendable(&store.list(&JobFilter::default()));
+        sendable(&store.flow_states());
+        sendable(&store.migrate());
+        sendable(&store.watch());
+        sendable(&Store::connect(&"sqlite://x".parse().unwrap(), Use::Tool));
+        tokio::spawn(async move { store.apply(&[Write::Confirm(Vec::new())]).await }).await.unwrap().unwrap();
     }
 }

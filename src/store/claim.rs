@@ -1,0 +1,392 @@
+//! Claims: PENDING rows become INQUEUE, in order and never more than the flow may have open.
+//!
+//! On PostgreSQL the flow's row in `flows` is locked first, so claims of one flow follow one another over all workers
+//! and each counts what the one before has taken. On SQLite every writing transaction excludes every other anyway.
+
+use std::collections::BTreeSet;
+
+use sea_orm::ConnectionTrait;
+use serde_json::json;
+
+use super::schema::Transaction;
+use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
+use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Write};
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
+
+const ACTION: &str = "claim jobs";
+
+/// How many rows one claim takes or cancels at most, so that no transaction holds up the others for long.
+const AT_MOST: usize = 500;
+
+impl Store {
+    /// Locks the flows of all claims of a batch, in one order for everybody, so that two batches can't wait for each
+    /// other. It must be a statement before the one that counts, which would else not see what it had to wait for.
+    pub(super) async fn lock_flows(&self, transaction: &Transaction, writes: &[Write]) -> Result<(), Error> {
+        let flows: BTreeSet<&str> = writes
+            .iter()
+            .filter_map(|write| if let Write::Claim(claim) = write { Some(claim.flow.as_str()) } else { None })
+            .collect();
+        if flows.is_empty() || self.dialect() == Dialect::Sqlite {
+            return Ok(());
+        }
+        let names = json!(flows).to_string();
+        let lock = format!(
+            "SELECT 1 AS locked FROM flows WHERE type IN {} ORDER BY type FOR UPDATE",
+            self.dialect().texts("$1")
+        );
+        let lock = self.statement(lock, [names.into()]);
+        if transaction.query_all_raw(lock.clone()).await.doing(ACTION)?.len() < flows.len() {
+            self.register_flows(transaction, flows).await?;
+            transaction.query_all_raw(lock).await.doing(ACTION)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn register_flows<'a>(
+        &self,
+        transaction: &Transaction,
+        flows: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Error> {
+        let names = json!(flows.into_iter().collect::<Vec<_>>()).to_string();
+        let insert = self.dialect().pick(
+            "INSERT INTO flows (type) SELECT value FROM json_each($1) WHERE true ON CONFLICT (type) DO NOTHING",
+            "INSERT INTO flows (type) SELECT value FROM json_array_elements_text($1::json) AS value ORDER BY value \
+             ON CONFLICT (type) DO NOTHING",
+        );
+        transaction.execute_raw(self.statement(insert, [names.into()])).await.doing("register flows")?;
+        Ok(())
+    }
+
+    pub(super) async fn claim(&self, transaction: &Transaction, claim: &Claim) -> Result<Claimed, Error> {
+        let mut tokens = claim.tokens.iter().take(AT_MOST).cloned().collect::<Vec<_>>();
+        let state = self.flow_now(transaction, claim, &tokens).await?;
+        let mut claimed = Claimed {
+            jobs: Vec::new(),
+            cancelled_pending: Vec::new(),
+            cancel_requested: Vec::new(),
+            next_due: None,
+            paused: state.paused,
+            open: state.open,
+            now: state.now,
+        };
+        if state.tokens_used {
+            claimed.jobs = self.claimed_before(transaction, &mut tokens).await?;
+        }
+        if state.cancel_requested {
+            claimed.cancelled_pending = self.cancel_pending(transaction, claim, state.now).await?;
+            claimed.cancel_requested = self.cancel_requested(transaction, claim).await?;
+            if claimed.cancelled_pending.len() == AT_MOST {
+                claimed.next_due = Some(state.now);
+                return Ok(claimed);
+            }
+        }
+        if state.paused {
+            return Ok(claimed);
+        }
+        let room = claim
+            .concurrency
+            .saturating_sub(state.open)
+            .min(claim.worker_concurrency.saturating_sub(state.open_here));
+        let wanted = tokens.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        if wanted == 0 {
+            return Ok(claimed);
+        }
+        let mut taken = self.next_rows(transaction, &claim.flow, state.now, wanted).await?;
+        for (job, token) in taken.iter_mut().zip(tokens) {
+            job.token = token;
+        }
+        if taken.len() < wanted {
+            claimed.next_due = self.due_after(transaction, &claim.flow, Some(state.now)).await?;
+        }
+        if !taken.is_empty() {
+            self.take(transaction, claim, &taken, state.now).await?;
+            claimed.open = claimed.open.saturating_add(u32::try_from(taken.len()).unwrap_or(u32::MAX));
+            claimed.jobs.append(&mut taken);
+        }
+        Ok(claimed)
+    }
+
+    /// Everything that decides how many rows may be taken, in one statement.
+    async fn flow_now(&self, transaction: &Transaction, claim: &Claim, tokens: &[RunToken]) -> Result<FlowNow, Error> {
+        let values = [
+            claim.flow.as_str().into(),
+            claim.worker.as_str().into(),
+            json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
+        ];
+        let result = transaction.query_one_raw(self.statement(flow_now_sql(self.dialect()), values)).await.doing(ACTION)?;
+        let Some(result) = result else {
+            return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });
+        };
+        let row = Row { result: &result, dialect: self.dialect() };
+        Ok(FlowNow {
+            now: row.time("now")?,
+            paused: row.flag("paused")?,
+            open: row.count("open")?,
+            open_here: row.count("open_here")?,
+            cancel_requested: row.flag("cancel_requested")?,
+            tokens_used: row.flag("tokens_used")?,
+        })
+    }
+
+    /// The rows that an earlier try at this very claim took; their tokens are used up.
+    async fn claimed_before(
+        &self,
+        transaction: &Transaction,
+        tokens: &mut Vec<RunToken>,
+    ) -> Result<Vec<ClaimedJob>, Error> {
+        let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
+        let dialect = self.dialect();
+        let select = format!(
+            "SELECT {}, {}, {} FROM jobs WHERE run_token IN {} ORDER BY priority DESC, run_at, id",
+            claimed_columns(dialect),
+            dialect.text("run_token"),
+            dialect.text("status"),
+            dialect.texts("$1")
+        );
+        let results = transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?;
+        let mut jobs = Vec::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            let Some(token) = row.token()? else { continue };
+            tokens.retain(|other| *other != token);
+            if row.status()? == JobStatus::InQueue {
+                let attempt = row.attempt()?;
+                jobs.push(ClaimedJob { token, attempt, ..claimed_job(&row)? });
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// The next due rows in claim order. Rows of one priority are ordered by `run_at`, so the first one that is not
+    /// due ends its priority, however many are behind it: the search goes on at the next lower priority.
+    async fn next_rows(
+        &self,
+        transaction: &Transaction,
+        flow: &FlowType,
+        now: Timestamp,
+        wanted: usize,
+    ) -> Result<Vec<ClaimedJob>, Error> {
+        let dialect = self.dialect();
+        let mut taken = Vec::new();
+        let mut below = i64::MAX;
+        'priorities: while taken.len() < wanted {
+            let limit = wanted - taken.len();
+            let select = next_rows_sql(dialect, limit);
+            let results =
+                transaction.query_all_raw(self.statement(select, [flow.as_str().into(), below.into()])).await.doing(ACTION)?;
+            for result in &results {
+                let job = claimed_job(&Row { result, dialect })?;
+                if job.run_at > now {
+                    below = job.priority;
+                    continue 'priorities;
+                }
+                taken.push(job);
+            }
+            break;
+        }
+        Ok(taken)
+    }
+
+    async fn take(&self, transaction: &Transaction, claim: &Claim, jobs: &[ClaimedJob], now: Timestamp) -> Result<(), Error> {
+        let items: Vec<_> = jobs
+            .iter()
+            .map(|job| json!({ "id": job.id.0, "token": job.token.as_str(), "attempt": job.attempt.0 }))
+            .collect();
+        let items = serde_json::Value::from(items).to_string();
+        let source = self.dialect().items("$1", &[("id", "bigint"), ("token", "text"), ("attempt", "bigint")]);
+        let update = format!(
+            "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = item.token, attempt = item.attempt, \
+             queued_time = $3, \
+             schedule_time = COALESCE(schedule_time, CASE WHEN created_time > run_at THEN created_time ELSE run_at END), \
+             progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, execution_ms = NULL, \
+             started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
+             FROM {source} WHERE jobs.id = item.id AND jobs.status = 'PENDING'"
+        );
+        let worker = claim.worker.as_str();
+        let values = [items.clone().into(), worker.into(), now.unix_millis().into()];
+        let updated = transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected();
+        if usize::try_from(updated) != Ok(jobs.len()) {
+            // The rows are locked or nobody else writes: this would be a fault of ours, and nothing may be started.
+            return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
+        }
+        let events = format!(
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+             SELECT item.id, item.attempt, 'PENDING', 'INQUEUE', $2, $3, $4 FROM {source}"
+        );
+        let message = format!("claimed by {worker}");
+        let values = [items.into(), now.unix_millis().into(), worker.into(), message.into()];
+        transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+        Ok(())
+    }
+
+    async fn cancel_pending(&self, transaction: &Transaction, claim: &Claim, now: Timestamp) -> Result<Vec<JobId>, Error> {
+        let dialect = self.dialect();
+        let update = format!(
+            "UPDATE jobs SET {CANCEL_PENDING} WHERE status = 'PENDING' AND id IN (SELECT id FROM jobs {} WHERE type = $1 \
+             AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} AND status = 'PENDING' \
+             ORDER BY id LIMIT {AT_MOST} {}) RETURNING id, attempt",
+            dialect.by_index("jobs_cancel_requested"),
+            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+        );
+        let values = [claim.flow.as_str().into(), now.unix_millis().into()];
+        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let mut cancelled = Vec::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            cancelled.push((row.job("id")?, row.attempt()?));
+        }
+        cancelled.sort_unstable();
+        self.note_cancelled(transaction, &cancelled, now).await?;
+        Ok(cancelled.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Writes the events of rows that were cancelled while they waited.
+    pub(super) async fn note_cancelled(
+        &self,
+        transaction: &Transaction,
+        cancelled: &[(JobId, Attempt)],
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if cancelled.is_empty() {
+            return Ok(());
+        }
+        let items: Vec<_> = cancelled.iter().map(|(id, attempt)| json!({ "id": id.0, "attempt": attempt.0 })).collect();
+        let events = format!(
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, message) SELECT item.id, item.attempt, \
+             'PENDING', 'CANCELLED', $2, CASE WHEN item.attempt = 0 THEN 'cancelled before its command was started' \
+             ELSE 'cancelled while it waited for another attempt' END FROM {}",
+            self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint")])
+        );
+        let values = [serde_json::Value::from(items).to_string().into(), now.unix_millis().into()];
+        transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+        Ok(())
+    }
+
+    async fn cancel_requested(&self, transaction: &Transaction, claim: &Claim) -> Result<Vec<(JobId, RunToken)>, Error> {
+        let dialect = self.dialect();
+        // A SQLite database has one worker, whatever it calls itself today.
+        let select = format!(
+            "SELECT id, {} FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} \
+             AND status <> 'PENDING' AND {} ORDER BY id",
+            dialect.text("run_token"),
+            dialect.by_index("jobs_cancel_requested"),
+            dialect.pick("$2 IS NOT NULL", "worker_id = $2"),
+        );
+        let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
+        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let mut requested = Vec::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            if let Some(token) = row.token()? {
+                requested.push((row.job("id")?, token));
+            }
+        }
+        Ok(requested)
+    }
+
+    /// When the first waiting row of a flow is due, of those that are due after `after`.
+    pub(super) async fn due_after(
+        &self,
+        connection: &impl ConnectionTrait,
+        flow: &FlowType,
+        after: Option<Timestamp>,
+    ) -> Result<Option<Timestamp>, Error> {
+        let dialect = self.dialect();
+        let select = format!(
+            "SELECT min(run_at) AS due FROM jobs {} WHERE type = $1 AND status = 'PENDING' AND run_at > $2",
+            dialect.by_index("jobs_due")
+        );
+        let after = after.map_or(i64::MIN, Timestamp::unix_millis);
+        let result =
+            connection.query_one_raw(self.statement(select, [flow.as_str().into(), after.into()])).await.doing(ACTION)?;
+        result.map_or(Ok(None), |result| Row { result: &result, dialect }.maybe_time("due"))
+    }
+
+    /// When the first waiting row of a flow is due, which may be in the past; `None` where none waits.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn next_due(&self, flow: &FlowType) -> Result<Option<Timestamp>, Error> {
+        self.in_time(ACTION, self.due_after(self.reader(), flow, None)).await
+    }
+}
+
+struct FlowNow {
+    now: Timestamp,
+    paused: bool,
+    open: u32,
+    open_here: u32,
+    cancel_requested: bool,
+    tokens_used: bool,
+}
+
+/// What a waiting row becomes when it is cancelled; `$2` is the time. The error of an earlier attempt stays readable.
+pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = $2, \
+    error = CASE WHEN attempt = 0 THEN 'cancelled before its command was started' \
+    ELSE 'cancelled while it waited for another attempt' || COALESCE('; the last one: ' || error, '') END";
+
+fn flow_now_sql(dialect: Dialect) -> String {
+    let open = dialect.by_index("jobs_open");
+    format!(
+        "SELECT {} AS now, \
+         CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
+         (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN}) AS open, \
+         (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \
+         AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE run_token IN {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used",
+        dialect.now(),
+        dialect.by_index("jobs_cancel_requested"),
+        dialect.by_index("jobs_run_token"),
+        dialect.texts("$3"),
+    )
+}
+
+fn claimed_columns(dialect: Dialect) -> String {
+    format!(
+        "id, priority, run_at, attempt, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}",
+        dialect.text("identifier"),
+        dialect.text("payload")
+    )
+}
+
+/// `limit` stands in the text: with a parameter there PostgreSQL's generic plan would assume a tenth of the table.
+///
+/// A row that some open transaction is changing is passed over rather than waited for; its commit is a wake-up.
+fn next_rows_sql(dialect: Dialect, limit: usize) -> String {
+    format!(
+        "SELECT {} FROM jobs {} WHERE type = $1 AND status = 'PENDING' AND priority < $2 AND cancel_requested_time IS NULL \
+         ORDER BY priority DESC, run_at, id LIMIT {limit} {}",
+        claimed_columns(dialect),
+        dialect.by_index("jobs_claim"),
+        dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+    )
+}
+
+/// A row as it will be once claimed; its token is to be filled in.
+fn claimed_job(row: &Row<'_>) -> Result<ClaimedJob, Error> {
+    let (run_at, created_time) = (row.time("run_at")?, row.time("created_time")?);
+    // The table's own limit: a hostile attempt must not make the claim of every other row fail.
+    let attempt = row.attempt()?.0.saturating_add(1).min(i32::MAX.unsigned_abs());
+    Ok(ClaimedJob {
+        id: row.job("id")?,
+        token: RunToken::from_bytes([0; 16]),
+        attempt: Attempt(attempt),
+        identifier: row.identifier()?,
+        payload: readable_payload(row.bytes("payload")?),
+        maximum_attempts: row.maximum_attempts()?,
+        priority: row.int("priority")?,
+        run_at,
+        created_time,
+        schedule_time: row.maybe_time("schedule_time")?.unwrap_or(created_time.max(run_at)),
+        cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
+    })
+}
+
+fn readable_payload(payload: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, Unreadable> {
+    let Some(bytes) = payload else { return Ok(None) };
+    match serde_json::from_slice::<serde::de::IgnoredAny>(&bytes) {
+        Ok(_) => Ok(Some(bytes)),
+        Err(error) => Err(Unreadable(format!("the payload is no valid JSON: {error}"))),
+    }
+}

@@ -1,0 +1,449 @@
+//! Enqueueing, cancelling, and everything that is read for people.
+
+use entity::{job_events, jobs, runs, workers};
+use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
+use sea_orm::{ColumnTrait, ColumnType, ConnectionTrait, EntityTrait, Iterable, QueryResult};
+use serde_json::json;
+
+use super::schema::Transaction;
+use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row, storable};
+use super::{
+    CancelResult, Due, Enqueued, Error, EventRow, FlowState, JobFilter, JobRow, NewJob, OpenJob, Page, RunRow, Store,
+    WorkerRow,
+};
+use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
+
+/// Rows of one statement.
+const CHUNK: usize = 500;
+
+impl Store {
+    /// Enqueues jobs, all of them or none, and answers in their order. Wakes this process too.
+    ///
+    /// # Errors
+    /// [`Error::NulCharacter`] before anything is written; else where the database fails.
+    pub async fn enqueue(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
+        for job in new {
+            let texts = [("identifier", Some(&job.identifier)), ("payload", job.payload.as_ref()), ("unique_key", job.unique_key.as_ref())];
+            if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.is_some_and(|text| text.contains('\0'))) {
+                return Err(Error::NulCharacter { field });
+            }
+        }
+        let enqueued = self.in_time(ENQUEUE, self.retrying(|| self.enqueue_once(new))).await?;
+        self.changed_here();
+        Ok(enqueued)
+    }
+
+    async fn enqueue_once(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
+        let transaction = self.begin(ENQUEUE).await?;
+        let mut enqueued = Vec::with_capacity(new.len());
+        // A chunk ends at a job with a key, since the rows that a statement did not insert can't be told apart.
+        let keyless = |job: &NewJob, next: &NewJob| job.unique_key.is_none() && next.unique_key.is_none();
+        for jobs in new.chunk_by(keyless).flat_map(|jobs| jobs.chunks(CHUNK)) {
+            let ids = self.insert(&transaction, jobs).await?;
+            match jobs {
+                [job] if ids.is_empty() => enqueued.push(self.holder_or_insert(&transaction, job).await?),
+                _ => enqueued.extend(ids.into_iter().map(|id| Enqueued { id, existing: false })),
+            }
+        }
+        transaction.commit().await.doing(ENQUEUE)?;
+        Ok(enqueued)
+    }
+
+    async fn insert(&self, transaction: &Transaction, new: &[NewJob]) -> Result<Vec<JobId>, Error> {
+        let dialect = self.dialect();
+        let items: Vec<_> = new
+            .iter()
+            .map(|job| {
+                let (run_at, delay) = match job.due {
+                    Due::At(time) => (Some(time.unix_millis()), None),
+                    Due::After(delay) => (None, Some(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX / 4))),
+                };
+                json!({
+                    "type": job.flow.as_str(), "identifier": job.identifier, "payload": job.payload, "priority": job.priority,
+                    "run_at": run_at, "delay": delay, "maximum_attempts": job.maximum_attempts, "unique_key": job.unique_key,
+                })
+            })
+            .collect();
+        let source = dialect.items(
+            "$1",
+            &[
+                ("type", "text"),
+                ("identifier", "text"),
+                ("payload", "text"),
+                ("priority", "bigint"),
+                ("run_at", "bigint"),
+                ("delay", "bigint"),
+                ("maximum_attempts", "bigint"),
+                ("unique_key", "text"),
+            ],
+        );
+        let insert = format!(
+            "INSERT INTO jobs (type, identifier, payload, priority, run_at, maximum_attempts, unique_key) \
+             SELECT item.type, item.identifier, {}, item.priority, COALESCE(item.run_at, {} + item.delay), \
+             item.maximum_attempts, item.unique_key FROM {source} WHERE true \
+             ON CONFLICT (type, unique_key) WHERE unique_key IS NOT NULL AND {OPEN_OR_PENDING} DO NOTHING RETURNING id",
+            dialect.pick("item.payload", "item.payload::json"),
+            dialect.now(),
+        );
+        let items = serde_json::Value::from(items).to_string();
+        let results = transaction.query_all_raw(self.statement(insert, [items.into()])).await.doing(ENQUEUE)?;
+        let mut ids = Vec::with_capacity(results.len());
+        for result in &results {
+            ids.push(Row { result, dialect }.job("id")?);
+        }
+        // Neither database promises the order of what it returns, but both number rows in the order of the list.
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// The open row with this key. It may end between the two statements on PostgreSQL; then its key is free again.
+    async fn holder_or_insert(&self, transaction: &Transaction, job: &NewJob) -> Result<Enqueued, Error> {
+        let dialect = self.dialect();
+        let select = format!("SELECT id FROM jobs WHERE type = $1 AND unique_key = $2 AND {OPEN_OR_PENDING}");
+        loop {
+            let values = [job.flow.as_str().into(), job.unique_key.clone().into()];
+            if let Some(result) = transaction.query_one_raw(self.statement(select.clone(), values)).await.doing(ENQUEUE)? {
+                return Ok(Enqueued { id: Row { result: &result, dialect }.job("id")?, existing: true });
+            }
+            if let Some(&id) = self.insert(transaction, std::slice::from_ref(job)).await?.first() {
+                return Ok(Enqueued { id, existing: false });
+            }
+        }
+    }
+
+    /// Asks to cancel a job: one that waits is CANCELLED at once, an open one by its worker. Wakes this process too.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn request_cancel(&self, job: JobId) -> Result<CancelResult, Error> {
+        let result = self.in_time(CANCEL, self.retrying(|| self.cancel_once(job))).await?;
+        self.changed_here();
+        Ok(result)
+    }
+
+    async fn cancel_once(&self, job: JobId) -> Result<CancelResult, Error> {
+        let transaction = self.begin(CANCEL).await?;
+        let result = self.cancel_in(&transaction, job).await?;
+        transaction.commit().await.doing(CANCEL)?;
+        Ok(result)
+    }
+
+    async fn cancel_in(&self, transaction: &Transaction, job: JobId) -> Result<CancelResult, Error> {
+        let dialect = self.dialect();
+        let now = self.time(transaction).await?;
+        // Every service is to hear of it, this one's own too, so the notice names no instance.
+        let tell = dialect.pick("", ", CAST(pg_notify('callsheet', '') AS text) AS told");
+        let values = || [job.0.into(), now.unix_millis().into()];
+        let pending = format!(
+            "UPDATE jobs SET {}, cancel_requested_time = COALESCE(cancel_requested_time, $2) \
+             WHERE id = $1 AND status = 'PENDING' RETURNING attempt{tell}",
+            super::claim::CANCEL_PENDING
+        );
+        if let Some(result) = transaction.query_one_raw(self.statement(pending, values())).await.doing(CANCEL)? {
+            let attempt = Row { result: &result, dialect }.attempt()?;
+            self.note_cancelled(transaction, &[(job, attempt)], now).await?;
+            return Ok(CancelResult::Cancelled);
+        }
+        let open = format!(
+            "UPDATE jobs SET cancel_requested_time = $2 WHERE id = $1 AND {OPEN} AND cancel_requested_time IS NULL \
+             RETURNING attempt{tell}"
+        );
+        if transaction.query_one_raw(self.statement(open, values())).await.doing(CANCEL)?.is_some() {
+            return Ok(CancelResult::Requested);
+        }
+        let select = format!("SELECT {} FROM jobs WHERE id = $1", dialect.text("status"));
+        let Some(result) = transaction.query_one_raw(self.statement(select, [job.0.into()])).await.doing(CANCEL)? else {
+            return Ok(CancelResult::NotFound);
+        };
+        let status = Row { result: &result, dialect }.status()?;
+        Ok(if status.is_final() { CancelResult::NotPossible(status) } else { CancelResult::AlreadyRequested })
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn job(&self, id: JobId) -> Result<Option<JobRow>, Error> {
+        let mut query = select::<jobs::Entity>(self.dialect());
+        query.and_where(jobs::Column::Id.eq(id.0));
+        Ok(self.rows(&query, job_row).await?.pop())
+    }
+
+    /// The runs of a job, the first attempt first.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn runs(&self, job: JobId) -> Result<Vec<RunRow>, Error> {
+        let mut query = select::<runs::Entity>(self.dialect());
+        query.and_where(runs::Column::JobId.eq(job.0)).order_by(runs::Column::Id, Order::Asc);
+        self.rows(&query, run_row).await
+    }
+
+    /// The status changes of a job, the first one first.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn events(&self, job: JobId) -> Result<Vec<EventRow>, Error> {
+        let mut query = select::<job_events::Entity>(self.dialect());
+        query.and_where(job_events::Column::JobId.eq(job.0)).order_by(job_events::Column::Id, Order::Asc);
+        self.rows(&query, event_row).await
+    }
+
+    /// The workers, in the order of their names.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn workers(&self) -> Result<Vec<WorkerRow>, Error> {
+        let mut query = select::<workers::Entity>(self.dialect());
+        query.order_by(workers::Column::WorkerId, Order::Asc);
+        self.rows(&query, worker_row).await
+    }
+
+    /// Lists jobs, newest first. Rows that are added meanwhile move no page: the cursor is an id, not a count.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn list(&self, filter: &JobFilter) -> Result<Page<JobRow>, Error> {
+        let limit = filter.limit.clamp(1, 1000);
+        let mut query = select::<jobs::Entity>(self.dialect());
+        if !filter.types.is_empty() {
+            query.and_where(jobs::Column::Type.is_in(filter.types.iter().map(|text| storable(text))));
+        }
+        if !filter.statuses.is_empty() {
+            query.and_where(jobs::Column::Status.is_in(filter.statuses.iter().map(|&status| entity_status(status))));
+        }
+        if let Some(identifier) = &filter.identifier {
+            query.and_where(jobs::Column::Identifier.eq(storable(identifier)));
+        }
+        if let Some(cursor) = filter.cursor {
+            query.and_where(jobs::Column::Id.lt(cursor.0));
+        }
+        // One row more than asked for says whether there is another page.
+        query.order_by(jobs::Column::Id, Order::Desc).limit(u64::from(limit) + 1);
+        let mut rows = self.rows(&query, job_row).await?;
+        let more = rows.len() > usize::try_from(limit).unwrap_or(usize::MAX);
+        if more {
+            rows.pop();
+        }
+        let next_cursor = if more { rows.last().map(|row| row.id) } else { None };
+        Ok(Page { rows, next_cursor })
+    }
+
+    /// The claimed and running rows that a worker has to account for when it starts: its own and nobody's; on SQLite,
+    /// which has one worker, all.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn open_jobs(&self, worker: &WorkerId, flow: Option<&FlowType>) -> Result<Vec<OpenJob>, Error> {
+        const ACTION: &str = "read the open jobs";
+        let dialect = self.dialect();
+        let columns = ["type", "status", "run_token", "worker_id", "identifier"].map(|column| {
+            format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text"))
+        });
+        let select = format!(
+            "SELECT jobs.id, jobs.attempt, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
+             jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \
+             FROM jobs LEFT JOIN runs ON runs.run_token = jobs.run_token AND runs.job_id = jobs.id \
+             WHERE jobs.{OPEN} AND ($2 IS NULL OR jobs.type = $2) AND {} ORDER BY jobs.id",
+            columns.join(", "),
+            dialect.pick("$1 IS NOT NULL", "(jobs.worker_id = $1 OR jobs.worker_id IS NULL)"),
+        );
+        let values = [worker.as_str().into(), flow.map(FlowType::as_str).into()];
+        let query = async {
+            let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+            results.iter().map(|result| open_job(&Row { result, dialect })).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+
+    /// How the queues stand: every type that has a row in `flows` or a row that has not ended. Reads no ended row.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn flow_states(&self) -> Result<Vec<FlowState>, Error> {
+        const ACTION: &str = "read how the queues stand";
+        let dialect = self.dialect();
+        let select = format!(
+            "SELECT CAST(type AS {}) AS type, CAST(max(paused) AS bigint) AS paused, CAST(sum(pending) AS bigint) AS pending, \
+             CAST(sum(runnable) AS bigint) AS runnable, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
+             CAST(sum(progress) AS bigint) AS progress FROM (\
+             SELECT type, CASE WHEN paused THEN 1 ELSE 0 END AS paused, 0 AS pending, 0 AS runnable, \
+             CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
+             UNION ALL SELECT type, 0, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), min(run_at), 0, 0 \
+             FROM jobs {} WHERE status = 'PENDING' GROUP BY type \
+             UNION ALL SELECT type, 0, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
+             sum(CASE WHEN status = 'PROGRESS' THEN 1 ELSE 0 END) FROM jobs {} WHERE {OPEN} GROUP BY type) AS parts \
+             GROUP BY type ORDER BY type",
+            dialect.pick("BLOB", "text"),
+            dialect.by_index("jobs_due"),
+            dialect.by_index("jobs_open"),
+        );
+        let query = async {
+            let now = self.time(self.reader()).await?;
+            let statement = self.statement(select, [now.unix_millis().into()]);
+            let results = self.reader().query_all_raw(statement).await.doing(ACTION)?;
+            results.iter().map(|result| flow_state(&Row { result, dialect }, now)).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+
+    async fn rows<T>(&self, query: &SelectStatement, read: fn(&Row<'_>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        const ACTION: &str = "read rows";
+        let query = async {
+            let results: Vec<QueryResult> = self.reader().query_all(query).await.doing(ACTION)?;
+            results.iter().map(|result| read(&Row { result, dialect: self.dialect() })).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+}
+
+const ENQUEUE: &str = "enqueue jobs";
+const CANCEL: &str = "cancel a job";
+
+/// All columns of a table, its texts in the shape that [`Row::text`] reads.
+fn select<E: EntityTrait>(dialect: Dialect) -> SelectStatement {
+    let mut query = Query::select();
+    query.from(E::default());
+    for column in E::Column::iter() {
+        let name = Alias::new(sea_orm::IdenStatic::as_str(&column));
+        match column.def().get_column_type() {
+            ColumnType::Text | ColumnType::String(_) => {
+                let cast = Alias::new(dialect.pick("BLOB", "text"));
+                query.expr_as(Expr::col(name.clone()).cast_as(cast), name)
+            }
+            _ => query.column(name),
+        };
+    }
+    query
+}
+
+pub(super) fn entity_status(status: JobStatus) -> jobs::Status {
+    match status {
+        JobStatus::Pending => jobs::Status::Pending,
+        JobStatus::InQueue => jobs::Status::InQueue,
+        JobStatus::Progress => jobs::Status::Progress,
+        JobStatus::Completed => jobs::Status::Completed,
+        JobStatus::Error => jobs::Status::Error,
+        JobStatus::Cancelled => jobs::Status::Cancelled,
+    }
+}
+
+fn job_row(row: &Row<'_>) -> Result<JobRow, Error> {
+    Ok(JobRow {
+        id: row.job("id")?,
+        job_type: row.some_text("type")?,
+        identifier: row.some_text("identifier")?,
+        payload: row.text("payload")?,
+        status: row.status()?,
+        priority: row.int("priority")?,
+        run_at: row.time("run_at")?,
+        attempt: row.attempt()?,
+        maximum_attempts: row.maximum_attempts()?,
+        unique_key: row.text("unique_key")?,
+        worker_id: row.text("worker_id")?,
+        run_token: row.text("run_token")?,
+        cancel_requested_time: row.maybe_time("cancel_requested_time")?,
+        progress: row.maybe_int("progress")?.map(|progress| u8::try_from(progress).unwrap_or(0)),
+        status_message: row.text("status_message")?,
+        error: row.text("error")?,
+        exit_code: row.maybe_int("exit_code")?,
+        created_time: row.time("created_time")?,
+        queued_time: row.maybe_time("queued_time")?,
+        started_time: row.maybe_time("started_time")?,
+        heartbeat_time: row.maybe_time("heartbeat_time")?,
+        completed_time: row.maybe_time("completed_time")?,
+        execution_ms: row.maybe_int("execution_ms")?,
+    })
+}
+
+fn run_row(row: &Row<'_>) -> Result<RunRow, Error> {
+    Ok(RunRow {
+        id: row.int("id")?,
+        job_id: row.job("job_id")?,
+        attempt: row.attempt()?,
+        run_token: row.some_text("run_token")?,
+        worker_id: row.text("worker_id")?,
+        pid: row.maybe_int("pid")?,
+        started_time: row.maybe_time("started_time")?,
+        completed_time: row.maybe_time("completed_time")?,
+        outcome: row.text("outcome")?,
+        exit_code: row.maybe_int("exit_code")?,
+        signal: row.maybe_int("signal")?,
+        error: row.text("error")?,
+        user_cpu_ms: row.maybe_int("user_cpu_ms")?,
+        system_cpu_ms: row.maybe_int("system_cpu_ms")?,
+        max_rss_bytes: row.maybe_int("max_rss_bytes")?,
+    })
+}
+
+fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
+    Ok(EventRow {
+        id: row.int("id")?,
+        job_id: row.job("job_id")?,
+        attempt: row.attempt()?,
+        from_status: row.text("from_status")?,
+        to_status: row.some_text("to_status")?,
+        time: row.time("time")?,
+        worker_id: row.text("worker_id")?,
+        message: row.text("message")?,
+    })
+}
+
+fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
+    Ok(WorkerRow {
+        worker_id: row.some_text("worker_id")?,
+        incarnation: row.some_text("incarnation")?,
+        hostname: row.some_text("hostname")?,
+        version: row.some_text("version")?,
+        state: row.some_text("state")?,
+        started_time: row.time("started_time")?,
+        heartbeat_time: row.time("heartbeat_time")?,
+    })
+}
+
+fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {
+    let (run_at, created_time) = (row.time("run_at")?, row.time("created_time")?);
+    Ok(OpenJob {
+        id: row.job("id")?,
+        job_type: row.some_text("type")?,
+        status: row.status()?,
+        token: row.token()?,
+        attempt: row.attempt()?,
+        worker_id: row.text("worker_id")?,
+        identifier: row.identifier()?,
+        maximum_attempts: row.maximum_attempts()?,
+        schedule_time: row.maybe_time("schedule_time")?.unwrap_or(created_time.max(run_at)),
+        cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
+        started_time: row.maybe_time("started_time")?,
+        pid: row.maybe_int("pid")?.and_then(|pid| i32::try_from(pid).ok()),
+    })
+}
+
+fn flow_state(row: &Row<'_>, now: Timestamp) -> Result<FlowState, Error> {
+    let count = |column| Ok::<_, Error>(u64::try_from(row.int(column)?).unwrap_or(0));
+    Ok(FlowState {
+        job_type: row.some_text("type")?,
+        paused: row.flag("paused")?,
+        pending: count("pending")?,
+        runnable: count("runnable")?,
+        inqueue: count("inqueue")?,
+        progress: count("progress")?,
+        oldest_pending: row.maybe_time("oldest")?.filter(|oldest| *oldest <= now),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sea_orm::ActiveEnum;
+
+    #[test]
+    fn the_stored_word_of_every_status_is_the_one_of_the_contract() {
+        for status in JobStatus::ALL {
+            let word = entity_status(status).to_value();
+            assert_eq!(word, status.as_str());
+            assert_eq!(jobs::Status::try_from_value(&word).unwrap(), entity_status(status));
+        }
+        assert_eq!(jobs::Status::iter().count(), JobStatus::ALL.len());
+    }
+}

@@ -1,0 +1,284 @@
+//! Writes about runs: each is conditional on the run's token, and may be repeated.
+//!
+//! The event goes first, selected from the row as it stands: that names the status it comes from, and whether it wrote a
+//! row says whether the run is still current. On PostgreSQL it also locks the row until the commit.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, Value};
+use serde_json::json;
+
+use super::schema::Transaction;
+use super::sql::{Doing, OPEN, Row, storable};
+use super::{ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
+use crate::domain::run::Next;
+use crate::domain::{JobStatus, Outcome, RunToken, Timestamp};
+
+/// Wakes the other workers of a shared database: what this row was holding up may go on.
+const TELL_OTHERS: &str =
+    "RETURNING CAST(pg_notify('callsheet', COALESCE(current_setting('callsheet.instance', true), '')) AS text) AS told";
+
+impl Store {
+    pub(super) async fn started(&self, transaction: &Transaction, started: &Started) -> Result<Written, Error> {
+        const ACTION: &str = "record a start";
+        let dialect = self.dialect();
+        let event = format!(
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+             SELECT id, attempt, status, 'PROGRESS', {}, $3, $4 FROM jobs \
+             WHERE id = $1 AND run_token = $2 AND status = 'INQUEUE' {}",
+            dialect.now(),
+            dialect.pick("", "FOR NO KEY UPDATE"),
+        );
+        let (job, token, worker) = (started.job.0, started.token.as_str(), started.worker.as_str());
+        let message = format!("its command was started with process id {}", started.pid);
+        let values = [job.into(), token.into(), worker.into(), message.into()];
+        if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
+            return self.started_before(transaction, started).await;
+        }
+        let update =
+            format!("UPDATE jobs SET status = 'PROGRESS', started_time = $2, heartbeat_time = {} WHERE id = $1", dialect.now());
+        let values = [job.into(), started.started_time.unix_millis().into()];
+        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let run = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) VALUES ($1, $2, $3, $4, $5, $6) \
+             ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time";
+        let values = [
+            job.into(),
+            i64::from(started.attempt.0).into(),
+            token.into(),
+            worker.into(),
+            i64::from(started.pid).into(),
+            started.started_time.unix_millis().into(),
+        ];
+        transaction.execute_raw(self.statement(run, values)).await.doing(ACTION)?;
+        Ok(Written::Applied)
+    }
+
+    /// The start may have been written before: then the run is in progress, or has been settled since, unless it was
+    /// settled as lost, which is what another worker does with a run that it takes away.
+    async fn started_before(&self, transaction: &Transaction, started: &Started) -> Result<Written, Error> {
+        let query = "SELECT CAST(count(*) AS bigint) AS found FROM runs WHERE run_token = $1 AND job_id = $2 AND started_time IS NOT NULL \
+             AND (outcome <> 'LOST' OR outcome IS NULL AND EXISTS (SELECT 1 FROM jobs \
+             WHERE jobs.id = runs.job_id AND jobs.run_token = runs.run_token AND jobs.status = 'PROGRESS'))";
+        self.applied_if(transaction, query, [started.token.as_str().into(), started.job.0.into()]).await
+    }
+
+    pub(super) async fn confirm(&self, transaction: &Transaction, tokens: &[RunToken]) -> Result<Vec<ConfirmedRun>, Error> {
+        const ACTION: &str = "confirm runs";
+        if tokens.is_empty() {
+            return Ok(Vec::new());
+        }
+        let dialect = self.dialect();
+        let update = format!(
+            "UPDATE jobs SET heartbeat_time = {} WHERE run_token IN {} AND {OPEN} RETURNING {}, \
+             CAST(CASE WHEN cancel_requested_time IS NULL THEN 0 ELSE 1 END AS bigint) AS cancel_requested",
+            dialect.now(),
+            dialect.texts("$1"),
+            dialect.text("run_token"),
+        );
+        let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
+        let results = transaction.query_all_raw(self.statement(update, [names.into()])).await.doing(ACTION)?;
+        let mut current = Vec::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            if let Some(token) = row.token()? {
+                current.push(ConfirmedRun { token, cancel_requested: row.flag("cancel_requested")? });
+            }
+        }
+        current.sort_by_key(|run| tokens.iter().position(|token| *token == run.token));
+        Ok(current)
+    }
+
+    pub(super) async fn progress(&self, transaction: &Transaction, note: &ProgressNote) -> Result<Written, Error> {
+        let update = format!(
+            "UPDATE jobs SET progress = COALESCE($2, progress), status_message = COALESCE($3, status_message) \
+             WHERE run_token = $1 AND {OPEN}"
+        );
+        let values = [
+            note.token.as_str().into(),
+            note.progress.map(|progress| i64::from(progress.min(100))).into(),
+            note.status_message.as_deref().map(storable).into(),
+        ];
+        self.applied_where(transaction, "record progress", &update, values).await
+    }
+
+    pub(super) async fn settle(&self, transaction: &Transaction, settlement: &Settlement) -> Result<Written, Error> {
+        const ACTION: &str = "settle a run";
+        let dialect = self.dialect();
+        let to = match settlement.next {
+            Next::Final(status) => status,
+            Next::RetryAt(_) | Next::Requeue => JobStatus::Pending,
+        };
+        let event = format!(
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+             SELECT id, attempt, status, $3, {}, $4, $5 FROM jobs WHERE id = $1 AND run_token = $2 AND {OPEN} {}",
+            dialect.now(),
+            dialect.pick("", "FOR NO KEY UPDATE"),
+        );
+        let (job, token, worker) = (settlement.job.0, settlement.token.as_str(), settlement.worker.as_str());
+        let values = [job.into(), token.into(), to.as_str().into(), worker.into(), message(settlement).into()];
+        if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
+            return self.settled_before(transaction, settlement).await;
+        }
+        let (update, values) = self.settle_job(settlement);
+        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        if let Some(outcome) = settlement.outcome {
+            self.settle_run(transaction, settlement, outcome).await?;
+        } else if settlement.next == Next::Requeue {
+            let delete = "DELETE FROM runs WHERE run_token = $1 AND outcome IS NULL";
+            transaction.execute_raw(self.statement(delete, [token.into()])).await.doing(ACTION)?;
+        }
+        Ok(Written::Applied)
+    }
+
+    /// The update of `jobs`; `cancel_requested_time` is not in it, so a request that came meanwhile is not lost.
+    fn settle_job(&self, settlement: &Settlement) -> (String, Vec<Value>) {
+        let tell = self.dialect().pick("", TELL_OTHERS);
+        let now = self.dialect().now();
+        let attempt = "error = $2, exit_code = $3, execution_ms = $4, started_time = COALESCE($5, started_time)";
+        let mut values: Vec<Value> = vec![
+            settlement.job.0.into(),
+            settlement.error.as_deref().map(storable).into(),
+            settlement.exit_code.map(i64::from).into(),
+            settlement.execution_ms.into(),
+            settlement.started_time.map(Timestamp::unix_millis).into(),
+        ];
+        let set = match settlement.next {
+            Next::Final(status) => {
+                values.push(status.as_str().into());
+                values.push(settlement.completed_time.unix_millis().into());
+                let progress = if status == JobStatus::Completed { ", progress = 100" } else { "" };
+                format!("status = $6, completed_time = $7, heartbeat_time = {now}, {attempt}{progress}")
+            }
+            Next::RetryAt(due) => {
+                values.push(due.unix_millis().into());
+                format!("status = 'PENDING', run_at = $6, worker_id = NULL, run_token = NULL, {attempt}")
+            }
+            Next::Requeue => {
+                values.truncate(1);
+                "status = 'PENDING', attempt = CASE WHEN attempt > 0 THEN attempt - 1 ELSE 0 END, worker_id = NULL, \
+                 run_token = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
+                    .to_owned()
+            }
+        };
+        (format!("UPDATE jobs SET {set} WHERE id = $1 {tell}"), values)
+    }
+
+    async fn settle_run(&self, transaction: &Transaction, settlement: &Settlement, outcome: Outcome) -> Result<(), Error> {
+        let upsert = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time, completed_time, outcome, \
+             exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+             ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
+             started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
+             outcome = excluded.outcome, exit_code = excluded.exit_code, signal = excluded.signal, error = excluded.error, \
+             user_cpu_ms = excluded.user_cpu_ms, system_cpu_ms = excluded.system_cpu_ms, \
+             max_rss_bytes = excluded.max_rss_bytes";
+        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let usage = settlement.usage;
+        let values = [
+            settlement.job.0.into(),
+            i64::from(settlement.attempt.0).into(),
+            settlement.token.as_str().into(),
+            settlement.worker.as_str().into(),
+            settlement.pid.map(i64::from).into(),
+            settlement.started_time.map(Timestamp::unix_millis).into(),
+            settlement.completed_time.unix_millis().into(),
+            outcome.as_str().into(),
+            settlement.exit_code.map(i64::from).into(),
+            settlement.signal.map(i64::from).into(),
+            settlement.error.as_deref().map(storable).into(),
+            usage.map(|usage| milliseconds(usage.user_cpu)).into(),
+            usage.map(|usage| milliseconds(usage.system_cpu)).into(),
+            usage.map(|usage| i64::try_from(usage.max_rss_bytes).unwrap_or(i64::MAX)).into(),
+        ];
+        transaction.execute_raw(self.statement(upsert, values)).await.doing("settle a run")?;
+        Ok(())
+    }
+
+    /// Whether the row already says what this settlement would make it say.
+    async fn settled_before(&self, transaction: &Transaction, settlement: &Settlement) -> Result<Written, Error> {
+        let (job, token) = (settlement.job.0, settlement.token.as_str());
+        match (settlement.outcome, settlement.next) {
+            (Some(outcome), _) => {
+                let query = "SELECT CAST(count(*) AS bigint) AS found FROM runs WHERE run_token = $1 AND job_id = $2 AND outcome = $3";
+                self.applied_if(transaction, query, [token.into(), job.into(), outcome.as_str().into()]).await
+            }
+            (None, Next::Final(status)) => {
+                let query = "SELECT CAST(count(*) AS bigint) AS found FROM jobs WHERE run_token = $1 AND id = $2 AND status = $3";
+                self.applied_if(transaction, query, [token.into(), job.into(), status.as_str().into()]).await
+            }
+            (None, Next::RetryAt(_) | Next::Requeue) => {
+                // The token is gone from the row, but nobody has claimed it since: the attempt's number tells.
+                let query = "SELECT CAST(count(*) AS bigint) AS found FROM jobs WHERE id = $1 AND status = 'PENDING' AND run_token IS NULL AND attempt = $2";
+                let attempt = i64::from(settlement.attempt.0) - i64::from(settlement.next == Next::Requeue);
+                self.applied_if(transaction, query, [job.into(), attempt.into()]).await
+            }
+        }
+    }
+
+    pub(super) async fn register_worker(&self, transaction: &Transaction, worker: &Worker) -> Result<Written, Error> {
+        let now = self.dialect().now();
+        let upsert = format!(
+            "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time) \
+             VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}) ON CONFLICT (worker_id) DO UPDATE SET \
+             incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, \
+             state = excluded.state, heartbeat_time = excluded.heartbeat_time, started_time = \
+             CASE WHEN workers.incarnation = excluded.incarnation THEN workers.started_time ELSE excluded.started_time END"
+        );
+        let values = [
+            worker.worker.as_str().into(),
+            storable(&worker.incarnation).into(),
+            storable(&worker.hostname).into(),
+            storable(&worker.version).into(),
+        ];
+        self.applied_where(transaction, "register this worker", &upsert, values).await
+    }
+
+    pub(super) async fn worker_state(&self, transaction: &Transaction, note: &WorkerNote) -> Result<Written, Error> {
+        let update = format!(
+            "UPDATE workers SET state = $3, heartbeat_time = {} WHERE worker_id = $1 AND incarnation = $2",
+            self.dialect().now()
+        );
+        let values = [note.worker.as_str().into(), storable(&note.incarnation).into(), note.state.as_str().into()];
+        self.applied_where(transaction, "record what this worker does", &update, values).await
+    }
+
+    async fn applied_where<const N: usize>(
+        &self,
+        transaction: &Transaction,
+        action: &'static str,
+        update: &str,
+        values: [Value; N],
+    ) -> Result<Written, Error> {
+        let updated = transaction.execute_raw(self.statement(update, values)).await.doing(action)?.rows_affected();
+        Ok(if updated == 0 { Written::Fenced } else { Written::Applied })
+    }
+
+    async fn applied_if<const N: usize>(
+        &self,
+        transaction: &Transaction,
+        query: &str,
+        values: [Value; N],
+    ) -> Result<Written, Error> {
+        let result = transaction.query_one_raw(self.statement(query, values)).await.doing("look for an earlier write")?;
+        let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
+        Ok(if found == 0 { Written::Fenced } else { Written::Applied })
+    }
+}
+
+/// What the event of a settlement says.
+fn message(settlement: &Settlement) -> String {
+    if let Some(message) = &settlement.message {
+        return storable(message);
+    }
+    let reason = settlement.error.as_deref().and_then(|error| error.lines().next()).map(storable);
+    match settlement.next {
+        Next::Final(JobStatus::Completed) => "its command ended with exit code 0".to_owned(),
+        Next::Final(status) => reason.unwrap_or_else(|| format!("settled as {status}")),
+        Next::RetryAt(due) => {
+            let due = chrono::DateTime::from_timestamp_millis(due.unix_millis())
+                .map_or_else(|| "a later time".to_owned(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+            format!("{}; the next attempt is due at {due}", reason.as_deref().unwrap_or("the attempt failed"))
+        }
+        Next::Requeue => reason.unwrap_or_else(|| "its command was never started; it waits again".to_owned()),
+    }
+}

@@ -1,0 +1,85 @@
+//! The schema: brought up to date by one process at a time, and never run against a newer one.
+
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
+
+use super::sql::{Dialect, Doing, Row};
+use super::{Error, Store};
+
+/// Any number will do, as long as every Callsheet takes the same: "callshee" in ASCII.
+const ADVISORY_LOCK: i64 = 0x6361_6c6c_7368_6565;
+
+impl Store {
+    /// Brings the schema up to date and names the migrations that it took, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::SchemaTooNew`] where a newer Callsheet was here before; then nothing is changed.
+    pub async fn migrate(&self) -> Result<Vec<String>, Error> {
+        const ACTION: &str = "migrate";
+        let transaction = self.begin(ACTION).await?;
+        if self.dialect() == Dialect::Postgres {
+            let lock = self.statement("SELECT pg_advisory_xact_lock($1)", [ADVISORY_LOCK.into()]);
+            transaction.execute_raw(lock).await.doing(ACTION)?;
+        }
+        let applied = self.applied(&transaction).await?;
+        refuse_newer(&applied)?;
+        let pending: Vec<String> = known().into_iter().filter(|name| !applied.contains(name)).collect();
+        if !pending.is_empty() {
+            Migrator::up(&transaction, None).await.doing(ACTION)?;
+        }
+        transaction.commit().await.doing(ACTION)?;
+        Ok(pending)
+    }
+
+    /// Every migration that this binary knows, oldest first, and whether it is applied.
+    ///
+    /// # Errors
+    /// [`Error::SchemaTooNew`] where a newer Callsheet was here before.
+    pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, Error> {
+        let applied = self.applied(self.reader()).await?;
+        refuse_newer(&applied)?;
+        Ok(known().into_iter().map(|name| (name.clone(), applied.contains(&name))).collect())
+    }
+
+    /// Checks that the schema is exactly this binary's.
+    ///
+    /// # Errors
+    /// [`Error::SchemaMissing`] where a migration is to be applied, [`Error::SchemaTooNew`] as above.
+    pub async fn check_schema(&self) -> Result<(), Error> {
+        let status = self.migration_status().await?;
+        if status.iter().all(|(_, applied)| *applied) { Ok(()) } else { Err(Error::SchemaMissing) }
+    }
+
+    async fn applied(&self, connection: &impl ConnectionTrait) -> Result<Vec<String>, Error> {
+        const ACTION: &str = "read which migrations are applied";
+        let dialect = self.dialect();
+        // Asked first: on PostgreSQL a failed statement would spoil the transaction.
+        let exists = dialect.pick(
+            "SELECT count(*) AS tables FROM sqlite_schema WHERE type = 'table' AND name = 'seaql_migrations'",
+            "SELECT count(to_regclass('seaql_migrations')) AS tables",
+        );
+        let row = connection.query_one_raw(self.statement(exists, [])).await.doing(ACTION)?;
+        let tables = row.map(|result| Row { result: &result, dialect }.int("tables")).transpose()?;
+        if tables.unwrap_or_default() == 0 {
+            return Ok(Vec::new());
+        }
+        let versions = format!("SELECT {} FROM seaql_migrations ORDER BY version", dialect.text("version"));
+        let rows = connection.query_all_raw(self.statement(versions, [])).await.doing(ACTION)?;
+        rows.iter().map(|result| Row { result, dialect }.some_text("version")).collect()
+    }
+}
+
+fn known() -> Vec<String> {
+    Migrator::migrations().iter().map(|migration| migration.name().to_owned()).collect()
+}
+
+fn refuse_newer(applied: &[String]) -> Result<(), Error> {
+    let known = known();
+    match applied.iter().find(|name| !known.contains(name)) {
+        Some(migration) => Err(Error::SchemaTooNew { migration: migration.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Kept here so that the transaction type has one spelling in the modules that write.
+pub(super) type Transaction = DatabaseTransaction;
