@@ -31,8 +31,8 @@ impl Store {
         }
         let names = json!(flows).to_string();
         let lock = format!(
-            "SELECT 1 AS locked FROM flows WHERE type IN {} ORDER BY type FOR UPDATE",
-            self.dialect().texts("$1")
+            "SELECT 1 AS locked FROM flows WHERE {} ORDER BY type FOR UPDATE",
+            self.dialect().among("type", "$1")
         );
         let lock = self.statement(lock, [names.into()]);
         if transaction.query_all_raw(lock.clone()).await.doing(ACTION)?.len() < flows.len() {
@@ -137,11 +137,12 @@ impl Store {
         let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
         let dialect = self.dialect();
         let select = format!(
-            "SELECT {}, {}, {} FROM jobs WHERE run_token IN {} ORDER BY priority DESC, run_at, id",
+            "SELECT {}, {}, {} FROM jobs {} WHERE {} ORDER BY priority DESC, run_at, id",
             claimed_columns(dialect),
             dialect.text("run_token"),
             dialect.text("status"),
-            dialect.texts("$1")
+            dialect.by_index("jobs_run_token"),
+            dialect.among("run_token", "$1")
         );
         let results = transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?;
         let mut jobs = Vec::new();
@@ -188,27 +189,29 @@ impl Store {
     }
 
     async fn take(&self, transaction: &Transaction, claim: &Claim, jobs: &[ClaimedJob], now: Timestamp) -> Result<(), Error> {
-        let items: Vec<_> = jobs
-            .iter()
-            .map(|job| json!({ "id": job.id.0, "token": job.token.as_str(), "attempt": job.attempt.0 }))
-            .collect();
-        let items = serde_json::Value::from(items).to_string();
-        let source = self.dialect().items("$1", &[("id", "bigint"), ("token", "text"), ("attempt", "bigint")]);
-        let update = format!(
-            "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = item.token, attempt = item.attempt, \
-             queued_time = $3, \
-             schedule_time = COALESCE(schedule_time, CASE WHEN created_time > run_at THEN created_time ELSE run_at END), \
-             progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, execution_ms = NULL, \
-             started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
-             FROM {source} WHERE jobs.id = item.id AND jobs.status = 'PENDING'"
-        );
+        // One statement a row: joined with a list, either database's planner may choose to read all pending rows.
+        let update = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
+             schedule_time = $6, progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
+             execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
+             WHERE id = $1 AND status = 'PENDING'";
         let worker = claim.worker.as_str();
-        let values = [items.clone().into(), worker.into(), now.unix_millis().into()];
-        let updated = transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected();
-        if usize::try_from(updated) != Ok(jobs.len()) {
-            // The rows are locked or nobody else writes: this would be a fault of ours, and nothing may be started.
-            return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
+        for job in jobs {
+            let values = [
+                job.id.0.into(),
+                worker.into(),
+                job.token.as_str().into(),
+                i64::from(job.attempt.0).into(),
+                now.unix_millis().into(),
+                job.schedule_time.unix_millis().into(),
+            ];
+            if transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected() == 0 {
+                // The row is locked, or nobody else writes: this would be a fault of ours, and nothing may be started.
+                return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
+            }
         }
+        let items: Vec<_> = jobs.iter().map(|job| json!({ "id": job.id.0, "attempt": job.attempt.0 })).collect();
+        let items = serde_json::Value::from(items).to_string();
+        let source = self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint")]);
         let events = format!(
             "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
              SELECT item.id, item.attempt, 'PENDING', 'INQUEUE', $2, $3, $4 FROM {source}"
@@ -334,11 +337,11 @@ fn flow_now_sql(dialect: Dialect) -> String {
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \
          AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
-         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE run_token IN {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used",
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),
         dialect.by_index("jobs_run_token"),
-        dialect.texts("$3"),
+        dialect.among("run_token", "$3"),
     )
 }
 

@@ -69,10 +69,11 @@ impl Store {
         }
         let dialect = self.dialect();
         let update = format!(
-            "UPDATE jobs SET heartbeat_time = {} WHERE run_token IN {} AND {OPEN} RETURNING {}, \
+            "UPDATE jobs {} SET heartbeat_time = {} WHERE {} AND {OPEN} RETURNING {}, \
              CAST(CASE WHEN cancel_requested_time IS NULL THEN 0 ELSE 1 END AS bigint) AS cancel_requested",
+            dialect.by_index("jobs_run_token"),
             dialect.now(),
-            dialect.texts("$1"),
+            dialect.among("run_token", "$1"),
             dialect.text("run_token"),
         );
         let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
@@ -90,8 +91,9 @@ impl Store {
 
     pub(super) async fn progress(&self, transaction: &Transaction, note: &ProgressNote) -> Result<Written, Error> {
         let update = format!(
-            "UPDATE jobs SET progress = COALESCE($2, progress), status_message = COALESCE($3, status_message) \
-             WHERE run_token = $1 AND {OPEN}"
+            "UPDATE jobs {} SET progress = COALESCE($2, progress), status_message = COALESCE($3, status_message) \
+             WHERE run_token = $1 AND {OPEN}",
+            self.dialect().by_index("jobs_run_token")
         );
         let values = [
             note.token.as_str().into(),

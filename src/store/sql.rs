@@ -57,11 +57,14 @@ impl Dialect {
         }
     }
 
-    /// The texts of the JSON array in `parameter`, as a subquery.
-    pub(super) fn texts(self, parameter: &str) -> String {
+    /// Whether `column` is one of the texts of the JSON array in `parameter`.
+    ///
+    /// As an array rather than a subquery on PostgreSQL, whose planner would guess a hundred rows of the subquery and, to
+    /// find just one match, read the table from its start.
+    pub(super) fn among(self, column: &str, parameter: &str) -> String {
         match self {
-            Self::Sqlite => format!("(SELECT value FROM json_each({parameter}))"),
-            Self::Postgres => format!("(SELECT json_array_elements_text({parameter}::json))"),
+            Self::Sqlite => format!("{column} IN (SELECT value FROM json_each({parameter}))"),
+            Self::Postgres => format!("{column} = ANY (ARRAY(SELECT json_array_elements_text({parameter}::json)))"),
         }
     }
 

@@ -1,0 +1,1174 @@
+//! The store's promises, each shown on SQLite and on PostgreSQL.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use callsheet::domain::run::{Next, Usage};
+use callsheet::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
+use callsheet::store::{
+    CancelResult, Claim, Claimed, ClaimedJob, Due, Enqueued, Error, JobFilter, NewJob, ProgressNote, Settlement, Started, Store,
+    Use, Wakes, Worker, WorkerNote, WorkerState, Write, Written,
+};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
+
+use crate::support::postgres as server;
+
+/// A database of its own, with another client beside the store.
+struct Db {
+    store: Store,
+    url: String,
+    /// A client that knows nothing of Callsheet.
+    foreign: DatabaseConnection,
+    path: Option<PathBuf>,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Db {
+    async fn sqlite() -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("callsheet.db");
+        let url = format!("sqlite://{}", path.display());
+        Some(Self::open(url, Some(path), Some(directory)).await)
+    }
+
+    async fn postgres() -> Option<Self> {
+        Some(Self::open(server::database()?, None, None).await)
+    }
+
+    async fn open(url: String, path: Option<PathBuf>, directory: Option<tempfile::TempDir>) -> Self {
+        let store = Store::connect(&url.parse().unwrap(), Use::Service).await.unwrap();
+        store.migrate().await.unwrap();
+        let foreign = Database::connect(&url).await.unwrap();
+        Self { store, url, foreign, path, _directory: directory }
+    }
+
+    fn is_sqlite(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// Another service on the same database.
+    async fn another(&self) -> Store {
+        Store::connect(&self.url.parse().unwrap(), Use::Service).await.unwrap()
+    }
+
+    async fn sql(&self, sql: &str) -> Result<u64, sea_orm::DbErr> {
+        self.foreign.execute_unprepared(sql).await.map(|done| done.rows_affected())
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        let backend = if self.is_sqlite() { DbBackend::Sqlite } else { DbBackend::Postgres };
+        let row = self.foreign.query_one_raw(Statement::from_string(backend, sql)).await.unwrap().unwrap();
+        row.try_get_by_index(0).unwrap()
+    }
+
+    async fn row(&self, job: JobId) -> callsheet::store::JobRow {
+        self.store.job(job).await.unwrap().unwrap()
+    }
+
+    /// `(from, to)` of every event of a job.
+    async fn steps(&self, job: JobId) -> Vec<(String, String)> {
+        let events = self.store.events(job).await.unwrap();
+        assert!(events.iter().all(|event| event.message.as_ref().is_some_and(|message| !message.is_empty())));
+        assert!(events.windows(2).all(|pair| pair[0].id < pair[1].id && pair[0].time <= pair[1].time));
+        events.into_iter().map(|event| (event.from_status.unwrap_or_default(), event.to_status)).collect()
+    }
+
+    async fn apply(&self, write: Write) -> Written {
+        self.store.apply(&[write]).await.unwrap().remove(0)
+    }
+
+    async fn claim(&self, tokens: &[RunToken]) -> Claimed {
+        claim_with(&self.store, claim(tokens)).await
+    }
+
+    /// Enqueues a job and claims it.
+    async fn claimed(&self, identifier: &str, n: u8) -> ClaimedJob {
+        self.store.enqueue(&[new(identifier)]).await.unwrap();
+        let mut claimed = self.claim(&[token(n)]).await;
+        assert_eq!(claimed.jobs.len(), 1, "{claimed:?}");
+        claimed.jobs.remove(0)
+    }
+
+    async fn running(&self, identifier: &str, n: u8) -> ClaimedJob {
+        let job = self.claimed(identifier, n).await;
+        assert_eq!(self.apply(started(&job)).await, Written::Applied);
+        job
+    }
+}
+
+async fn claim_with(store: &Store, claim: Claim) -> Claimed {
+    match store.apply(&[Write::Claim(claim)]).await.unwrap().remove(0) {
+        Written::Claimed(claimed) => claimed,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn flow() -> FlowType {
+    "RENDER".parse().unwrap()
+}
+
+fn worker() -> WorkerId {
+    "node-a".parse().unwrap()
+}
+
+fn token(n: u8) -> RunToken {
+    RunToken::from_bytes([n; 16])
+}
+
+fn at(milliseconds: i64) -> Timestamp {
+    Timestamp::from_unix_millis(milliseconds)
+}
+
+fn new(identifier: &str) -> NewJob {
+    NewJob {
+        flow: flow(),
+        identifier: identifier.to_owned(),
+        payload: None,
+        priority: 0,
+        due: Due::After(Duration::ZERO),
+        maximum_attempts: None,
+        unique_key: None,
+    }
+}
+
+fn claim(tokens: &[RunToken]) -> Claim {
+    Claim { flow: flow(), worker: worker(), concurrency: 100, worker_concurrency: 100, tokens: tokens.to_vec() }
+}
+
+fn started(job: &ClaimedJob) -> Write {
+    Write::Started(Started {
+        job: job.id,
+        token: job.token.clone(),
+        attempt: job.attempt,
+        worker: worker(),
+        pid: 4242,
+        started_time: at(5_000_000_000_000),
+    })
+}
+
+fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Settlement {
+    Settlement {
+        job: job.id,
+        token: job.token.clone(),
+        attempt: job.attempt,
+        worker: worker(),
+        next,
+        outcome,
+        error: None,
+        exit_code: None,
+        signal: None,
+        pid: None,
+        started_time: None,
+        completed_time: at(5_000_000_001_500),
+        execution_ms: None,
+        usage: None,
+        message: None,
+    }
+}
+
+fn completed(job: &ClaimedJob) -> Settlement {
+    Settlement {
+        exit_code: Some(0),
+        pid: Some(4242),
+        started_time: Some(at(5_000_000_000_000)),
+        execution_ms: Some(1500),
+        usage: Some(Usage {
+            user_cpu: Duration::from_millis(20),
+            system_cpu: Duration::from_millis(3),
+            max_rss_bytes: 5_000_000_000,
+        }),
+        ..settlement(job, Next::Final(JobStatus::Completed), Some(Outcome::Completed))
+    }
+}
+
+fn failed(job: &ClaimedJob, next: Next) -> Settlement {
+    Settlement {
+        error: Some("the command failed with exit code 3\nlast words\0".to_owned()),
+        exit_code: Some(3),
+        execution_ms: Some(7),
+        ..settlement(job, next, Some(Outcome::Failed))
+    }
+}
+
+fn steps(words: &[&str]) -> Vec<(String, String)> {
+    words.windows(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect()
+}
+
+fn ids(enqueued: &[Enqueued]) -> Vec<JobId> {
+    enqueued.iter().map(|job| job.id).collect()
+}
+
+/// Waits for a wake-up, and says how long it took.
+async fn woken(wakes: &mut Wakes) -> Duration {
+    let start = Instant::now();
+    tokio::time::timeout(Duration::from_secs(4), wakes.next()).await.expect("a wake-up within 4 s");
+    start.elapsed()
+}
+
+async fn asleep(wakes: &mut Wakes, time: Duration) {
+    assert!(tokio::time::timeout(time, wakes.next()).await.is_err(), "woken by nobody else's change");
+}
+
+macro_rules! on_every_database {
+    ($($test:ident),* $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if let Some(db) = super::Db::sqlite().await {
+                    super::$test(db).await;
+                }
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if let Some(db) = super::Db::postgres().await {
+                    super::$test(db).await;
+                }
+            })*
+        }
+    };
+}
+
+on_every_database!(
+    a_row_with_a_type_and_an_identifier_is_a_complete_enqueue,
+    rows_are_claimed_by_priority_then_run_at_then_id,
+    delayed_rows_are_not_claimed_and_hold_up_nobody,
+    no_more_runs_are_open_than_the_flow_may_have,
+    eight_claimers_at_once_take_every_row_once_and_never_too_many,
+    a_claim_that_is_repeated_brings_the_same_rows,
+    a_job_goes_its_way_with_every_column_and_event,
+    a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time,
+    a_run_that_never_started_is_put_back_uncounted,
+    a_run_whose_token_is_not_current_writes_nothing,
+    every_write_may_be_repeated,
+    a_whole_batch_may_be_repeated,
+    a_job_can_be_cancelled_in_every_open_status,
+    a_cancel_request_by_sql_is_found_by_the_claim,
+    a_settlement_does_not_lose_a_cancel_request,
+    a_paused_flow_claims_nothing_but_cancels,
+    rows_of_other_types_are_left_alone,
+    unreadable_rows_are_claimed_with_the_reason,
+    an_open_unique_key_is_enqueued_once_also_in_a_race,
+    a_batch_of_jobs_is_numbered_in_its_order,
+    lists_are_stable_under_the_cursor,
+    times_are_kept_to_the_millisecond_past_2038,
+    what_makes_no_sense_is_refused_with_a_name,
+    open_rows_are_found_whoever_wrote_them,
+    queues_are_counted_without_ended_rows,
+    workers_and_flows_are_registered,
+    a_batch_is_all_or_nothing,
+    migrations_run_once_also_when_two_processes_start,
+    a_newer_schema_is_refused,
+    a_foreign_commit_wakes_and_an_own_one_does_not,
+    a_claim_costs_the_same_before_a_large_backlog,
+    a_million_cancelled_rows_do_not_hold_the_writer,
+);
+
+async fn a_row_with_a_type_and_an_identifier_is_a_complete_enqueue(db: Db) {
+    let before = db.store.now().await.unwrap();
+    db.sql("INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'abc')").await.unwrap();
+    let after = db.store.now().await.unwrap();
+    let id = JobId(db.number("SELECT max(id) FROM jobs").await);
+    let row = db.row(id).await;
+    assert_eq!((row.job_type.as_str(), row.identifier.as_str()), ("RENDER", "abc"));
+    assert_eq!((row.status, row.priority, row.attempt), (JobStatus::Pending, 0, Attempt(0)));
+    assert!(before <= row.created_time && row.created_time <= after, "{before:?} {:?} {after:?}", row.created_time);
+    assert!(before <= row.run_at && row.run_at <= after);
+    assert_eq!((row.run_token, row.worker_id, row.progress, row.queued_time), (None, None, None, None));
+    // Due at once: not a millisecond in the future.
+    let claimed = db.claim(&[token(1)]).await;
+    assert_eq!(claimed.jobs.len(), 1);
+    assert_eq!(claimed.jobs[0].identifier, Ok("abc".to_owned()));
+    assert_eq!(claimed.jobs[0].payload, Ok(None));
+
+    // An id is never used twice.
+    db.sql("DELETE FROM jobs").await.unwrap();
+    db.sql("INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'abc')").await.unwrap();
+    assert!(db.number("SELECT max(id) FROM jobs").await > id.0);
+}
+
+async fn rows_are_claimed_by_priority_then_run_at_then_id(db: Db) {
+    for (identifier, priority, run_at) in
+        [("e", 0, 2000), ("c", 0, 1000), ("d", 0, 1000), ("a", 7, 9000), ("b", 7, 9500), ("f", -3, 1)]
+    {
+        let job = NewJob { priority, due: Due::At(at(run_at)), ..new(identifier) };
+        db.store.enqueue(&[job]).await.unwrap();
+    }
+    let mut order = String::new();
+    for n in 0..3 {
+        for job in db.claim(&[token(n * 2), token(n * 2 + 1)]).await.jobs {
+            order.push_str(&job.identifier.unwrap());
+        }
+    }
+    assert_eq!(order, "abcdef");
+}
+
+async fn delayed_rows_are_not_claimed_and_hold_up_nobody(db: Db) {
+    let now = db.store.now().await.unwrap();
+    let later = now.plus(Duration::from_secs(600));
+    let soon = now.plus(Duration::from_secs(300));
+    for priority in [5, 4, 3] {
+        for _ in 0..3 {
+            db.store.enqueue(&[NewJob { priority, due: Due::At(later), ..new("later") }]).await.unwrap();
+        }
+    }
+    db.store.enqueue(&[NewJob { due: Due::At(soon), ..new("soon") }]).await.unwrap();
+    let nothing = db.claim(&[token(1)]).await;
+    assert_eq!((nothing.jobs.len(), nothing.next_due), (0, Some(soon)));
+    db.store.enqueue(&[new("due"), NewJob { priority: 4, due: Due::At(now), ..new("due first") }]).await.unwrap();
+    let claimed = db.claim(&[token(1), token(2), token(3)]).await;
+    let names: Vec<_> = claimed.jobs.iter().map(|job| job.identifier.clone().unwrap()).collect();
+    assert_eq!(names, ["due first", "due"]);
+    assert_eq!(claimed.next_due, Some(soon));
+    assert_eq!(db.store.next_due(&flow()).await.unwrap(), Some(soon));
+    assert_eq!(db.store.next_due(&"OTHER".parse().unwrap()).await.unwrap(), None);
+    let delayed = db.store.enqueue(&[NewJob { due: Due::After(Duration::from_secs(60)), ..new("x") }]).await.unwrap();
+    let row = db.row(delayed[0].id).await;
+    let delay = row.run_at.since(row.created_time);
+    assert!((59_900..60_100).contains(&delay.as_millis()), "{delay:?}");
+}
+
+async fn no_more_runs_are_open_than_the_flow_may_have(db: Db) {
+    db.store.enqueue(&vec![new("x"); 10]).await.unwrap();
+    let limits = |worker: &str, concurrency, worker_concurrency, tokens: std::ops::Range<u8>| Claim {
+        worker: worker.parse().unwrap(),
+        concurrency,
+        worker_concurrency,
+        ..claim(&tokens.map(token).collect::<Vec<_>>())
+    };
+    let first = claim_with(&db.store, limits("node-a", 4, 3, 0..9)).await;
+    assert_eq!((first.jobs.len(), first.open, first.next_due), (3, 3, None));
+    let second = claim_with(&db.store, limits("node-b", 4, 3, 10..19)).await;
+    assert_eq!((second.jobs.len(), second.open), (1, 4));
+    let third = claim_with(&db.store, limits("node-b", 4, 3, 20..29)).await;
+    assert_eq!((third.jobs.len(), third.open), (0, 4));
+    // A running row counts like a claimed one, an ended one no more.
+    db.apply(started(&first.jobs[0])).await;
+    assert_eq!(claim_with(&db.store, limits("node-b", 4, 3, 20..29)).await.jobs.len(), 0);
+    db.apply(Write::Settle(completed(&first.jobs[0]))).await;
+    assert_eq!(claim_with(&db.store, limits("node-b", 4, 3, 20..29)).await.jobs.len(), 1);
+}
+
+async fn eight_claimers_at_once_take_every_row_once_and_never_too_many(db: Db) {
+    const JOBS: usize = 120;
+    const CONCURRENCY: u32 = 5;
+    db.store.enqueue(&vec![new("x"); JOBS]).await.unwrap();
+    let mut claimers = tokio::task::JoinSet::new();
+    for n in 0..8_u8 {
+        // On PostgreSQL each is a service of its own; a SQLite database has one.
+        let store = if db.is_sqlite() { db.store.clone() } else { db.another().await };
+        claimers.spawn(async move {
+            let worker: WorkerId = format!("node-{n}").parse().unwrap();
+            let mut taken = Vec::new();
+            let mut most = 0;
+            let mut serial = 0_u32;
+            loop {
+                let mut tokens = Vec::new();
+                for _ in 0..3 {
+                    serial += 1;
+                    let mut bytes = [n; 16];
+                    bytes[..4].copy_from_slice(&serial.to_be_bytes());
+                    tokens.push(RunToken::from_bytes(bytes));
+                }
+                let claim = Claim { flow: flow(), worker: worker.clone(), concurrency: CONCURRENCY, worker_concurrency: 2, tokens };
+                let claimed = claim_with(&store, claim).await;
+                most = most.max(claimed.open);
+                let writes: Vec<_> = claimed.jobs.iter().map(|job| Write::Settle(completed(job))).collect();
+                taken.extend(claimed.jobs.iter().map(|job| job.id));
+                assert!(store.apply(&writes).await.unwrap().iter().all(|answer| *answer == Written::Applied));
+                if claimed.jobs.is_empty() && claimed.open == 0 {
+                    return (taken, most);
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    let all = claimers.join_all().await;
+    let taken: Vec<_> = all.iter().flat_map(|(taken, _)| taken.clone()).collect();
+    assert_eq!(taken.len(), JOBS);
+    assert_eq!(taken.iter().collect::<BTreeSet<_>>().len(), JOBS);
+    let most = all.iter().map(|(_, most)| *most).max().unwrap();
+    assert!(most <= CONCURRENCY, "{most}");
+    assert_eq!(db.number("SELECT count(*) FROM jobs WHERE status = 'COMPLETED' AND attempt = 1").await, 120);
+    // Each event names the status that was left, so the open runs at any moment can be replayed from them.
+    let most = "SELECT CAST(max(open) AS bigint) FROM (SELECT sum(CASE WHEN to_status = 'INQUEUE' THEN 1 ELSE -1 END) \
+                OVER (ORDER BY id) AS open FROM job_events) AS replay";
+    if db.is_sqlite() {
+        assert_eq!(db.number(most).await, i64::from(CONCURRENCY));
+    }
+}
+
+async fn a_claim_that_is_repeated_brings_the_same_rows(db: Db) {
+    db.store.enqueue(&[new("a"), new("b"), new("c")]).await.unwrap();
+    let tokens = [token(1), token(2)];
+    let first = db.claim(&tokens).await;
+    let again = db.claim(&tokens).await;
+    assert_eq!(first.jobs.len(), 2);
+    assert_eq!(
+        again.jobs.iter().map(|job| ClaimedJob { attempt: Attempt(1), ..job.clone() }).collect::<Vec<_>>(),
+        first.jobs
+    );
+    assert_eq!(again.jobs[0].attempt, Attempt(1));
+    assert_eq!(again.open, 2);
+    assert_eq!(db.steps(first.jobs[0].id).await, steps(&["PENDING", "INQUEUE"]));
+    // A third token takes one more row, and those in use stay where they are.
+    let more = db.claim(&[token(1), token(2), token(3)]).await;
+    assert_eq!(more.jobs.len(), 3);
+    // A token of a running row is not used again either.
+    db.apply(started(&first.jobs[0])).await;
+    db.store.enqueue(&[new("d")]).await.unwrap();
+    let last = db.claim(&[token(1)]).await;
+    assert_eq!(last.jobs.len(), 0);
+}
+
+async fn a_job_goes_its_way_with_every_column_and_event(db: Db) {
+    let new = NewJob {
+        payload: Some(r#"{"b": 1, "a": [1.0, "é"]}"#.to_owned()),
+        maximum_attempts: Some(3),
+        unique_key: Some("k".to_owned()),
+        ..new("ünï")
+    };
+    let id = db.store.enqueue(&[new]).await.unwrap()[0].id;
+    let job = db.claim(&[token(1)]).await.jobs.remove(0);
+    assert_eq!(job.payload, Ok(Some(r#"{"b": 1, "a": [1.0, "é"]}"#.as_bytes().to_vec())));
+    assert_eq!((job.identifier.as_deref(), job.maximum_attempts, job.attempt), (Ok("ünï"), Some(3), Attempt(1)));
+    assert_eq!(job.schedule_time, job.created_time.max(job.run_at));
+    let queued = db.row(id).await;
+    assert_eq!((queued.status, queued.worker_id.as_deref()), (JobStatus::InQueue, Some("node-a")));
+    assert_eq!(queued.run_token.as_deref(), Some(token(1).as_str()));
+    assert!(queued.queued_time.is_some());
+
+    assert_eq!(db.apply(started(&job)).await, Written::Applied);
+    let running = db.row(id).await;
+    assert_eq!((running.status, running.started_time), (JobStatus::Progress, Some(at(5_000_000_000_000))));
+    let heartbeat = running.heartbeat_time.unwrap();
+    let note = ProgressNote { token: token(1), progress: Some(40), status_message: Some("frame 12\0".to_owned()) };
+    assert_eq!(db.apply(Write::Progress(note.clone())).await, Written::Applied);
+    assert_eq!(db.apply(Write::Progress(ProgressNote { progress: None, status_message: None, ..note.clone() })).await, Written::Applied);
+    assert_eq!(db.apply(Write::Progress(ProgressNote { progress: Some(200), status_message: None, ..note })).await, Written::Applied);
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    let Written::Confirmed(current) = db.apply(Write::Confirm(vec![token(9), token(1)])).await else { panic!() };
+    assert_eq!(current.iter().map(|run| (&run.token, run.cancel_requested)).collect::<Vec<_>>(), [(&token(1), false)]);
+    let running = db.row(id).await;
+    assert_eq!((running.progress, running.status_message.as_deref()), (Some(100), Some("frame 12\u{fffd}")));
+    assert!(running.heartbeat_time.unwrap() > heartbeat);
+    let runs = db.store.runs(id).await.unwrap();
+    assert_eq!((runs.len(), runs[0].pid, runs[0].outcome.as_deref()), (1, Some(4242), None));
+
+    assert_eq!(db.apply(Write::Settle(completed(&job))).await, Written::Applied);
+    let row = db.row(id).await;
+    assert_eq!((row.status, row.exit_code, row.error.as_deref()), (JobStatus::Completed, Some(0), None));
+    assert_eq!((row.progress, row.execution_ms), (Some(100), Some(1500)));
+    assert_eq!(row.completed_time, Some(at(5_000_000_001_500)));
+    assert_eq!(row.worker_id.as_deref(), Some("node-a"));
+    let runs = db.store.runs(id).await.unwrap();
+    assert_eq!(runs.len(), 1);
+    let run = &runs[0];
+    assert_eq!((run.attempt, run.outcome.as_deref(), run.exit_code), (Attempt(1), Some("COMPLETED"), Some(0)));
+    assert_eq!((run.user_cpu_ms, run.system_cpu_ms, run.max_rss_bytes), (Some(20), Some(3), Some(5_000_000_000)));
+    assert_eq!((run.started_time, run.completed_time), (Some(at(5_000_000_000_000)), Some(at(5_000_000_001_500))));
+    assert_eq!(db.steps(id).await, steps(&["PENDING", "INQUEUE", "PROGRESS", "COMPLETED"]));
+    // The key is free again.
+    assert_eq!(db.claim(&[token(2)]).await.open, 0);
+}
+
+async fn a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time(db: Db) {
+    let job = db.running("x", 1).await;
+    let due = db.store.now().await.unwrap();
+    assert_eq!(db.apply(Write::Settle(failed(&job, Next::RetryAt(due)))).await, Written::Applied);
+    let row = db.row(job.id).await;
+    assert_eq!((row.status, row.run_at, row.attempt), (JobStatus::Pending, due, Attempt(1)));
+    assert_eq!((row.run_token, row.worker_id, row.completed_time), (None, None, None));
+    assert_eq!(row.error.as_deref(), Some("the command failed with exit code 3\nlast words\u{fffd}"));
+    let again = db.claim(&[token(2)]).await.jobs.remove(0);
+    assert_eq!((again.attempt, again.schedule_time), (Attempt(2), job.schedule_time));
+    let row = db.row(job.id).await;
+    assert_eq!((row.error, row.exit_code, row.started_time, row.heartbeat_time), (None, None, None, None));
+    // The second attempt ends before its start could be written.
+    assert_eq!(db.apply(Write::Settle(failed(&again, Next::Final(JobStatus::Error)))).await, Written::Applied);
+    let row = db.row(job.id).await;
+    assert_eq!((row.status, row.exit_code, row.execution_ms), (JobStatus::Error, Some(3), Some(7)));
+    let runs = db.store.runs(job.id).await.unwrap();
+    let seen: Vec<_> = runs.iter().map(|run| (run.attempt.0, run.outcome.as_deref(), run.pid)).collect();
+    assert_eq!(seen, [(1, Some("FAILED"), Some(4242)), (2, Some("FAILED"), None)]);
+    assert_eq!(
+        db.steps(job.id).await,
+        steps(&["PENDING", "INQUEUE", "PROGRESS", "PENDING", "INQUEUE", "ERROR"])
+    );
+}
+
+async fn a_run_that_never_started_is_put_back_uncounted(db: Db) {
+    let job = db.claimed("x", 1).await;
+    let requeue = settlement(&job, Next::Requeue, None);
+    assert_eq!(db.apply(Write::Settle(requeue.clone())).await, Written::Applied);
+    let row = db.row(job.id).await;
+    assert_eq!((row.status, row.attempt, row.run_token, row.worker_id), (JobStatus::Pending, Attempt(0), None, None));
+    assert_eq!((row.run_at, row.queued_time), (job.run_at, None));
+    assert_eq!(db.store.runs(job.id).await.unwrap(), []);
+    assert_eq!(db.apply(Write::Settle(requeue.clone())).await, Written::Applied, "repeated");
+    let again = db.claim(&[token(2)]).await.jobs.remove(0);
+    assert_eq!(again.attempt, Attempt(1));
+    assert_eq!(db.apply(Write::Settle(requeue)).await, Written::Fenced);
+    assert_eq!(db.steps(job.id).await, steps(&["PENDING", "INQUEUE", "PENDING", "INQUEUE"]));
+}
+
+async fn a_run_whose_token_is_not_current_writes_nothing(db: Db) {
+    let old = db.running("x", 1).await;
+    let now = db.store.now().await.unwrap();
+    let lost = Settlement { outcome: Some(Outcome::Lost), ..failed(&old, Next::RetryAt(now)) };
+    assert_eq!(db.apply(Write::Settle(lost)).await, Written::Applied);
+    let current = db.claim(&[token(2)]).await.jobs.remove(0);
+    let before = (db.row(old.id).await, db.store.runs(old.id).await.unwrap(), db.store.events(old.id).await.unwrap());
+    let note = ProgressNote { token: token(1), progress: Some(1), status_message: Some("x".to_owned()) };
+    for write in [
+        started(&old),
+        Write::Progress(note.clone()),
+        Write::Settle(completed(&old)),
+        Write::Settle(failed(&old, Next::RetryAt(now))),
+        Write::Settle(settlement(&old, Next::Requeue, None)),
+        Write::Settle(settlement(&old, Next::Final(JobStatus::Error), None)),
+        // Of the right job, by a token of another one.
+        Write::Settle(Settlement { token: token(7), ..completed(&current) }),
+        started(&ClaimedJob { token: token(7), ..current.clone() }),
+        started(&ClaimedJob { id: JobId(999_999), ..current.clone() }),
+    ] {
+        assert_eq!(db.apply(write.clone()).await, Written::Fenced, "{write:?}");
+    }
+    assert_eq!(db.apply(Write::Confirm(vec![token(1)])).await, Written::Confirmed(Vec::new()));
+    let after = (db.row(old.id).await, db.store.runs(old.id).await.unwrap(), db.store.events(old.id).await.unwrap());
+    assert_eq!(before, after);
+    // What has ended is over, also for its own token.
+    assert_eq!(db.apply(Write::Settle(completed(&current))).await, Written::Applied);
+    assert_eq!(db.apply(Write::Progress(ProgressNote { token: token(2), ..note })).await, Written::Fenced);
+    assert_eq!(db.apply(Write::Settle(failed(&current, Next::RetryAt(now)))).await, Written::Fenced);
+    assert_eq!(db.apply(Write::Confirm(vec![token(2)])).await, Written::Confirmed(Vec::new()));
+    assert_eq!(db.row(old.id).await.status, JobStatus::Completed);
+}
+
+async fn every_write_may_be_repeated(db: Db) {
+    let now = db.store.now().await.unwrap();
+    let due = now.plus(Duration::from_secs(1000));
+    let a = db.running("a", 1).await;
+    let b = db.running("b", 2).await;
+    let c = db.claimed("c", 3).await;
+    let writes = [
+        started(&a),
+        Write::Progress(ProgressNote { token: token(1), progress: Some(1), status_message: None }),
+        Write::Settle(completed(&a)),
+        Write::Settle(failed(&b, Next::RetryAt(due))),
+        Write::Settle(settlement(&c, Next::Final(JobStatus::Error), None)),
+        Write::RegisterFlows(vec![flow()]),
+        Write::RegisterWorker(Worker {
+            worker: worker(),
+            incarnation: "1".to_owned(),
+            hostname: "h".to_owned(),
+            version: "v".to_owned(),
+        }),
+    ];
+    for write in writes {
+        assert_eq!(db.apply(write.clone()).await, Written::Applied, "{write:?}");
+        let before = (db.steps(a.id).await, db.steps(b.id).await, db.steps(c.id).await);
+        assert_eq!(db.apply(write.clone()).await, Written::Applied, "repeated: {write:?}");
+        assert_eq!((db.steps(a.id).await, db.steps(b.id).await, db.steps(c.id).await), before, "{write:?}");
+    }
+    assert_eq!(db.row(b.id).await.attempt, Attempt(1));
+    assert_eq!(db.steps(c.id).await, steps(&["PENDING", "INQUEUE", "ERROR"]));
+    assert_eq!(db.store.runs(c.id).await.unwrap(), [], "no run to speak of");
+    assert_eq!(db.number("SELECT count(*) FROM runs").await, 2);
+}
+
+async fn a_whole_batch_may_be_repeated(db: Db) {
+    for (n, next) in [(1, Next::Final(JobStatus::Completed)), (2, Next::RetryAt(at(9_000_000_000_000)))] {
+        let job = db.claimed("x", n).await;
+        let end = if n == 1 { completed(&job) } else { failed(&job, next) };
+        let batch = [started(&job), Write::Settle(end), Write::Confirm(vec![job.token.clone()])];
+        let first = db.store.apply(&batch).await.unwrap();
+        assert_eq!(first, [Written::Applied, Written::Applied, Written::Confirmed(Vec::new())]);
+        let events = db.store.events(job.id).await.unwrap();
+        assert_eq!(db.store.apply(&batch).await.unwrap(), first);
+        assert_eq!(db.store.events(job.id).await.unwrap(), events);
+        assert_eq!(db.store.runs(job.id).await.unwrap().len(), 1);
+    }
+}
+
+async fn a_job_can_be_cancelled_in_every_open_status(db: Db) {
+    assert_eq!(db.store.request_cancel(JobId(77)).await.unwrap(), CancelResult::NotFound);
+    let pending = db.store.enqueue(&[new("x")]).await.unwrap()[0].id;
+    assert_eq!(db.store.request_cancel(pending).await.unwrap(), CancelResult::Cancelled);
+    let row = db.row(pending).await;
+    assert_eq!((row.status, row.error.as_deref()), (JobStatus::Cancelled, Some("cancelled before its command was started")));
+    assert!(row.completed_time.is_some() && row.cancel_requested_time.is_some());
+    assert_eq!(db.steps(pending).await, steps(&["PENDING", "CANCELLED"]));
+    assert_eq!(db.store.request_cancel(pending).await.unwrap(), CancelResult::NotPossible(JobStatus::Cancelled));
+
+    let queued = db.claimed("y", 1).await;
+    let running = db.running("z", 2).await;
+    for job in [&queued, &running] {
+        assert_eq!(db.store.request_cancel(job.id).await.unwrap(), CancelResult::Requested);
+        let first = db.row(job.id).await.cancel_requested_time;
+        assert_eq!(db.store.request_cancel(job.id).await.unwrap(), CancelResult::AlreadyRequested);
+        assert_eq!(db.row(job.id).await.cancel_requested_time, first);
+    }
+    let Written::Confirmed(current) = db.apply(Write::Confirm(vec![token(1), token(2)])).await else { panic!() };
+    assert_eq!(current.iter().map(|run| run.cancel_requested).collect::<Vec<_>>(), [true, true]);
+    let claimed = db.claim(&[token(3)]).await;
+    assert_eq!(claimed.cancel_requested, [(queued.id, token(1)), (running.id, token(2))]);
+    let repeated = db.claim(&[token(1)]).await;
+    assert!(repeated.jobs[0].cancel_requested);
+
+    // A job that waits for its retry keeps the error of the attempt that it had.
+    let retrying = db.running("r", 4).await;
+    db.apply(Write::Settle(failed(&retrying, Next::RetryAt(at(9_000_000_000_000))))).await;
+    assert_eq!(db.store.request_cancel(retrying.id).await.unwrap(), CancelResult::Cancelled);
+    let error = db.row(retrying.id).await.error.unwrap();
+    assert!(error.starts_with("cancelled while it waited for another attempt; the last one: the command failed"), "{error}");
+}
+
+async fn a_cancel_request_by_sql_is_found_by_the_claim(db: Db) {
+    let running = db.running("a", 1).await;
+    let waiting = ids(&db.store.enqueue(&[new("b"), new("c")]).await.unwrap());
+    db.sql("UPDATE jobs SET cancel_requested_time = 1 WHERE identifier IN ('a', 'b')").await.unwrap();
+    let claimed = db.claim(&[token(2), token(3)]).await;
+    assert_eq!(claimed.cancelled_pending, [waiting[0]]);
+    assert_eq!(claimed.cancel_requested, [(running.id, token(1))]);
+    assert_eq!(claimed.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [waiting[1]]);
+    assert_eq!(db.row(waiting[0]).await.error.as_deref(), Some("cancelled before its command was started"));
+    assert_eq!(db.steps(waiting[0]).await, steps(&["PENDING", "CANCELLED"]));
+    assert_eq!(db.claim(&[token(4)]).await.cancelled_pending, []);
+}
+
+async fn a_settlement_does_not_lose_a_cancel_request(db: Db) {
+    let a = db.running("a", 1).await;
+    let b = db.claimed("b", 2).await;
+    for job in [&a, &b] {
+        assert_eq!(db.store.request_cancel(job.id).await.unwrap(), CancelResult::Requested);
+    }
+    // Both were decided before the request was seen.
+    db.apply(Write::Settle(failed(&a, Next::RetryAt(at(0))))).await;
+    db.apply(Write::Settle(settlement(&b, Next::Requeue, None))).await;
+    let claimed = db.claim(&[token(3), token(4)]).await;
+    assert_eq!((claimed.jobs.len(), claimed.cancelled_pending), (0, vec![a.id, b.id]));
+    assert_eq!(db.steps(a.id).await, steps(&["PENDING", "INQUEUE", "PROGRESS", "PENDING", "CANCELLED"]));
+}
+
+async fn a_paused_flow_claims_nothing_but_cancels(db: Db) {
+    db.apply(Write::RegisterFlows(vec![flow()])).await;
+    let jobs = ids(&db.store.enqueue(&[new("a"), new("b")]).await.unwrap());
+    let yes = if db.is_sqlite() { "1" } else { "true" };
+    db.sql(&format!("UPDATE flows SET paused = {yes}")).await.unwrap();
+    db.sql("UPDATE jobs SET cancel_requested_time = 1 WHERE identifier = 'a'").await.unwrap();
+    let claimed = db.claim(&[token(1)]).await;
+    assert_eq!((claimed.paused, claimed.jobs.len(), claimed.cancelled_pending), (true, 0, vec![jobs[0]]));
+    db.sql(&format!("UPDATE flows SET paused = NOT {yes}")).await.unwrap();
+    assert_eq!(db.claim(&[token(1)]).await.jobs[0].id, jobs[1]);
+}
+
+async fn rows_of_other_types_are_left_alone(db: Db) {
+    db.sql("INSERT INTO jobs (type, identifier) VALUES ('OTHER', 'a'), ('render', 'b'), ('', 'c')").await.unwrap();
+    db.sql("INSERT INTO jobs (type, identifier, cancel_requested_time) VALUES ('OTHER', 'd', 1)").await.unwrap();
+    db.sql("INSERT INTO jobs (type, identifier, status, run_token) VALUES ('OTHER', 'e', 'PROGRESS', 'zz')").await.unwrap();
+    let claimed = db.claim(&[token(1)]).await;
+    assert_eq!((claimed.jobs.len(), claimed.open, claimed.cancelled_pending.len()), (0, 0, 0));
+    assert_eq!(db.number("SELECT count(*) FROM jobs WHERE status = 'PENDING'").await, 4);
+    assert_eq!(db.number("SELECT count(*) FROM job_events").await, 0);
+}
+
+async fn unreadable_rows_are_claimed_with_the_reason(db: Db) {
+    if db.is_sqlite() {
+        db.sql("INSERT INTO jobs (type, identifier) VALUES ('RENDER', CAST(x'ff00fe' AS TEXT)), ('RENDER', x'80')").await.unwrap();
+        db.sql("INSERT INTO jobs (type, identifier, payload) VALUES ('RENDER', '', '{'), ('RENDER', 'x', x'00ff')").await.unwrap();
+        db.sql("INSERT INTO jobs (type, identifier) VALUES (CAST(x'ff' AS TEXT), 'y'), (x'ff', 'z'), ('RENDER', 12)").await.unwrap();
+        db.sql("INSERT INTO jobs (type, identifier, status, run_token) VALUES ('RENDER', x'ff', 'PROGRESS', x'ff')").await.unwrap();
+    } else {
+        db.sql("INSERT INTO jobs (type, identifier, payload) VALUES ('RENDER', '', 'null'), ('RENDER', E'a\\nb', '[1]')").await.unwrap();
+    }
+    db.sql("INSERT INTO jobs (type, identifier, attempt) VALUES ('RENDER', 'worn out', 2147483647)").await.unwrap();
+    let tokens: Vec<_> = (1..20).map(token).collect();
+    let jobs = db.claim(&tokens).await.jobs;
+    let seen: Vec<_> = jobs.iter().map(|job| (job.identifier.as_deref().unwrap_or("?"), job.payload.is_ok())).collect();
+    if db.is_sqlite() {
+        assert_eq!(seen, [("?", true), ("?", true), ("", false), ("x", false), ("12", true), ("worn out", true)]);
+        let reason = jobs[2].payload.clone().unwrap_err().to_string();
+        assert!(reason.starts_with("the payload is no valid JSON: EOF"), "{reason}");
+    } else {
+        assert_eq!(seen, [("", true), ("a\nb", true), ("worn out", true)]);
+    }
+    assert_eq!(jobs.last().unwrap().attempt, Attempt(2_147_483_647));
+    // Nor do they break anything that is read for people.
+    let page = db.store.list(&JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap();
+    assert_eq!(page.rows.len(), if db.is_sqlite() { 9 } else { 3 });
+    let open = db.store.open_jobs(&worker(), None).await.unwrap();
+    assert_eq!(open.len(), if db.is_sqlite() { 7 } else { 3 });
+    db.store.flow_states().await.unwrap();
+    for row in page.rows {
+        db.store.job(row.id).await.unwrap().unwrap();
+    }
+    for job in &jobs {
+        let refused = Settlement { error: Some("refused".to_owned()), ..settlement(job, Next::Final(JobStatus::Error), None) };
+        assert_eq!(db.apply(Write::Settle(refused)).await, Written::Applied);
+    }
+}
+
+async fn an_open_unique_key_is_enqueued_once_also_in_a_race(db: Db) {
+    let keyed = |key: &str| NewJob { unique_key: Some(key.to_owned()), ..new("x") };
+    let mut race = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let store = db.another().await;
+        // Every other one the other way round, which is what makes two transactions wait for each other.
+        let mut batch = vec![keyed("a"), new("free"), keyed("b"), new("free"), new("free"), keyed("c")];
+        if n % 2 == 0 {
+            batch.reverse();
+        }
+        race.spawn(async move { (n, store.enqueue(&batch).await.unwrap()) });
+    }
+    let mut new_ones = 0;
+    for (n, mut answers) in race.join_all().await {
+        if n % 2 == 0 {
+            answers.reverse();
+        }
+        new_ones += answers.iter().filter(|answer| !answer.existing).count();
+        for (answer, key) in answers.iter().zip([Some("a"), None, Some("b"), None, None, Some("c")]) {
+            assert_eq!(db.row(answer.id).await.unique_key.as_deref(), key);
+        }
+    }
+    assert_eq!(new_ones, 3 + 8 * 3);
+    assert!(db.sql("INSERT INTO jobs (type, identifier, unique_key) VALUES ('RENDER', 'x', 'a')").await.is_err());
+    db.sql("INSERT INTO jobs (type, identifier, unique_key) VALUES ('OTHER', 'x', 'a')").await.unwrap();
+    // Once the job has ended the key is free.
+    let holder = db.store.enqueue(&[keyed("a")]).await.unwrap()[0];
+    assert!(holder.existing);
+    db.store.request_cancel(holder.id).await.unwrap();
+    assert!(!db.store.enqueue(&[keyed("a")]).await.unwrap()[0].existing);
+    for bad in [NewJob { unique_key: Some("a\0".to_owned()), ..new("x") }, new("\0"), NewJob { payload: Some("\0".to_owned()), ..new("x") }] {
+        assert!(matches!(db.store.enqueue(&[new("before"), bad]).await, Err(Error::NulCharacter { .. })));
+    }
+    assert_eq!(db.number("SELECT count(*) FROM jobs WHERE identifier = 'before'").await, 0);
+}
+
+async fn a_batch_of_jobs_is_numbered_in_its_order(db: Db) {
+    let mut batch: Vec<_> = (0..1203).map(|n| new(&n.to_string())).collect();
+    for n in [0, 3, 4, 600] {
+        batch[n].unique_key = Some(n.to_string());
+    }
+    let enqueued = db.store.enqueue(&batch).await.unwrap();
+    assert_eq!(enqueued.len(), batch.len());
+    assert!(enqueued.windows(2).all(|pair| pair[0].id < pair[1].id));
+    for n in [0, 1, 3, 499, 500, 501, 600, 1202] {
+        assert_eq!(db.row(enqueued[n].id).await.identifier, n.to_string());
+    }
+    assert_eq!(db.store.enqueue(&[]).await.unwrap(), []);
+    // All or none.
+    let bad = NewJob { maximum_attempts: Some(0), ..new("bad") };
+    assert!(db.store.enqueue(&[new("good"), bad]).await.is_err());
+    assert_eq!(db.number("SELECT count(*) FROM jobs").await, 1203);
+}
+
+async fn lists_are_stable_under_the_cursor(db: Db) {
+    let jobs = ids(&db.store.enqueue(&(0..7).map(|n| new(&format!("job {}", n % 2))).collect::<Vec<_>>()).await.unwrap());
+    let mut filter = JobFilter { limit: 3, ..JobFilter::default() };
+    let first = db.store.list(&filter).await.unwrap();
+    assert_eq!(first.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [jobs[6], jobs[5], jobs[4]]);
+    db.store.enqueue(&[new("new")]).await.unwrap();
+    let mut seen = Vec::new();
+    filter.cursor = first.next_cursor;
+    while filter.cursor.is_some() {
+        let page = db.store.list(&filter).await.unwrap();
+        seen.extend(page.rows.iter().map(|row| row.id));
+        filter.cursor = page.next_cursor;
+    }
+    assert_eq!(seen, [jobs[3], jobs[2], jobs[1], jobs[0]]);
+    db.store.request_cancel(jobs[1]).await.unwrap();
+    let list = async |filter: JobFilter| -> Vec<_> {
+        db.store.list(&filter).await.unwrap().rows.iter().map(|row| row.id).collect()
+    };
+    let all = JobFilter { limit: 1000, ..JobFilter::default() };
+    assert_eq!(list(JobFilter { statuses: vec![JobStatus::Cancelled, JobStatus::Error], ..all.clone() }).await, [jobs[1]]);
+    assert_eq!(list(JobFilter { identifier: Some("job 1".to_owned()), ..all.clone() }).await, [jobs[5], jobs[3], jobs[1]]);
+    assert_eq!(list(JobFilter { types: vec!["OTHER".to_owned()], ..all.clone() }).await, []);
+    assert_eq!(list(JobFilter { types: vec!["OTHER".to_owned(), "RENDER".to_owned()], limit: 0, ..all.clone() }).await.len(), 1);
+    assert_eq!(list(JobFilter { identifier: Some("'; DROP TABLE jobs --\0".to_owned()), ..all }).await, []);
+}
+
+async fn times_are_kept_to_the_millisecond_past_2038(db: Db) {
+    let far = at(253_402_300_799_999);
+    let job = NewJob { due: Due::At(far), ..new("x") };
+    let id = db.store.enqueue(&[job]).await.unwrap()[0].id;
+    assert_eq!(db.row(id).await.run_at, far);
+    assert_eq!(db.store.next_due(&flow()).await.unwrap(), Some(far));
+    if !db.is_sqlite() {
+        return;
+    }
+    for (text, milliseconds) in [
+        ("'2040-02-29T12:34:56.789Z'", 2_214_131_696_789),
+        ("'2040-02-29 12:34:56'", 2_214_131_696_000),
+        ("'2040-02-29T12:34:56.5+02:00'", 2_214_124_496_500),
+        ("'2214131696789'", 2_214_131_696_789),
+        ("2214131696789.25", 2_214_131_696_789),
+        ("datetime('2040-02-29 12:34:56')", 2_214_131_696_000),
+    ] {
+        let insert = format!("INSERT INTO jobs (type, identifier, run_at, created_time) VALUES ('T', 'x', {text}, {text})");
+        db.sql(&insert).await.unwrap();
+        let row = db.row(JobId(db.number("SELECT max(id) FROM jobs").await)).await;
+        assert_eq!((row.run_at, row.created_time), (at(milliseconds), at(milliseconds)), "{text}");
+        db.sql(&format!("UPDATE jobs SET run_at = 1, cancel_requested_time = {text} WHERE id = {}", row.id)).await.unwrap();
+        assert_eq!(db.row(row.id).await.cancel_requested_time, Some(at(milliseconds)), "{text}");
+    }
+    for bad in ["'tomorrow'", "'now'", "x'31'", "''", "'2040-13-01'", "'12:00'"] {
+        for sql in [
+            format!("INSERT INTO jobs (type, identifier, run_at) VALUES ('T', 'x', {bad})"),
+            format!("INSERT INTO jobs (type, identifier, created_time) VALUES ('T', 'x', {bad})"),
+            format!("UPDATE jobs SET cancel_requested_time = {bad}"),
+        ] {
+            let error = db.sql(&sql).await.unwrap_err().to_string();
+            assert!(error.contains("_time is no time: write milliseconds") || error.contains("run_at is no time: write"), "{sql}: {error}");
+        }
+    }
+    // CURRENT_TIMESTAMP is due now, like a row that says nothing.
+    db.sql("INSERT INTO jobs (type, identifier, run_at) VALUES ('RENDER', 'now', CURRENT_TIMESTAMP)").await.unwrap();
+    assert_eq!(db.claim(&[token(1)]).await.jobs.len(), 1);
+}
+
+async fn what_makes_no_sense_is_refused_with_a_name(db: Db) {
+    for (columns, values, name) in [
+        ("status", "'RUNNING'", "status_is_PENDING_INQUEUE_PROGRESS_COMPLETED_ERROR_or_CANCELLED"),
+        ("status", "'pending'", "status_is_PENDING_INQUEUE_PROGRESS_COMPLETED_ERROR_or_CANCELLED"),
+        ("status", "NULL", "status"),
+        ("type", "NULL", "type"),
+        ("priority", "3000000000", "priority_is_a_whole_number"),
+        ("attempt", "-1", "attempt_is_0_or_more"),
+        ("maximum_attempts", "0", "maximum_attempts_is_1_or_more"),
+        ("progress", "101", "progress_is_0_to_100"),
+        ("run_at", "NULL", "run_at"),
+        ("priority", "'high'", if db.is_sqlite() { "priority_is_a_whole_number" } else { "high" }),
+        ("exit_code", "'x'", if db.is_sqlite() { "exit_code_is_a_whole_number" } else { "bigint" }),
+        ("started_time", "'2040-01-01'", if db.is_sqlite() { "times_are_whole_milliseconds_since_1970_in_UTC" } else { "2040" }),
+    ] {
+        db.sql("DELETE FROM jobs").await.unwrap();
+        db.sql("INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'x')").await.unwrap();
+        let error = db.sql(&format!("UPDATE jobs SET {columns} = {values}")).await.unwrap_err().to_string();
+        assert!(error.contains(name), "{columns} = {values}: {error}");
+    }
+}
+
+async fn open_rows_are_found_whoever_wrote_them(db: Db) {
+    let mine = db.running("mine", 1).await;
+    let other = claim_with(&db.store, { db.store.enqueue(&[new("other")]).await.unwrap(); Claim { worker: "node-b".parse().unwrap(), ..claim(&[token(2)]) } }).await;
+    db.sql("INSERT INTO jobs (type, identifier, status, run_token) VALUES ('WEIRD', 'foreign', 'PROGRESS', 'garbage')").await.unwrap();
+    db.sql("INSERT INTO jobs (type, identifier, status) VALUES ('RENDER', 'foreign', 'INQUEUE')").await.unwrap();
+    db.store.enqueue(&[new("waiting")]).await.unwrap();
+    let open = db.store.open_jobs(&worker(), None).await.unwrap();
+    let seen: Vec<_> = open.iter().map(|job| (job.identifier.as_deref().unwrap(), job.token.clone(), job.status, job.pid)).collect();
+    let mut expected = vec![
+        ("mine", Some(token(1)), JobStatus::Progress, Some(4242)),
+        ("other", Some(token(2)), JobStatus::InQueue, None),
+        ("foreign", None, JobStatus::Progress, None),
+        ("foreign", None, JobStatus::InQueue, None),
+    ];
+    if !db.is_sqlite() {
+        expected.remove(1);
+    }
+    assert_eq!(seen, expected);
+    assert_eq!((open[0].id, open[0].attempt, open[0].schedule_time), (mine.id, Attempt(1), mine.schedule_time));
+    assert_eq!((open[0].job_type.as_str(), open[0].started_time), ("RENDER", Some(at(5_000_000_000_000))));
+    let of_flow = db.store.open_jobs(&worker(), Some(&flow())).await.unwrap();
+    assert_eq!(of_flow.len(), expected.len() - 1);
+    assert_eq!(other.jobs.len(), 1);
+}
+
+async fn queues_are_counted_without_ended_rows(db: Db) {
+    db.apply(Write::RegisterFlows(vec!["QUIET".parse().unwrap(), flow()])).await;
+    let now = db.store.now().await.unwrap();
+    let done = db.running("done", 1).await;
+    db.apply(Write::Settle(completed(&done))).await;
+    db.running("a", 2).await;
+    db.claimed("b", 3).await;
+    db.store.enqueue(&[NewJob { due: Due::At(at(1000)), ..new("c") }, NewJob { due: Due::At(now.plus(Duration::from_secs(60))), ..new("d") }]).await.unwrap();
+    db.sql("INSERT INTO jobs (type, identifier, run_at) VALUES ('UNKNOWN', 'x', 99999999999999)").await.unwrap();
+    let states = db.store.flow_states().await.unwrap();
+    let seen: Vec<_> = states.iter().map(|s| (s.job_type.as_str(), s.paused, s.pending, s.runnable, s.inqueue, s.progress, s.oldest_pending)).collect();
+    assert_eq!(
+        seen,
+        [
+            ("QUIET", false, 0, 0, 0, 0, None),
+            ("RENDER", false, 2, 1, 1, 1, Some(at(1000))),
+            ("UNKNOWN", false, 1, 0, 0, 0, None)
+        ]
+    );
+}
+
+async fn workers_and_flows_are_registered(db: Db) {
+    let me = |incarnation: &str| Worker {
+        worker: worker(),
+        incarnation: incarnation.to_owned(),
+        hostname: "host".to_owned(),
+        version: "1.2".to_owned(),
+    };
+    let note = |incarnation: &str, state| Write::WorkerState(WorkerNote { worker: worker(), incarnation: incarnation.to_owned(), state });
+    assert_eq!(db.apply(note("1", WorkerState::Active)).await, Written::Fenced);
+    assert_eq!(db.apply(Write::RegisterWorker(me("1"))).await, Written::Applied);
+    assert_eq!(db.apply(note("1", WorkerState::Draining)).await, Written::Applied);
+    let first = db.store.workers().await.unwrap().remove(0);
+    assert_eq!((first.state.as_str(), first.hostname.as_str(), first.version.as_str()), ("DRAINING", "host", "1.2"));
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    assert_eq!(db.apply(Write::RegisterWorker(me("2"))).await, Written::Applied);
+    assert_eq!(db.apply(note("1", WorkerState::Stopped)).await, Written::Fenced);
+    let workers = db.store.workers().await.unwrap();
+    assert_eq!((workers.len(), workers[0].state.as_str(), workers[0].incarnation.as_str()), (1, "ACTIVE", "2"));
+    assert!(workers[0].started_time > first.started_time);
+    assert_eq!(db.apply(Write::RegisterFlows(vec![flow(), "B".parse().unwrap(), flow()])).await, Written::Applied);
+    assert_eq!(db.number("SELECT count(*) FROM flows").await, 2);
+}
+
+async fn a_batch_is_all_or_nothing(db: Db) {
+    let job = db.claimed("x", 1).await;
+    // What no migration allows, in the middle of a batch.
+    db.sql("INSERT INTO runs (job_id, attempt, run_token) SELECT id, 1, 'taken' FROM jobs").await.unwrap();
+    let bad = Write::Settle(Settlement { attempt: Attempt(1), job: job.id, execution_ms: Some(1), ..failed(&job, Next::Final(JobStatus::Pending)) });
+    if db.is_sqlite() {
+        db.sql("CREATE TRIGGER refuse BEFORE UPDATE OF error ON jobs BEGIN SELECT RAISE(ABORT, 'no'); END").await.unwrap();
+    } else {
+        db.sql("ALTER TABLE jobs ADD CONSTRAINT refuse CHECK (error IS NULL)").await.unwrap();
+    }
+    let before = (db.row(job.id).await, db.steps(job.id).await);
+    let error = db.store.apply(&[started(&job), bad]).await.unwrap_err();
+    assert!(!error.is_transient(), "{error:?}");
+    assert_eq!(error.kind(), "statement");
+    assert_eq!((db.row(job.id).await, db.steps(job.id).await), before);
+    assert_eq!(db.apply(started(&job)).await, Written::Applied, "the store works on");
+}
+
+async fn migrations_run_once_also_when_two_processes_start(db: Db) {
+    assert_eq!(db.store.migrate().await.unwrap(), Vec::<String>::new());
+    db.store.check_schema().await.unwrap();
+    assert!(db.store.migration_status().await.unwrap().iter().all(|(_, applied)| *applied));
+    let (fresh, _directory) = if db.is_sqlite() {
+        let directory = tempfile::tempdir().unwrap();
+        (format!("sqlite://{}/fresh.db", directory.path().display()), Some(directory))
+    } else {
+        (server::database().unwrap(), None)
+    };
+    let url: callsheet::domain::database_url::DatabaseUrl = fresh.parse().unwrap();
+    if db.is_sqlite() {
+        assert!(matches!(Store::connect(&url, Use::Tool).await, Err(Error::NoDatabase { .. })));
+        let nowhere = "sqlite:///nonexistent/callsheet.db".parse().unwrap();
+        assert!(matches!(Store::connect(&nowhere, Use::Service).await, Err(Error::NoDirectory { .. })));
+    }
+    let store = Store::connect(&url, Use::Service).await.unwrap();
+    for error in [
+        store.check_schema().await.unwrap_err(),
+        store.enqueue(&[new("x")]).await.unwrap_err(),
+        store.apply(&[Write::Claim(claim(&[token(1)]))]).await.unwrap_err(),
+        store.job(JobId(1)).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::SchemaMissing), "{error:?}");
+    }
+    let mut race = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let url = url.clone();
+        race.spawn(async move { Store::connect(&url, Use::Service).await.unwrap().migrate().await.unwrap() });
+    }
+    let applied: usize = race.join_all().await.iter().map(Vec::len).sum();
+    assert_eq!(applied, store.migration_status().await.unwrap().len());
+    store.check_schema().await.unwrap();
+    store.close().await;
+}
+
+async fn a_newer_schema_is_refused(db: Db) {
+    db.sql("INSERT INTO seaql_migrations (version, applied_at) VALUES ('m20990101_000001_newer', 1)").await.unwrap();
+    for error in [
+        db.store.migrate().await.unwrap_err(),
+        db.store.check_schema().await.unwrap_err(),
+        db.store.migration_status().await.unwrap_err(),
+    ] {
+        assert!(matches!(&error, Error::SchemaTooNew { migration } if migration == "m20990101_000001_newer"), "{error:?}");
+    }
+}
+
+async fn a_foreign_commit_wakes_and_an_own_one_does_not(db: Db) {
+    let mut wakes = db.store.watch().await.unwrap();
+    asleep(&mut wakes, Duration::from_millis(300)).await;
+    let insert = "INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'x')";
+    let mut latencies = Vec::new();
+    for _ in 0..20 {
+        db.sql(insert).await.unwrap();
+        latencies.push(woken(&mut wakes).await);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    latencies.sort_unstable();
+    // The floor of the whole way to the exec is 10 ms.
+    assert!(latencies[10] < Duration::from_millis(8), "{latencies:?}");
+    db.sql("UPDATE jobs SET cancel_requested_time = 1 WHERE id = (SELECT max(id) FROM jobs)").await.unwrap();
+    woken(&mut wakes).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(1), wakes.next()).await;
+
+    // What this service does itself is no news.
+    let job = db.claim(&[token(1)]).await.jobs.remove(0);
+    for write in [
+        started(&job),
+        Write::Confirm(vec![token(1)]),
+        Write::Progress(ProgressNote { token: token(1), progress: Some(3), status_message: None }),
+        Write::Settle(failed(&job, Next::RetryAt(at(0)))),
+    ] {
+        db.apply(write).await;
+    }
+    asleep(&mut wakes, Duration::from_millis(600)).await;
+    // But an enqueue by another part of this process is, and so is another service's settlement.
+    db.store.enqueue(&[new("here")]).await.unwrap();
+    assert!(woken(&mut wakes).await < Duration::from_millis(50));
+    let job = db.claim(&[token(2)]).await.jobs.remove(0);
+    asleep(&mut wakes, Duration::from_millis(300)).await;
+    let another = db.another().await;
+    another.apply(&[Write::Settle(completed(&job))]).await.unwrap();
+    woken(&mut wakes).await;
+    // A rolled back transaction changes nothing.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(1), wakes.next()).await;
+    let before = Instant::now();
+    assert!(db.sql(&format!("BEGIN; {insert}; ROLLBACK; SELECT nonsense")).await.is_err());
+    asleep(&mut wakes, Duration::from_millis(400)).await;
+    assert!(before.elapsed() < Duration::from_secs(3));
+}
+
+async fn a_claim_costs_the_same_before_a_large_backlog(db: Db) {
+    // Pending, delayed before them in the order, ended, and of another type.
+    let rows = 60_000;
+    let numbers = if db.is_sqlite() {
+        format!("WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})")
+    } else {
+        format!("WITH n AS (SELECT generate_series(1, {rows}) AS n)")
+    };
+    for (kind, status, priority, run_at) in [
+        ("RENDER", "PENDING", 0, "n"),
+        ("RENDER", "PENDING", 9, "n + 90000000000000"),
+        ("RENDER", "COMPLETED", 5, "n"),
+        ("OTHER", "PENDING", 20, "n"),
+    ] {
+        let insert = format!("{numbers} ");
+        let select = format!("SELECT '{kind}', 'x', '{status}', {priority}, {run_at} FROM n");
+        let columns = "INSERT INTO jobs (type, identifier, status, priority, run_at)";
+        let sql = if db.is_sqlite() { format!("{insert}{columns} {select}") } else { format!("{columns} {insert}{select}") };
+        db.sql(&sql).await.unwrap();
+    }
+    let scans = async || {
+        if db.is_sqlite() { 0 } else { db.number("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'jobs'").await }
+    };
+    if !db.is_sqlite() {
+        // So that what was counted until here is told.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    let before = scans().await;
+    let mut times = Vec::new();
+    for n in 0..40 {
+        let start = Instant::now();
+        let claimed = db.claim(&[token(n)]).await;
+        times.push(start.elapsed());
+        assert_eq!((claimed.jobs.len(), claimed.jobs[0].priority), (1, 0));
+        let batch = [started(&claimed.jobs[0]), Write::Settle(completed(&claimed.jobs[0])), Write::Confirm(vec![token(n)])];
+        db.store.apply(&batch).await.unwrap();
+    }
+    times.sort_unstable();
+    assert!(times[20] < Duration::from_millis(15), "{times:?}");
+    if !db.is_sqlite() {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert_eq!(scans().await - before, 0, "the table was read from end to end");
+    }
+}
+
+async fn a_million_cancelled_rows_do_not_hold_the_writer(db: Db) {
+    let many = if db.is_sqlite() {
+        "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1200) \
+         INSERT INTO jobs (type, identifier, cancel_requested_time) SELECT 'RENDER', 'x', 1 FROM n"
+    } else {
+        "INSERT INTO jobs (type, identifier, cancel_requested_time) SELECT 'RENDER', 'x', 1 FROM generate_series(1, 1200)"
+    };
+    db.sql(many).await.unwrap();
+    db.store.enqueue(&[new("good")]).await.unwrap();
+    let mut cancelled = Vec::new();
+    for round in 0.. {
+        let claimed = db.claim(&[token(1)]).await;
+        cancelled.push(claimed.cancelled_pending.len());
+        if let Some(job) = claimed.jobs.first() {
+            assert_eq!((round, job.identifier.as_deref()), (2, Ok("good")));
+            break;
+        }
+        assert_eq!(claimed.next_due, Some(claimed.now), "there is more to do at once");
+    }
+    assert_eq!(cancelled, [500, 500, 200]);
+    assert_eq!(db.number("SELECT count(*) FROM job_events WHERE to_status = 'CANCELLED'").await, 1200);
+}
+
+/// `python3` and the `sqlite3` shell bring their own SQLite, which may be years older than ours.
+#[tokio::test]
+async fn clients_with_their_own_sqlite_enqueue_and_wake() {
+    let db = Db::sqlite().await.unwrap();
+    let path = db.path.clone().unwrap();
+    let mut wakes = db.store.watch().await.unwrap();
+    let python = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); \
+        db.execute(\"INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'abc')\"); \
+        db.execute(\"INSERT INTO jobs (type, identifier, run_at) VALUES ('RENDER', 'abc', CURRENT_TIMESTAMP)\"); db.commit()";
+    let shell = "INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'abc');";
+    let mut clients = 0;
+    for (program, arguments) in [("python3", vec!["-c", python, path.to_str().unwrap()]), ("sqlite3", vec![path.to_str().unwrap(), shell])] {
+        let before = db.store.now().await.unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a client, not a job")]
+        let run = std::process::Command::new(program).args(&arguments).output();
+        let Ok(output) = run else { continue };
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        clients += 1;
+        woken(&mut wakes).await;
+        let page = db.store.list(&JobFilter { limit: 1000, ..JobFilter::default() }).await.unwrap();
+        assert!(page.rows.iter().all(|row| row.status == JobStatus::Pending));
+        assert!(page.rows[0].created_time >= before, "{program}: {:?} {before:?}", page.rows[0]);
+    }
+    assert_eq!(db.claim(&[token(1), token(2), token(3)]).await.jobs.len(), if clients == 2 { 3 } else { clients });
+}
+
+/// Not a test: prints what a batch costs. `cargo test --release --test it -- --ignored --nocapture store_latency`
+mod store_latency {
+    use super::*;
+
+    async fn measure(name: &str, db: Db) {
+        const ROUNDS: usize = 500;
+        db.store.enqueue(&vec![new("x"); ROUNDS + 1]).await.unwrap();
+        let mut times: [Vec<Duration>; 4] = Default::default();
+        for n in 0..ROUNDS {
+            let mut bytes = [1; 16];
+            bytes[..8].copy_from_slice(&n.to_be_bytes());
+            let start = Instant::now();
+            let job = db.claim(&[RunToken::from_bytes(bytes)]).await.jobs.remove(0);
+            times[0].push(start.elapsed());
+            for (kind, write) in [started(&job), Write::Confirm(vec![job.token.clone()]), Write::Settle(completed(&job))].into_iter().enumerate() {
+                let start = Instant::now();
+                db.apply(write).await;
+                times[kind + 1].push(start.elapsed());
+            }
+        }
+        for (kind, mut times) in ["claim", "started", "confirm", "settle"].into_iter().zip(times) {
+            times.sort_unstable();
+            println!("{name} {kind}: p50 {:?} p99 {:?}", times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
+        }
+        let mut wakes = db.store.watch().await.unwrap();
+        let mut times = Vec::new();
+        for _ in 0..200 {
+            db.sql("INSERT INTO jobs (type, identifier) VALUES ('RENDER', 'x')").await.unwrap();
+            let start = Instant::now();
+            wakes.next().await;
+            times.push(start.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        times.sort_unstable();
+        println!("{name} foreign commit to wake-up: p50 {:?} p99 {:?}", times[100], times[198]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "a measurement"]
+    async fn print() {
+        measure("sqlite", Db::sqlite().await.unwrap()).await;
+        if let Some(db) = Db::postgres().await {
+            measure("postgres", db).await;
+        }
+    }
+}

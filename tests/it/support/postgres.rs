@@ -1,0 +1,118 @@
+//! A real PostgreSQL for the tests of one process: its own cluster, reached by a socket in its own directory.
+
+use std::io::Write as _;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The user that a server may run as when the tests run as root, which PostgreSQL refuses: `nobody`.
+const NOBODY: u32 = 65534;
+
+struct Cluster {
+    programs: PathBuf,
+    directory: PathBuf,
+    /// Its end of the pipe keeps the server alive: the watchdog stops it when this process is gone, however it went.
+    _watchdog: Child,
+}
+
+/// The URL of a new, empty database; `None` where no PostgreSQL is installed.
+///
+/// # Panics
+/// Where PostgreSQL is there and does not work, or where it is not there and this is CI.
+pub fn database() -> Option<String> {
+    static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
+    static DATABASES: AtomicU32 = AtomicU32::new(0);
+    let cluster = CLUSTER.get_or_init(start).as_ref()?;
+    let name = format!("test{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+    cluster.psql("postgres", &format!("CREATE DATABASE {name}"));
+    Some(format!("postgres:///{name}?host={}&user=callsheet", cluster.directory.display()))
+}
+
+impl Cluster {
+    fn try_psql(&self, database: &str, sql: &str) -> Output {
+        program(&self.programs.join("psql"))
+            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "callsheet", "-d", database, "-c", sql, "-h"])
+            .arg(&self.directory)
+            .output()
+            .unwrap()
+    }
+
+    fn psql(&self, database: &str, sql: &str) {
+        let output = self.try_psql(database, sql);
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn start() -> Option<Cluster> {
+    let Some(programs) = programs() else {
+        assert!(std::env::var_os("CI").is_none(), "no PostgreSQL (initdb) found, and CI must not skip these tests");
+        // Not `eprintln!`, which libtest swallows: nobody should think that these tests have run.
+        let _ = std::io::stderr().write_all(b"skipped: no PostgreSQL (initdb) found\n");
+        return None;
+    };
+    // Not TMPDIR: a socket's path has to be short, and `nobody` has to get there.
+    let directory = tempfile::Builder::new().prefix("callsheet-pg-").tempdir_in("/tmp").unwrap().keep();
+    let data = directory.join("data");
+    if is_root() {
+        chown(&directory, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let initdb = program(&programs.join("initdb"))
+        .args(["-A", "trust", "--no-sync", "-U", "callsheet", "-E", "UTF8", "--locale=C", "-D"])
+        .arg(&data)
+        .output()
+        .unwrap();
+    assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+    // `cat` ends when the last writing end of its standard input is closed, and only this process has one.
+    let script = r#""$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync=off -c max_connections=60 \
+        >"$2/log" 2>&1 & server=$!; cat >/dev/null; kill -QUIT $server; wait $server; rm -rf "$2""#;
+    let watchdog = program(Path::new("/bin/sh"))
+        .args(["-c", script, "sh"])
+        .args([&programs, &directory])
+        .stdin(Stdio::piped())
+        // Ctrl-C in a terminal reaches the whole process group; the watchdog has to outlive it.
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let cluster = Cluster { programs, directory, _watchdog: watchdog };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let output = cluster.try_psql("postgres", "SELECT 1");
+        if output.status.success() {
+            return Some(cluster);
+        }
+        assert!(Instant::now() < deadline, "PostgreSQL does not start: {}", String::from_utf8_lossy(&output.stderr));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A command as the server's user and in its language, without the settings of the person who runs the tests.
+#[expect(clippy::disallowed_methods, reason = "these are no jobs")]
+fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
+        command.env_remove(name);
+    }
+    command.env("LC_ALL", "C").current_dir("/");
+    if is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The directory with initdb and postgres: from PATH, or where Debian puts them.
+fn programs() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    std::env::split_paths(&path)
+        .filter_map(|directory| directory.join("initdb").canonicalize().ok()?.parent().map(Path::to_owned))
+        .chain(debian)
+        .find(|directory| directory.join("postgres").is_file() && directory.join("psql").is_file())
+}
