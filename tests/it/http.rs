@@ -1,0 +1,58 @@
+//! `healthz`, `readyz` and `metrics` of a running service.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use callsheet::domain::JobStatus;
+
+use crate::on_each_database;
+use crate::support::eventually;
+use crate::support::service::{On, Service};
+
+fn get(service: &Service, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(service.address()).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
+
+async fn the_metrics_tell_what_was_done(on: On) {
+    let Some(service) = Service::start(on, "[flows.ONE]\n{job}\n[flows.TWO]\n{job}\n").await else { return };
+    assert_eq!(get(&service, "/healthz").0, 200);
+    assert_eq!(get(&service, "/readyz"), (200, "ready\n".to_owned()));
+    let good = service.insert("ONE", &["say:a", "say:b", "exit:1"]).await;
+    for (job, status) in good.iter().zip([JobStatus::Completed, JobStatus::Completed, JobStatus::Error]) {
+        service.until(*job, status).await;
+    }
+    service.sql("INSERT INTO jobs (type, identifier, run_at) VALUES ('ONE', 'later', 4102444800000)").await;
+    let mut text = String::new();
+    let expected = [
+        r#"callsheet_job_transitions_total{to="INQUEUE",type="ONE"} 3"#,
+        r#"callsheet_job_transitions_total{to="PROGRESS",type="ONE"} 3"#,
+        r#"callsheet_job_transitions_total{to="COMPLETED",type="ONE"} 2"#,
+        r#"callsheet_job_transitions_total{to="ERROR",type="ONE"} 1"#,
+        r#"callsheet_job_transitions_total{to="COMPLETED",type="TWO"} 0"#,
+        r#"callsheet_jobs{status="PENDING",type="ONE"} 1"#,
+        r#"callsheet_run_duration_seconds_count{outcome="COMPLETED",type="ONE"} 2"#,
+        r#"callsheet_run_duration_seconds_count{outcome="FAILED",type="ONE"} 1"#,
+        r#"callsheet_queue_wait_seconds_count{type="ONE"} 3"#,
+        r#"callsheet_dispatch_latency_seconds_count{type="ONE"} 3"#,
+        r#"callsheet_run_max_rss_bytes_count{type="ONE"} 3"#,
+        r#"callsheet_runs_in_progress{type="ONE"} 0"#,
+        r#"callsheet_mailbox_depth{actor="status"} 0"#,
+        r#"callsheet_actor_restarts_total{actor="job"} 0"#,
+    ];
+    eventually("the metrics to say so", async || {
+        text = get(&service, "/metrics").1;
+        expected.iter().all(|line| text.lines().any(|have| have == *line))
+    })
+    .await;
+    assert!(text.contains("callsheet_build_info") && text.contains("process_resident_memory_bytes"));
+    let (status, body) = get(&service, "/nothing");
+    assert_eq!(status, 404);
+    assert!(body.contains(r#""status":404"#), "{body}");
+}
+on_each_database!(the_metrics_tell_what_was_done);

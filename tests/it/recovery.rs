@@ -1,0 +1,171 @@
+//! The service dies under running commands; the next one settles every open row by evidence.
+
+use std::time::Duration;
+
+use callsheet::domain::JobStatus;
+
+use crate::on_each_database;
+use crate::support::eventually;
+use crate::support::service::{On, Service};
+
+const FLOWS: &str = "[flows.ONE]\n{job}\n[flows.FOUR]\n{job}\nconcurrency = 4\n\
+    [flows.SHORT]\n{job}\nstart_to_close_timeout = \"1s\"\n";
+
+async fn running_commands_do_not_notice_that_the_service_was_killed(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let first = service.insert("ONE", &["wait+exit:7"]).await[0];
+    let second = service.insert("ONE", &["wait"]).await[0];
+    let four = service.insert("FOUR", &["wait", "wait+exit:3", "wait", "wait"]).await;
+    let mut pids = vec![service.begun(first, 1).await.pid];
+    for job in &four {
+        pids.push(service.begun(*job, 1).await.pid);
+        service.until(*job, JobStatus::Progress).await;
+    }
+    service.until(first, JobStatus::Progress).await;
+    for _ in 0..3 {
+        service.kill_9();
+        let alive: Vec<i32> = service.alive().into_iter().map(|(pid, _)| pid).collect();
+        assert!(pids.iter().all(|pid| alive.contains(pid)), "{pids:?} of {alive:?}");
+        service.serve().await;
+    }
+    eventually("the runs to be taken over", async || service.log().matches("reattached").count() >= 15).await;
+    assert_eq!(service.evidence().len(), 5, "the second of the sequential flow waits");
+    service.go();
+    assert_eq!(service.until(first, JobStatus::Error).await.exit_code, Some(7));
+    assert_eq!(service.until(four[1], JobStatus::Error).await.exit_code, Some(3));
+    for job in [four[0], four[2], four[3], second] {
+        assert_eq!(service.until(job, JobStatus::Completed).await.exit_code, Some(0));
+        assert_eq!(service.changes(job).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
+    }
+    let evidence = service.evidence();
+    assert_eq!(evidence.len(), 6, "each was started once");
+    assert!(evidence[&(second.0, 1)].start >= evidence[&(first.0, 1)].end.unwrap());
+    service.nothing_alive().await;
+}
+on_each_database!(running_commands_do_not_notice_that_the_service_was_killed);
+
+async fn what_ended_while_the_service_was_away_keeps_its_exit_code(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert("ONE", &["wait+complain:alone+exit:5"]).await[0];
+    let begun = service.begun(job, 1).await;
+    service.until(job, JobStatus::Progress).await;
+    service.kill_9();
+    service.go();
+    service.nothing_alive().await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    service.serve().await;
+    let row = service.until(job, JobStatus::Error).await;
+    assert_eq!(row.error.as_deref(), Some("the command failed with exit code 5\nalone"));
+    assert_eq!(row.exit_code, Some(5));
+    assert!(service.log().contains("finished_while_away"));
+    // The time of its end is the command's, not that of its discovery.
+    let ended = service.evidence()[&(job.0, 1)].end.unwrap();
+    let recorded = row.completed_time.unwrap().unix_millis() as f64 / 1_000.0;
+    assert!((recorded - ended).abs() < 1.0, "{recorded} against {ended}");
+    assert_eq!(service.runs(job).await[0].pid, Some(i64::from(begun.pid)));
+}
+on_each_database!(what_ended_while_the_service_was_away_keeps_its_exit_code);
+
+async fn the_timeout_holds_while_the_service_is_down(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert("SHORT", &["run:600"]).await[0];
+    service.begun(job, 1).await;
+    service.kill_9();
+    service.nothing_alive().await;
+    service.serve().await;
+    let row = service.until(job, JobStatus::Error).await;
+    assert!(row.error.unwrap().starts_with("timed out: "));
+}
+on_each_database!(the_timeout_holds_while_the_service_is_down);
+
+async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    for service_is_up in [true, false] {
+        let job = service.insert("ONE", &["daemon+run:600"]).await[0];
+        let begun = service.begun(job, 1).await;
+        service.until(job, JobStatus::Progress).await;
+        eventually("its daemon", async || service.path(&format!("evidence/{job}.1.daemon")).exists()).await;
+        if !service_is_up {
+            service.kill_9();
+        }
+        // The shim is the command's parent.
+        let status = std::fs::read_to_string(format!("/proc/{}/status", begun.pid)).unwrap();
+        let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(shim).unwrap(), rustix::process::Signal::KILL).unwrap();
+        if !service_is_up {
+            service.serve().await;
+        }
+        let row = service.until(job, JobStatus::Error).await;
+        let error = row.error.unwrap();
+        assert!(error.starts_with("the run was lost: "), "{error}");
+        assert_eq!(row.exit_code, None);
+        assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("LOST"));
+        assert_eq!(service.alive(), []);
+    }
+}
+on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on);
+
+async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    let worker = "node-a";
+    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
+    std::fs::write(service.path("callsheet.toml"), format!("worker_id = \"{worker}\"\n{config}")).unwrap();
+    let job = service.insert("ONE", &["say:hello"]).await[0];
+    // What a crash right after the commit of a claim leaves behind.
+    service
+        .sql(&format!(
+            "UPDATE jobs SET status = 'INQUEUE', attempt = 1, worker_id = '{worker}', \
+             run_token = '0123456789abcdef0123456789abcdef', queued_time = created_time WHERE id = {job}"
+        ))
+        .await;
+    service.serve().await;
+    let row = service.until(job, JobStatus::Completed).await;
+    assert_eq!(row.attempt.0, 1);
+    assert_eq!(service.changes(job).await.join(" "), "PENDING INQUEUE PROGRESS COMPLETED");
+    assert!(service.log().contains("never_started"));
+}
+on_each_database!(a_claim_that_came_to_nothing_does_not_count);
+
+async fn a_planned_stop_leaves_commands_running_and_loses_no_end(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let long = service.insert("ONE", &["wait"]).await[0];
+    let short = service.insert("FOUR", &["run:0.2+exit:9", "run:0.2", "run:0.2", "run:0.2"]).await;
+    let pid = service.begun(long, 1).await.pid;
+    service.begun(short[0], 1).await;
+    service.stop().await;
+    assert!(service.alive().iter().any(|(alive, _)| *alive == pid));
+    service.serve().await;
+    assert_eq!(service.until(short[0], JobStatus::Error).await.exit_code, Some(9));
+    for job in &short[1..] {
+        service.until(*job, JobStatus::Completed).await;
+    }
+    service.go();
+    service.until(long, JobStatus::Completed).await;
+    assert_eq!(service.evidence()[&(long.0, 1)].pid, pid);
+}
+on_each_database!(a_planned_stop_leaves_commands_running_and_loses_no_end);
+
+async fn runs_of_a_flow_that_is_no_longer_configured_are_finished(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert("FOUR", &["wait+exit:6"]).await[0];
+    service.begun(job, 1).await;
+    service.until(job, JobStatus::Progress).await;
+    service.stop().await;
+    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
+    std::fs::write(service.path("callsheet.toml"), config.replace("[flows.FOUR]", "[flows.OTHER]")).unwrap();
+    let waiting = service.insert("FOUR", &["wait"]).await[0];
+    service.serve().await;
+    service.go();
+    assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(6));
+    assert_eq!(service.job(waiting).await.status, JobStatus::Pending);
+}
+on_each_database!(runs_of_a_flow_that_is_no_longer_configured_are_finished);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_service_on_the_same_data_is_refused() {
+    let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
+    let output = service.cli(&["serve"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("another callsheet service is running"), "{error}");
+}

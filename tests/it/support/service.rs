@@ -1,0 +1,298 @@
+//! A real service of the real binary in a scratch directory, and what its commands write about themselves.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use callsheet::domain::database_url::DatabaseUrl;
+use callsheet::domain::{JobId, JobStatus};
+use callsheet::store::{EventRow, JobRow, RunRow, Store, Use};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+use tempfile::TempDir;
+
+use super::eventually;
+
+/// The command of every test flow: writes down when it began and ended, and does in between what its identifier says,
+/// words joined by `+`: `run:SECONDS`, `wait` (until the test makes `<evidence>/go`), `exit:CODE`, `kill:SIGNAL`,
+/// `ignore-term`, `say:WORD`, `complain:WORD`, `daemon` (leaves a process in a session of its own that ignores
+/// SIGTERM), `progress:N`.
+const JOB: &str = include_str!("job.sh");
+
+/// A service and everything around it.
+pub struct Service {
+    pub scratch: TempDir,
+    pub store: Store,
+    pub url: String,
+    child: Option<Child>,
+}
+
+/// Which database a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// What a command wrote about one of its attempts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evidence {
+    pub job: i64,
+    pub attempt: u32,
+    pub pid: i32,
+    pub start: f64,
+    pub end: Option<f64>,
+}
+
+impl Service {
+    /// A scratch directory and database with these flows (TOML without `command`; `{job}` in it stands for the command
+    /// of the tests), and no service yet. `None` where the database is not to be had.
+    pub async fn prepare(on: On, flows: &str) -> Option<Self> {
+        let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
+        let url = match on {
+            On::Sqlite => format!("sqlite://{}/data/callsheet.db", scratch.path().display()),
+            On::Postgres => super::postgres::database("it").await?,
+        };
+        fs::create_dir(scratch.path().join("evidence")).unwrap();
+        fs::create_dir(scratch.path().join("data")).unwrap();
+        fs::write(scratch.path().join("job.sh"), JOB).unwrap();
+        let command = format!(
+            "command = [\"/bin/bash\", \"{0}/job.sh\", \"{0}/evidence\", \"{{job_id}}\", \"{{attempt}}\", \"{{identifier}}\"]",
+            scratch.path().display()
+        );
+        let config = format!(
+            "data_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[defaults]\nschedule = \"0 0 1 1 *\"\n{}",
+            flows.replace("{job}", &command)
+        );
+        fs::write(scratch.path().join("callsheet.toml"), config).unwrap();
+        let parsed: DatabaseUrl = url.parse().unwrap();
+        let store = Store::connect(&parsed, Use::Service).await.unwrap();
+        store.migrate().await.unwrap();
+        Some(Self { scratch, store, url, child: None })
+    }
+
+    /// [`Self::prepare`], and the service started and ready.
+    pub async fn start(on: On, flows: &str) -> Option<Self> {
+        let mut service = Self::prepare(on, flows).await?;
+        service.serve().await;
+        Some(service)
+    }
+
+    /// Starts the service and waits until it is ready.
+    pub async fn serve(&mut self) {
+        assert!(self.child.is_none(), "one service at a time");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("service.log")).unwrap();
+        let before = self.ready_lines();
+        let mut command = self.command();
+        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        eventually("the service to be ready", async || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
+                panic!("the service ended with {status}:\n{}", self.log());
+            }
+            self.ready_lines() > before
+        })
+        .await;
+    }
+
+    fn ready_lines(&self) -> usize {
+        self.log().matches("the service is ready").count()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("service.log")).unwrap_or_default()
+    }
+
+    /// The address that the service says it listens on.
+    pub fn address(&self) -> String {
+        let log = self.log();
+        let (_, after) = log.rsplit_once("127.0.0.1:").expect("an address in the log");
+        let port: String = after.chars().take_while(char::is_ascii_digit).collect();
+        format!("127.0.0.1:{port}")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().expect("a running service").id()).unwrap()
+    }
+
+    /// Ends the service as a power cut would, and its helper with it.
+    pub fn kill_9(&mut self) {
+        let mut child = self.child.take().expect("a running service");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Asks the service to stop, and waits until it has.
+    pub async fn stop(&mut self) {
+        let mut child = self.child.take().expect("a running service");
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let mut status = None;
+        eventually("the service to stop", async || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        assert!(status.unwrap().success(), "the service ended with {status:?}:\n{}", self.log());
+    }
+
+    /// The binary, with this service's configuration.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_callsheet"));
+        command.arg("--config").arg(self.path("callsheet.toml")).env("DATABASE_URL", &self.url).env_remove("NO_COLOR");
+        command
+    }
+
+    /// Runs the command line to its end.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// A connection of a client that has nothing to do with Callsheet.
+    pub async fn foreign(&self) -> DatabaseConnection {
+        Database::connect(&self.url).await.unwrap()
+    }
+
+    /// Runs SQL as a foreign client.
+    pub async fn sql(&self, sql: &str) {
+        let connection = self.foreign().await;
+        connection.execute_unprepared(sql).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    /// Enqueues by the plainest SQL there is, as a foreign client.
+    pub async fn insert(&self, flow: &str, identifiers: &[&str]) -> Vec<JobId> {
+        let before = self.newest().await;
+        for identifier in identifiers {
+            self.sql(&format!("INSERT INTO jobs (type, identifier) VALUES ('{flow}', '{identifier}')")).await;
+        }
+        (0..identifiers.len()).map(|n| JobId(before + 1 + i64::try_from(n).unwrap())).collect()
+    }
+
+    async fn newest(&self) -> i64 {
+        let filter = callsheet::store::JobFilter { limit: 1, ..Default::default() };
+        self.store.list(&filter).await.unwrap().rows.first().map_or(0, |job| job.id.0)
+    }
+
+    pub async fn job(&self, id: JobId) -> JobRow {
+        self.store.job(id).await.unwrap().unwrap()
+    }
+
+    pub async fn runs(&self, id: JobId) -> Vec<RunRow> {
+        self.store.runs(id).await.unwrap()
+    }
+
+    /// The statuses that a job went through, without the first.
+    pub async fn changes(&self, id: JobId) -> Vec<String> {
+        let events: Vec<EventRow> = self.store.events(id).await.unwrap();
+        for pair in events.windows(2) {
+            assert_eq!(pair[1].from_status.as_deref(), Some(pair[0].to_status.as_str()), "{events:?}");
+        }
+        events.into_iter().map(|event| event.to_status).collect()
+    }
+
+    pub async fn until(&self, id: JobId, status: JobStatus) -> JobRow {
+        eventually(&format!("job {id} to be {status}"), async || {
+            let now = self.job(id).await.status;
+            assert!(!now.is_final() || now == status, "job {id} is {now} and not {status}: {:?}\n{}", self.job(id).await, self.log());
+            now == status
+        })
+        .await;
+        self.job(id).await
+    }
+
+    /// What the commands wrote about themselves, by job and attempt.
+    pub fn evidence(&self) -> BTreeMap<(i64, u32), Evidence> {
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(self.path("evidence")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "start") {
+                let evidence = read_evidence(&path);
+                let before = found.insert((evidence.job, evidence.attempt), evidence);
+                assert!(before.is_none(), "{before:?} was started twice");
+            }
+        }
+        found
+    }
+
+    /// Waits until an attempt's command has written that it began.
+    pub async fn begun(&self, id: JobId, attempt: u32) -> Evidence {
+        eventually(&format!("the command of job {id}"), async || self.evidence().contains_key(&(id.0, attempt))).await;
+        self.evidence()[&(id.0, attempt)].clone()
+    }
+
+    /// Lets every command that waits go on.
+    pub fn go(&self) {
+        fs::write(self.path("evidence/go"), "").unwrap();
+    }
+
+    /// Every living process that has this scratch directory in its command line or a run of it in its environment.
+    pub fn alive(&self) -> Vec<(i32, String)> {
+        let mark = self.scratch.path().to_str().unwrap().to_owned();
+        let mut alive = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap() {
+            let entry = entry.unwrap();
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let read = |file: &str| String::from_utf8_lossy(&fs::read(entry.path().join(file)).unwrap_or_default()).into_owned();
+            let (command, environment) = (read("cmdline").replace('\0', " "), read("environ"));
+            let is_service = self.child.as_ref().is_some_and(|child| i64::from(child.id()) == i64::from(pid));
+            let ours = environment.contains(&format!("CALLSHEET_RUN_DIR={mark}"));
+            if !is_service && (ours || command.contains(&format!("{mark}/job.sh"))) {
+                alive.push((pid, command));
+            }
+        }
+        alive
+    }
+
+    pub async fn nothing_alive(&self) {
+        eventually("every process of the runs to be gone", async || self.alive().is_empty()).await;
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        // A failed test must not leave its commands behind; killing a command ends its shim.
+        for (pid, _) in self.alive() {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+            }
+        }
+        if std::thread::panicking() {
+            eprintln!("the service's log:\n{}", self.log());
+        }
+    }
+}
+
+fn read_evidence(path: &Path) -> Evidence {
+    let name = path.file_stem().unwrap().to_str().unwrap();
+    let (job, attempt) = name.split_once('.').unwrap();
+    let text = fs::read_to_string(path).unwrap();
+    // Written to another name first, so what is there is whole.
+    let (pid, start) = text.trim().split_once(' ').unwrap();
+    let end = fs::read_to_string(path.with_extension("end")).ok();
+    Evidence {
+        job: job.parse().unwrap(),
+        attempt: attempt.parse().unwrap(),
+        pid: pid.parse().unwrap(),
+        start: start.parse().unwrap(),
+        end: end.map(|end| end.trim().parse().unwrap()),
+    }
+}
+
+/// How many of these were under way at once, at the most, by their own record. One that has no end runs on for ever.
+pub fn most_at_once(evidence: &BTreeMap<(i64, u32), Evidence>) -> usize {
+    let overlaps = |at: f64| evidence.values().filter(|run| run.start <= at && run.end.is_none_or(|end| end > at)).count();
+    evidence.values().map(|run| overlaps(run.start)).max().unwrap_or(0)
+}
+
+/// A wait that a test needs because a thing must *not* happen meanwhile.
+pub const A_MOMENT: Duration = Duration::from_millis(300);
