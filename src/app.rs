@@ -90,7 +90,9 @@ pub enum Error {
     #[error("the actors can't be started")]
     Start(#[from] ractor::SpawnErr),
     /// The root gave up.
-    #[error("the service gave up: an actor that it can't do without kept failing (the log says which); commands run on")]
+    #[error(
+        "the service gave up: an actor that it can't do without kept failing (the log says which); commands run on"
+    )]
     GaveUp,
 }
 

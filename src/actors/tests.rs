@@ -60,7 +60,8 @@ impl FakeLauncher {
     fn end(&self, job: JobId, end: CommandEnd, cause: EndCause) {
         let now = SystemClock.now();
         let mut commands = self.0.lock().unwrap();
-        let run = commands.runs.values_mut().find(|run| run.job == job && run.verdict.is_none()).expect("a live command");
+        let run =
+            commands.runs.values_mut().find(|run| run.job == job && run.verdict.is_none()).expect("a live command");
         let verdict = Verdict {
             pid: 1000,
             end,
@@ -149,9 +150,8 @@ impl World {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         // Actors' names are shared by the whole test process, so each world has a type of its own.
         let flow = format!("TEST_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let text = format!(
-            "[flows.{flow}]\ncommand = [\"true\"]\nconcurrency = {concurrency}\nheartbeat_timeout = \"1s\"\n"
-        );
+        let text =
+            format!("[flows.{flow}]\ncommand = [\"true\"]\nconcurrency = {concurrency}\nheartbeat_timeout = \"1s\"\n");
         let config = Config::parse(&text, &PathBuf::from("/callsheet.toml")).unwrap();
         let flow: FlowType = flow.parse().unwrap();
         let store = Store::in_memory().await.unwrap();
@@ -221,7 +221,9 @@ impl World {
             Role::Flow => flow(),
             Role::Scheduler => ractor::registry::where_is(self.flow.master_task_queue()),
             Role::Dispatcher => ractor::registry::where_is(self.flow.task_queue()),
-            Role::JobSupervisor => find(&flow()?, |cell| cell.is_message_type_of::<JobSupervisorMessage>() == Some(true)),
+            Role::JobSupervisor => {
+                find(&flow()?, |cell| cell.is_message_type_of::<JobSupervisorMessage>() == Some(true))
+            }
             Role::Job => self.actor(Role::JobSupervisor)?.get_children().into_iter().next(),
             Role::Heartbeat => self.actor(Role::Job)?.get_children().into_iter().next(),
         }
@@ -370,7 +372,9 @@ async fn a_successor_takes_the_same_command_over() {
     let row = world.args.shared.store.job(jobs[0]).await.unwrap().unwrap();
     assert_eq!(row.exit_code, Some(7));
     let text = world.args.shared.metrics.encode().unwrap();
-    assert!(text.contains(&format!(r#"callsheet_recovered_runs_total{{type="{}",verdict="reattached"}} 1"#, world.flow)));
+    assert!(
+        text.contains(&format!(r#"callsheet_recovered_runs_total{{type="{}",verdict="reattached"}} 1"#, world.flow))
+    );
 }
 
 /// The StatusActor dies again and again while eight commands at a time start and end.

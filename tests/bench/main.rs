@@ -40,7 +40,7 @@ async fn run() {
     let sqlite = scratch.path().join("sqlite");
     fs::create_dir(&sqlite).expect("a directory");
     measure("SQLite", &sqlite, format!("sqlite://{}/callsheet.db", sqlite.display())).await;
-    match postgres::database("bench").await {
+    match postgres::database() {
         Some(url) => {
             let directory = scratch.path().join("postgres");
             fs::create_dir(&directory).expect("a directory");

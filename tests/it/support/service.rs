@@ -52,7 +52,7 @@ impl Service {
         let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
         let url = match on {
             On::Sqlite => format!("sqlite://{}/data/callsheet.db", scratch.path().display()),
-            On::Postgres => super::postgres::database("it").await?,
+            On::Postgres => super::postgres::database()?,
         };
         fs::create_dir(scratch.path().join("evidence")).unwrap();
         fs::create_dir(scratch.path().join("data")).unwrap();
