@@ -452,7 +452,28 @@ mod tests {
             .filter_map(|line| line.strip_prefix("# TYPE "))
             .filter(|line| line.starts_with("callsheet_"))
             .collect();
-        insta::assert_snapshot!(names.join("\n"), @r"");
+        insta::assert_snapshot!(names.join("\n"), @r"
+        callsheet_actor_restarts_total counter
+        callsheet_build_info gauge
+        callsheet_dispatch_latency_seconds histogram
+        callsheet_heartbeat_timeouts_total counter
+        callsheet_heartbeats_total counter
+        callsheet_job_transitions_total counter
+        callsheet_jobs gauge
+        callsheet_mailbox_depth gauge
+        callsheet_oldest_pending_seconds gauge
+        callsheet_queue_wait_seconds histogram
+        callsheet_recovered_runs_total counter
+        callsheet_run_cpu_seconds_total counter
+        callsheet_run_duration_seconds histogram
+        callsheet_run_max_rss_bytes histogram
+        callsheet_runs_in_progress gauge
+        callsheet_scheduler_last_tick_timestamp_seconds gauge
+        callsheet_scheduler_ticks_total counter
+        callsheet_store_batch_size histogram
+        callsheet_store_errors_total counter
+        callsheet_store_write_seconds histogram
+        ");
         #[cfg(target_os = "linux")]
         assert!(text.contains("process_resident_memory_bytes"));
         assert!(text.contains(r#"callsheet_build_info{version="1.2.3"} 1"#));

@@ -508,6 +508,8 @@ impl JobState {
 
     fn start_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
         match answer.as_deref() {
+            // The end takes the start with it; see `record_end`.
+            None if self.phase == RunPhase::Settling => {}
             None => self.timer = Some(after(myself, ASK_AGAIN, || JobMessage::RecordStart)),
             Some([Written::Fenced]) => self.step(myself, RunEvent::OwnershipLost),
             Some(_) => {

@@ -37,6 +37,7 @@ const FLOW_RESTARTS: RestartPolicy = RestartPolicy {
     initial_backoff: Duration::from_secs(1),
     maximum_backoff: Duration::from_secs(60),
 };
+const NAMES_ARE_FREE: Duration = Duration::from_millis(20);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// How often the gauges of the backlog are read at most, and at least.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(500);
@@ -285,7 +286,8 @@ impl RootState {
         let child = Child::Flow(flow.clone());
         let decision = self.budgets.entry(child.clone()).or_default().on_failure(&FLOW_RESTARTS, self.since.elapsed());
         let wait = match decision {
-            RestartDecision::After(wait) => wait,
+            // Its children's names are free only a moment after its own end.
+            RestartDecision::After(wait) => wait.max(NAMES_ARE_FREE),
             RestartDecision::GiveUp => FLOW_RESTARTS.maximum_backoff,
         };
         tracing::error!(r#type = %flow, why, ?wait, "a flow failed and is started again; its commands run on");

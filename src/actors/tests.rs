@@ -254,8 +254,14 @@ impl World {
         if role == Role::Root {
             let stopped = old.wait(Some(PATIENCE)).await;
             assert!(stopped.is_ok(), "the root did not end");
-            // What app does at the next start of the service.
-            self.root = RootActor::spawn(None, RootActor, self.args.clone()).await.unwrap().0;
+            // What app does at the next start of the service; here the old actors' names must be free first.
+            let mut root = None;
+            eventually("a new root", async || {
+                root = RootActor::spawn(None, RootActor, self.args.clone()).await.ok();
+                root.is_some()
+            })
+            .await;
+            self.root = root.unwrap().0;
             return;
         }
         eventually(&format!("a new {role:?}"), async || {

@@ -112,6 +112,14 @@ impl RunControl {
         self.raise(StopLevel::StopNow);
     }
 
+    /// A control of no shim, and what tells a test of its being used.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> (Self, watch::Receiver<impl Sized>) {
+        let level = watch::Sender::new(StopLevel::Run);
+        let used = level.subscribe();
+        (Self { level }, used)
+    }
+
     fn raise(&self, to: StopLevel) {
         self.level.send_if_modified(|level| {
             let raised = *level < to;
