@@ -117,8 +117,9 @@ pub enum RunReport {
     },
 }
 
+/// How much a run is wanted to end; it only ever rises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum StopLevel {
+pub(crate) enum StopLevel {
     Run,
     Stop,
     StopNow,
@@ -139,6 +140,13 @@ impl RunControl {
     /// Asks for SIGKILL to the whole tree at once.
     pub fn stop_now(&self) {
         self.raise(StopLevel::StopNow);
+    }
+
+    /// A control without a shim, and where its requests arrive: for fakes of this layer.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> (Self, watch::Receiver<StopLevel>) {
+        let (level, receiver) = watch::channel(StopLevel::Run);
+        (Self { level }, receiver)
     }
 
     fn raise(&self, to: StopLevel) {
