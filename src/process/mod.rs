@@ -8,13 +8,41 @@
 //! what has become of a run whose link is gone; the lock on the journal tells whether its shim lives.
 
 mod error;
+pub mod logs;
+mod run_dir;
 mod spec;
+mod text;
+
+#[cfg(target_os = "linux")]
+mod cgroup;
+#[cfg(target_os = "linux")]
+mod launch;
+#[cfg(target_os = "linux")]
+mod link;
+#[cfg(target_os = "linux")]
+mod notify;
+#[cfg(target_os = "linux")]
+mod output;
+#[cfg(target_os = "linux")]
+mod shim;
+#[cfg(target_os = "linux")]
+mod spawn;
+#[cfg(target_os = "linux")]
+mod tree;
+#[cfg(target_os = "linux")]
+mod zygote;
+
+#[cfg(not(target_os = "linux"))]
+#[path = "unsupported.rs"]
+mod launch;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
 pub use self::error::Error;
+use self::launch::Launcher;
 pub use self::spec::CommandSpec;
 use crate::domain::run::Verdict;
 use crate::domain::{Attempt, JobId, RunToken, Timestamp};
@@ -23,6 +51,7 @@ use crate::domain::{Attempt, JobId, RunToken, Timestamp};
 #[derive(Clone, Debug)]
 pub struct Processes {
     runs: PathBuf,
+    launcher: Arc<Launcher>,
 }
 
 /// What is known about a run whose link is gone.
@@ -88,8 +117,9 @@ pub enum RunReport {
     },
 }
 
+/// How much a run is wanted to end; it only ever rises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum StopLevel {
+pub(crate) enum StopLevel {
     Run,
     Stop,
     StopNow,
@@ -112,12 +142,11 @@ impl RunControl {
         self.raise(StopLevel::StopNow);
     }
 
-    /// A control of no shim, and what tells a test of its being used.
+    /// A control without a shim, and where its requests arrive: for fakes of this layer.
     #[cfg(test)]
-    pub(crate) fn for_tests() -> (Self, watch::Receiver<impl Sized>) {
-        let level = watch::Sender::new(StopLevel::Run);
-        let used = level.subscribe();
-        (Self { level }, used)
+    pub(crate) fn for_tests() -> (Self, watch::Receiver<StopLevel>) {
+        let (level, receiver) = watch::channel(StopLevel::Run);
+        (Self { level }, receiver)
     }
 
     fn raise(&self, to: StopLevel) {
@@ -135,7 +164,20 @@ impl Processes {
     /// # Errors
     /// Where the directory can't be made, or is not a directory that belongs to this user.
     pub fn open(data_dir: &Path) -> Result<Self, Error> {
-        Ok(Self { runs: data_dir.join("runs") })
+        // The running program itself, also after an upgrade has replaced its file.
+        Self::open_with_exe(data_dir, PathBuf::from("/proc/self/exe"))
+    }
+
+    /// As [`Self::open`], with the zygote started from this file: for tests, which are not the service's binary.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_exe(data_dir: &Path, executable: PathBuf) -> Result<Self, Error> {
+        let runs = data_dir.join("runs");
+        let absolute = std::path::absolute(&runs);
+        let runs = absolute.map_err(|source| Error::RunsDirectory { path: runs, source })?;
+        let launcher = Arc::new(Launcher::open(&runs, executable)?);
+        Ok(Self { runs, launcher })
     }
 
     /// Where a run's files are: `data_dir/runs/{job}-{attempt}-{first 8 digits of the token}`.
@@ -147,22 +189,25 @@ impl Processes {
     /// Starts a run: makes its directory and hands it over to a new shim.
     ///
     /// A command that can't be started is reported over the link. Dropping the future does not undo a launch;
-    /// ask [`Self::inspect`] then.
+    /// ask [`Self::inspect`] then. Needs a tokio runtime with I/O and time.
     ///
     /// # Errors
-    /// Where the run was launched before, its files can't be written, or the zygote can't be started.
+    /// Where the run was launched before, its files can't be written, or the zygote can't be started; the command
+    /// was certainly not started then.
     pub async fn launch(&self, spec: CommandSpec) -> Result<RunLink, Error> {
-        let _ = spec;
-        Err(Error::Unsupported { what: "running a command" })
+        let run_dir = self.run_dir(spec.job, spec.attempt, &spec.token);
+        self.launcher.launch(run_dir, spec).await
     }
 
     /// Finds out what has become of a run, and adopts its shim where that lives. Cancel safe.
     ///
+    /// A shim listens for a new service as soon as it has lost the last one, so a run is adopted at once after a
+    /// crash of its service; while another link to it is open, this waits a few seconds for it to be dropped.
+    ///
     /// # Errors
     /// Where the run's files can't be read, are refused, or are of a newer release.
     pub async fn inspect(&self, job: JobId, attempt: Attempt, token: &RunToken) -> Result<Evidence, Error> {
-        let _ = self.run_dir(job, attempt, token);
-        Err(Error::Unsupported { what: "looking into a run" })
+        self.launcher.inspect(self.run_dir(job, attempt, token), token).await
     }
 
     /// Kills every process that still carries the run's token in its environment, and says how many there were.
@@ -172,10 +217,12 @@ impl Processes {
     /// # Errors
     /// Where the processes of this machine can't be listed.
     pub async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
-        let _ = token;
-        Err(Error::Unsupported { what: "ending leftover processes" })
+        self.launcher.remove_leftovers(token).await
     }
 }
+
+const ZYGOTE_NAME: &str = "callsheet-zygote";
+const ZYGOTE_WORD: &str = "__zygote";
 
 /// Whether this process was started to be the zygote; to be asked before anything else in `main`.
 #[must_use]
@@ -184,11 +231,11 @@ pub fn is_zygote_invocation() -> bool {
     arguments.next().is_some_and(|name| name == ZYGOTE_NAME) && arguments.next().is_some_and(|word| word == ZYGOTE_WORD)
 }
 
-/// Runs the zygote until its service is gone.
+/// Runs the zygote until its service is gone; the process must have one thread.
 #[must_use]
 pub fn run_zygote() -> std::process::ExitCode {
+    #[cfg(target_os = "linux")]
+    return zygote::serve();
+    #[cfg(not(target_os = "linux"))]
     std::process::ExitCode::FAILURE
 }
-
-const ZYGOTE_NAME: &str = "callsheet-zygote";
-const ZYGOTE_WORD: &str = "__zygote";

@@ -1,4 +1,14 @@
 //! The whole program, and the store on real databases.
 
+#![expect(unreachable_pub, reason = "a program of tests has no outside")]
+
+mod cancel;
+mod ends;
+mod http;
+mod order;
+mod process_layer;
+mod progress;
+mod recovery;
+mod screen_replacement;
 mod store;
 mod support;

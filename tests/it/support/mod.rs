@@ -1,3 +1,38 @@
 //! What several tests need.
 
 pub mod postgres;
+#[cfg(target_os = "linux")]
+pub mod processes;
+pub mod service;
+
+use std::time::{Duration, Instant};
+
+/// No fact takes longer to come about, on a machine that is busy with other tests too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for a fact, with a bound, and says what was waited for in vain.
+pub async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !fact().await {
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Makes a test of `async fn NAME(On)` for each database.
+#[macro_export]
+macro_rules! on_each_database {
+    ($name:ident) => {
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_sqlite() {
+                super::$name($crate::support::service::On::Sqlite).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_postgres() {
+                super::$name($crate::support::service::On::Postgres).await;
+            }
+        }
+    };
+}

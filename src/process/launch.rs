@@ -1,0 +1,534 @@
+//! The service's side: ordering runs from the zygote, and following their shims.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, connect, recv, send, sendmsg, socket_with, socketpair, sockopt,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+
+use super::link::{LARGEST_ORDER, LARGEST_REPORT, Order, ToService, ToShim};
+use super::run_dir::{self, Ended, FORMAT, JOURNAL, Look, Record, SpecRecord};
+use super::shim::CONTROL_SOCKET;
+use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
+use super::{cgroup, spawn, tree};
+use crate::domain::{RunToken, Timestamp};
+
+/// How long a shim that has lost its service may take until it listens for a new one.
+const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+
+#[derive(Debug)]
+pub(super) struct Launcher {
+    executable: PathBuf,
+    boot_id: String,
+    zygote: Mutex<Option<Zygote>>,
+}
+
+/// A run on its way to the zygote, or refused on the way.
+enum Launched {
+    /// The order is kept until the shim has answered, in case the zygote dies with it.
+    Ordered {
+        link: OwnedFd,
+        order: Vec<u8>,
+    },
+    Refused {
+        reason: String,
+    },
+}
+
+impl Launcher {
+    /// Makes the runs directory where it is missing; the zygote will be started from `executable`.
+    pub(super) fn open(runs: &Path, executable: PathBuf) -> Result<Self, Error> {
+        let failed = |source| Error::RunsDirectory { path: runs.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(runs).map_err(failed)?;
+        run_dir::refuse_foreign(runs, &runs.symlink_metadata().map_err(failed)?)?;
+        Ok(Self { executable, boot_id: run_dir::boot_id(), zygote: Mutex::new(None) })
+    }
+
+    pub(super) async fn launch(self: &Arc<Self>, run_dir: PathBuf, spec: CommandSpec) -> Result<RunLink, Error> {
+        let (launcher, token, directory) = (Arc::clone(self), spec.token.clone(), run_dir.clone());
+        let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec)).await;
+        let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
+        Ok(match launched {
+            Launched::Ordered { link, order } => self.follow(run_dir, token, Some(link), Some(order)),
+            Launched::Refused { reason } => {
+                let (reports, receiver) = mpsc::unbounded_channel();
+                // The receiver is right here, so this can't fail.
+                let _ = reports.send(RunReport::SpawnFailed { reason });
+                RunLink { reports: receiver, control: RunControl { level: watch::Sender::new(StopLevel::Run) } }
+            }
+        })
+    }
+
+    /// Everything of a launch that may block.
+    fn order(&self, run_dir: &Path, spec: &CommandSpec) -> Result<Launched, Error> {
+        let mut journal = run_dir::create(run_dir, &self.spec_record(spec), spec.payload.as_deref())?;
+        let order = Order {
+            token: spec.token.as_str().to_owned(),
+            run_dir: run_dir.into(),
+            argv: spec.argv.clone(),
+            working_dir: spec.working_dir.clone().map(Into::into),
+            env: spec.added_environment(run_dir),
+            time_limit_ms: millis(spec.time_limit),
+            kill_grace_ms: millis(spec.kill_grace),
+            output_limit: spec.output_limit,
+            boot_id: self.boot_id.clone(),
+        };
+        let sent =
+            serde_json::to_vec(&order).map_err(|error| SendError::Zygote(started(error.into()))).and_then(|order| {
+                let link = self.send(&order, journal.descriptor())?;
+                Ok(Launched::Ordered { link, order })
+            });
+        match sent {
+            Ok(launched) => Ok(launched),
+            Err(SendError::TooLong) => {
+                let reason = "its arguments and environment are too long".to_owned();
+                let record = Record::SpawnFailed { reason: reason.clone() };
+                // Without it the run is found never to have started, which is as true.
+                let _ = journal.append(&record);
+                Ok(Launched::Refused { reason })
+            }
+            Err(SendError::Zygote(error)) => {
+                // Nobody else has it: the order was not taken.
+                let _ = std::fs::remove_dir_all(run_dir);
+                Err(error)
+            }
+        }
+    }
+
+    fn spec_record(&self, spec: &CommandSpec) -> SpecRecord {
+        SpecRecord {
+            version: FORMAT,
+            job: spec.job.0,
+            attempt: spec.attempt.0,
+            token: spec.token.as_str().to_owned(),
+            flow: spec.flow.as_str().to_owned(),
+            worker: spec.worker.as_str().to_owned(),
+            boot_id: self.boot_id.clone(),
+            created_ms: crate::clock::now().unix_millis(),
+            time_limit_ms: millis(spec.time_limit),
+            kill_grace_ms: millis(spec.kill_grace),
+            output_limit: spec.output_limit,
+        }
+    }
+
+    /// Hands an order over to the zygote, starting one where there is none, and returns our end of the link.
+    fn send(&self, order: &[u8], journal: &File) -> Result<OwnedFd, SendError> {
+        if order.len() > LARGEST_ORDER {
+            return Err(SendError::TooLong);
+        }
+        let reached = |error: Errno| SendError::Zygote(Error::Zygote { action: "reached", source: error.into() });
+        let (ours, theirs) = packet_sockets().map_err(reached)?;
+        let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut repeated = false;
+        loop {
+            let live = match zygote.as_mut() {
+                Some(live) => live,
+                None => {
+                    zygote.insert(Zygote::start(&self.executable).map_err(|error| SendError::Zygote(started(error)))?)
+                }
+            };
+            match live.send(order, journal, &theirs) {
+                Ok(()) => return Ok(ours),
+                Err(Errno::MSGSIZE) => return Err(SendError::TooLong),
+                Err(error) => {
+                    *zygote = None;
+                    if std::mem::replace(&mut repeated, true) {
+                        return Err(reached(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends an order again whose zygote died with it; only for runs that were found never to have started.
+    fn send_again(&self, run_dir: &Path, order: &[u8]) -> Result<OwnedFd, Error> {
+        let path = run_dir.join(JOURNAL);
+        let failed = |source: io::Error| Error::RunFile { action: "lock", path: path.clone(), source };
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        let file = options.open(&path).map_err(failed)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
+        self.send(order, &file).map_err(|error| match error {
+            SendError::Zygote(error) => error,
+            SendError::TooLong => Error::Zygote { action: "reached", source: Errno::MSGSIZE.into() },
+        })
+    }
+
+    pub(super) async fn inspect(self: &Arc<Self>, run_dir: PathBuf, token: &RunToken) -> Result<Evidence, Error> {
+        let begun = tokio::time::Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // A look is a few system calls on files that were written moments ago.
+            match run_dir::look(&run_dir, token, &self.boot_id)? {
+                Look::Missing => return Ok(Evidence::NeverStarted),
+                Look::Free(ended) => return Ok(ended.into()),
+                Look::Held(history) => {
+                    if let Some(verdict) = history.verdict {
+                        return Ok(Evidence::Finished(verdict.into()));
+                    }
+                    let link = connect_to_shim(&run_dir).ok();
+                    if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
+                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, None)));
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    pub(super) async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
+        let failed = |source| Error::RunFile { action: "list", path: "/proc".into(), source };
+        let token = token.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            let removed = tree::kill_marked(&token);
+            cgroup::remove_of(token.as_str());
+            removed
+        });
+        removed.await.map_err(|error| failed(error.into()))?.map_err(failed)
+    }
+
+    fn follow(
+        self: &Arc<Self>,
+        run_dir: PathBuf,
+        token: RunToken,
+        link: Option<OwnedFd>,
+        order: Option<Vec<u8>>,
+    ) -> RunLink {
+        let (reports, receiver) = mpsc::unbounded_channel();
+        let level = watch::Sender::new(StopLevel::Run);
+        let follower = Follower {
+            launcher: Arc::clone(self),
+            run_dir,
+            token,
+            reports,
+            wanted: level.subscribe(),
+            order,
+            started: false,
+        };
+        tokio::spawn(follower.run(link));
+        RunLink { reports: receiver, control: RunControl { level } }
+    }
+}
+
+fn started(source: io::Error) -> Error {
+    Error::Zygote { action: "started", source }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn packet_sockets() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+enum SendError {
+    TooLong,
+    Zygote(Error),
+}
+
+/// The running helper process.
+#[derive(Debug)]
+struct Zygote {
+    /// `None` only while it is being dropped.
+    orders: Option<OwnedFd>,
+    process: Child,
+}
+
+impl Zygote {
+    #[expect(clippy::disallowed_methods, reason = "this is the place where processes are started")]
+    fn start(executable: &Path) -> io::Result<Self> {
+        /// A zygote that takes no order for so long is stuck, and is replaced.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let (ours, theirs) = packet_sockets()?;
+        // What the system allows at most; the default holds a little less than the largest order.
+        sockopt::set_socket_send_buffer_size(&ours, 2 * LARGEST_ORDER)?;
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Send, Some(PATIENCE))?;
+        let mut command = Command::new(executable);
+        command.arg0(ZYGOTE_NAME).arg(ZYGOTE_WORD).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self { orders: Some(ours), process: command.spawn()? })
+    }
+
+    fn send(&self, order: &[u8], journal: &File, link: &OwnedFd) -> rustix::io::Result<()> {
+        let Some(orders) = &self.orders else { return Err(Errno::PIPE) };
+        let descriptors = [journal.as_fd(), link.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(Errno::NOBUFS);
+        }
+        loop {
+            match sendmsg(orders, &[IoSlice::new(order)], &mut ancillary, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        // It carries out what it has been ordered and then ends by itself; the shims don't need it.
+        self.orders = None;
+        for _ in 0..500 {
+            if !matches!(self.process.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Connects to a shim that has lost its service.
+fn connect_to_shim(run_dir: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(run_dir, flags, Mode::empty())?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(spawn::path_through(&directory, CONTROL_SOCKET))?)?;
+    if sockopt::socket_peercred(&socket)?.uid != rustix::process::geteuid() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(socket)
+}
+
+impl From<Ended> for Evidence {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Finished(verdict) => Self::Finished(verdict),
+            Ended::SpawnFailed(reason) => Self::SpawnFailed(reason),
+            Ended::NeverStarted => Self::NeverStarted,
+            Ended::Gone { reason } => Self::Gone { reason },
+        }
+    }
+}
+
+impl From<Ended> for RunReport {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Finished(verdict) => Self::Ended(verdict),
+            Ended::SpawnFailed(reason) => Self::SpawnFailed { reason },
+            Ended::NeverStarted => {
+                Self::LinkLost { reason: "its shim ended before it had started the command".to_owned() }
+            }
+            Ended::Gone { reason } => Self::LinkLost { reason },
+        }
+    }
+}
+
+/// Follows one shim until its run is over or nobody wants to know any more.
+struct Follower {
+    launcher: Arc<Launcher>,
+    run_dir: PathBuf,
+    token: RunToken,
+    reports: mpsc::UnboundedSender<RunReport>,
+    wanted: watch::Receiver<StopLevel>,
+    /// What to send again if the zygote dies with it; `None` from the first answer on.
+    order: Option<Vec<u8>>,
+    /// Whether `Started` was reported: a shim repeats it to every new connection.
+    started: bool,
+}
+
+/// Whether there is more to come of a run.
+enum Goes {
+    On,
+    Over,
+}
+
+impl Follower {
+    async fn run(mut self, mut link: Option<OwnedFd>) {
+        loop {
+            let link = match link.take() {
+                Some(link) => link,
+                None => match self.find_link().await {
+                    Some(link) => link,
+                    None => return,
+                },
+            };
+            match registered(link) {
+                Ok(link) => {
+                    if let Goes::Over = self.listen(&link).await {
+                        return;
+                    }
+                }
+                // Out of memory or descriptors: as good as a lost connection.
+                Err(_) => tokio::time::sleep(LONGEST_PAUSE).await,
+            }
+        }
+    }
+
+    /// Passes on what the shim says, and to the shim what is wanted, until the connection or the run is over.
+    async fn listen(&mut self, link: &AsyncFd<OwnedFd>) -> Goes {
+        let mut may_change = true;
+        let level = *self.wanted.borrow_and_update();
+        ask(link.get_ref(), level);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.reports.closed() => return Goes::Over,
+                changed = self.wanted.changed(), if may_change => {
+                    may_change = changed.is_ok();
+                    let level = *self.wanted.borrow_and_update();
+                    ask(link.get_ref(), level);
+                }
+                ready = link.readable() => {
+                    let Ok(mut ready) = ready else { return Goes::On };
+                    match ready.try_io(|link| receive(link.get_ref())) {
+                        Err(_would_block) => {}
+                        Ok(Ok(Some(message))) => {
+                            if let Goes::Over = self.pass_on(message) {
+                                return Goes::Over;
+                            }
+                        }
+                        Ok(Ok(None) | Err(_)) => return Goes::On,
+                    }
+                }
+            }
+        }
+    }
+
+    fn pass_on(&mut self, message: ToService) -> Goes {
+        self.order = None;
+        let (report, goes) = match message {
+            ToService::Started { pid, time_ms } => {
+                if std::mem::replace(&mut self.started, true) {
+                    return Goes::On;
+                }
+                let started_time = Timestamp::from_unix_millis(time_ms);
+                (RunReport::Started { pid, started_time }, Goes::On)
+            }
+            ToService::Progress { progress, status_message } => {
+                (RunReport::Progress { progress, status_message }, Goes::On)
+            }
+            ToService::NotDying { reason } => (RunReport::NotDying { reason }, Goes::On),
+            ToService::SpawnFailed { reason } => (RunReport::SpawnFailed { reason }, Goes::Over),
+            ToService::Ended(verdict) => (RunReport::Ended(verdict.into()), Goes::Over),
+            ToService::Replaced => {
+                (RunReport::LinkLost { reason: "another service has taken the run over".to_owned() }, Goes::Over)
+            }
+        };
+        self.report(report);
+        goes
+    }
+
+    /// Nobody may be listening any more, which is noticed where this task waits.
+    fn report(&self, report: RunReport) {
+        let _ = self.reports.send(report);
+    }
+
+    /// Finds the shim again, or out what has become of it, which is then reported; `None` when the run is over.
+    async fn find_link(&mut self) -> Option<OwnedFd> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match run_dir::look(&self.run_dir, &self.token, &self.launcher.boot_id) {
+                Ok(Look::Missing) => {
+                    self.report(RunReport::LinkLost { reason: "its run directory is gone".to_owned() });
+                    return None;
+                }
+                Ok(Look::Free(Ended::NeverStarted)) if self.order.is_some() => return self.order_again().await,
+                Ok(Look::Free(ended)) => {
+                    self.report(ended.into());
+                    return None;
+                }
+                Ok(Look::Held(history)) => {
+                    if let Some(verdict) = history.verdict {
+                        self.report(RunReport::Ended(verdict.into()));
+                        return None;
+                    }
+                    if let Ok(link) = connect_to_shim(&self.run_dir) {
+                        return Some(link);
+                    }
+                }
+                Err(error @ (Error::Refused { .. } | Error::NewerFormat { .. })) => {
+                    self.report(RunReport::LinkLost { reason: error.to_string() });
+                    return None;
+                }
+                // Out of descriptors, or a disk that fails: the run may well live, so this goes on asking.
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "can't look after a run");
+                }
+            }
+            tokio::select! {
+                () = self.reports.closed() => return None,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Once more to a new zygote, since the old one died with the order unread.
+    async fn order_again(&mut self) -> Option<OwnedFd> {
+        let order = self.order.take()?;
+        let (launcher, run_dir) = (Arc::clone(&self.launcher), self.run_dir.clone());
+        let sent = tokio::task::spawn_blocking(move || launcher.send_again(&run_dir, &order)).await;
+        match sent {
+            Ok(Ok(link)) => Some(link),
+            Ok(Err(error)) => {
+                self.report(RunReport::SpawnFailed { reason: error.to_string() });
+                None
+            }
+            // The runtime is being shut down.
+            Err(_) => None,
+        }
+    }
+}
+
+/// The link as the runtime waits for it.
+#[expect(unsafe_code, reason = "tokio leaves it to the caller that the descriptor stays the same")]
+fn registered(link: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor, the same one from here until it is dropped with the `AsyncFd`.
+    Ok(unsafe { AsyncFd::register_with_interest(link, Interest::READABLE) }?)
+}
+
+/// Tells the shim what is wanted; a shim that is gone is noticed by whoever reads.
+fn ask(link: &OwnedFd, level: StopLevel) {
+    let message = match level {
+        StopLevel::Run => return,
+        StopLevel::Stop => ToShim::Stop,
+        StopLevel::StopNow => ToShim::StopNow,
+    };
+    if let Ok(packet) = serde_json::to_vec(&message) {
+        let _ = send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    }
+}
+
+/// The next message that is understood; `None` where the other end is closed.
+fn receive(link: &OwnedFd) -> io::Result<Option<ToService>> {
+    // Here rather than in the task, whose memory lasts as long as the run.
+    let mut packet = [0_u8; LARGEST_REPORT];
+    let mut reset = false;
+    loop {
+        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Ok(None),
+            Ok((length, _)) => {
+                if let Some(message) = packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
+                    return Ok(Some(message));
+                }
+            }
+            Err(Errno::INTR) => {}
+            // The shim ended with a request of ours unread; what it had said before is still there.
+            Err(Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

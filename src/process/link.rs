@@ -1,0 +1,60 @@
+//! What is said over sockets: the service's order to the zygote, and the talk between a service and a shim.
+//!
+//! A message is a packet (`SOCK_SEQPACKET`) of JSON. Who gets a message that it does not know ignores it.
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+use super::run_dir::VerdictRecord;
+
+/// The largest packet that either side takes; a socket's default buffer does not hold more.
+pub(super) const LARGEST_ORDER: usize = 256 * 1024;
+/// The largest packet a shim sends: a verdict with 4 KiB of standard error, escaped.
+pub(super) const LARGEST_REPORT: usize = 48 * 1024;
+
+/// Start this command. The journal and one end of the link come with it, in this order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) token: String,
+    pub(super) run_dir: OsString,
+    pub(super) argv: Vec<String>,
+    pub(super) working_dir: Option<OsString>,
+    /// What comes on top of the inherited environment.
+    pub(super) env: Vec<(String, OsString)>,
+    pub(super) time_limit_ms: u64,
+    pub(super) kill_grace_ms: u64,
+    pub(super) output_limit: u64,
+    pub(super) boot_id: String,
+}
+
+/// A shim to its service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ToService {
+    Started {
+        pid: i32,
+        time_ms: i64,
+    },
+    SpawnFailed {
+        reason: String,
+    },
+    Progress {
+        progress: Option<u8>,
+        status_message: Option<String>,
+    },
+    NotDying {
+        reason: String,
+    },
+    Ended(VerdictRecord),
+    /// Another service (or another part of this one) has taken the run over; this connection ends.
+    Replaced,
+}
+
+/// A service to a shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ToShim {
+    Stop,
+    StopNow,
+}

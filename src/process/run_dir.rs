@@ -1,0 +1,630 @@
+//! The run directory and its journal.
+//!
+//! `journal` is a line a record: the CRC-32 of the JSON in eight hexadecimal digits, a space, the JSON, a
+//! newline; each is appended by one write(2). Whoever is responsible for the run (the service until the shim
+//! has it, then the shim) holds an exclusive lock on it, by one open file description that is handed on, so a
+//! run is unlocked only when nobody is left who could start or watch its command.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
+use crate::domain::{RunToken, Timestamp};
+
+/// The format of journals and of what is said over links; raised when an older release could not read them.
+pub(super) const FORMAT: u32 = 1;
+
+/// A journal is a few records of a few KiB; what is larger was not written by us.
+const LARGEST_JOURNAL: u64 = 1 << 20;
+
+pub(super) const JOURNAL: &str = "journal";
+pub(super) const PAYLOAD: &str = "payload.json";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Record {
+    Spec(SpecRecord),
+    Starting(StartingRecord),
+    Started(StartedRecord),
+    SpawnFailed { reason: String },
+    Verdict(VerdictRecord),
+}
+
+/// What the service knew when it launched the run; neither arguments nor environment, which may hold secrets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SpecRecord {
+    pub(super) version: u32,
+    pub(super) job: i64,
+    pub(super) attempt: u32,
+    pub(super) token: String,
+    pub(super) flow: String,
+    pub(super) worker: String,
+    pub(super) boot_id: String,
+    pub(super) created_ms: i64,
+    pub(super) time_limit_ms: u64,
+    pub(super) kill_grace_ms: u64,
+    pub(super) output_limit: u64,
+}
+
+/// Written right before the command's fork: from here on it may run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StartingRecord {
+    pub(super) shim_pid: i32,
+    pub(super) shim_start_ticks: u64,
+    pub(super) boot_id: String,
+}
+
+/// Written when the exec has succeeded. Pid, start time and boot id together name one process for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StartedRecord {
+    pub(super) pid: i32,
+    pub(super) start_ticks: u64,
+    pub(super) boot_id: String,
+    pub(super) time_ms: i64,
+}
+
+/// [`Verdict`] as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VerdictRecord {
+    pid: i32,
+    end: EndRecord,
+    cause: CauseRecord,
+    started_ms: i64,
+    completed_ms: i64,
+    execution_us: u64,
+    user_cpu_us: u64,
+    system_cpu_us: u64,
+    max_rss_bytes: u64,
+    stderr_tail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum EndRecord {
+    Exited(i32),
+    Signaled(i32),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum CauseRecord {
+    Itself,
+    Requested,
+    TimedOut,
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl From<&Verdict> for VerdictRecord {
+    fn from(verdict: &Verdict) -> Self {
+        Self {
+            pid: verdict.pid,
+            end: match verdict.end {
+                CommandEnd::Exited(code) => EndRecord::Exited(code),
+                CommandEnd::Signaled(signal) => EndRecord::Signaled(signal),
+            },
+            cause: match verdict.cause {
+                EndCause::Itself => CauseRecord::Itself,
+                EndCause::Requested => CauseRecord::Requested,
+                EndCause::TimedOut => CauseRecord::TimedOut,
+            },
+            started_ms: verdict.started_time.unix_millis(),
+            completed_ms: verdict.completed_time.unix_millis(),
+            execution_us: micros(verdict.execution),
+            user_cpu_us: micros(verdict.usage.user_cpu),
+            system_cpu_us: micros(verdict.usage.system_cpu),
+            max_rss_bytes: verdict.usage.max_rss_bytes,
+            stderr_tail: verdict.stderr_tail.clone(),
+        }
+    }
+}
+
+impl From<VerdictRecord> for Verdict {
+    fn from(record: VerdictRecord) -> Self {
+        Self {
+            pid: record.pid,
+            end: match record.end {
+                EndRecord::Exited(code) => CommandEnd::Exited(code),
+                EndRecord::Signaled(signal) => CommandEnd::Signaled(signal),
+            },
+            cause: match record.cause {
+                CauseRecord::Itself => EndCause::Itself,
+                CauseRecord::Requested => EndCause::Requested,
+                CauseRecord::TimedOut => EndCause::TimedOut,
+            },
+            started_time: Timestamp::from_unix_millis(record.started_ms),
+            completed_time: Timestamp::from_unix_millis(record.completed_ms),
+            execution: Duration::from_micros(record.execution_us),
+            usage: Usage {
+                user_cpu: Duration::from_micros(record.user_cpu_us),
+                system_cpu: Duration::from_micros(record.system_cpu_us),
+                max_rss_bytes: record.max_rss_bytes,
+            },
+            stderr_tail: record.stderr_tail,
+        }
+    }
+}
+
+/// The record as its line.
+fn encoded(record: &Record) -> io::Result<Vec<u8>> {
+    let json = serde_json::to_vec(record)?;
+    let mut line = format!("{:08x} ", crc32fast::hash(&json)).into_bytes();
+    line.extend_from_slice(&json);
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The JSON of a line without its newline, where the checksum is right.
+fn checked(line: &[u8]) -> Option<&[u8]> {
+    let (sum, rest) = line.split_at_checked(8)?;
+    let json = rest.strip_prefix(b" ")?;
+    let written = u32::from_str_radix(std::str::from_utf8(sum).ok()?, 16).ok()?;
+    (written == crc32fast::hash(json)).then_some(json)
+}
+
+/// An open journal whose lock this process shares in; it is released when the last holder is gone.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    length: u64,
+}
+
+impl Journal {
+    /// The journal behind a descriptor that another process handed over.
+    pub(super) fn received(descriptor: OwnedFd) -> io::Result<Self> {
+        let file = File::from(descriptor);
+        let length = file.metadata()?.len();
+        Ok(Self { file, length })
+    }
+
+    /// Appends a record; after an error the journal is as it was.
+    pub(super) fn append(&mut self, record: &Record) -> io::Result<()> {
+        let line = encoded(record)?;
+        match self.file.write(&line) {
+            Ok(written) if written == line.len() => {
+                self.length += line.len() as u64;
+                Ok(())
+            }
+            outcome => {
+                // Half a line (a full disk) would spoil the next one.
+                self.file.set_len(self.length)?;
+                Err(outcome.err().unwrap_or_else(|| io::ErrorKind::StorageFull.into()))
+            }
+        }
+    }
+
+    /// Makes what was appended outlast a power failure.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    pub(super) fn descriptor(&self) -> &File {
+        &self.file
+    }
+}
+
+/// Makes the directory of a run, which must not exist, with a locked journal that holds `spec`.
+///
+/// Nothing is left behind where it fails.
+pub(super) fn create(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>) -> Result<Journal, Error> {
+    DirBuilder::new().mode(0o700).create(path).map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::AlreadyExists { path: path.to_owned() },
+        _ => Error::RunFile { action: "make the run directory", path: path.to_owned(), source },
+    })?;
+    fill(path, spec, payload).inspect_err(|_| {
+        // What can't be removed now is removed with the old run directories; the error that counts is the first.
+        let _ = std::fs::remove_dir_all(path);
+    })
+}
+
+fn fill(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>) -> Result<Journal, Error> {
+    let new_file = |name: &str| {
+        let path = path.join(name);
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create_new(true).mode(0o600);
+        options.open(&path).map_err(|source| Error::RunFile { action: "make", path, source })
+    };
+    let not_written = |name: &str, source: io::Error| Error::RunFile { action: "write", path: path.join(name), source };
+    let mut journal = Journal { file: new_file(JOURNAL)?, length: 0 };
+    lock_new(&journal.file).map_err(|source| not_written(JOURNAL, source))?;
+    if let Some(payload) = payload {
+        new_file(PAYLOAD)?.write_all(payload).map_err(|source| not_written(PAYLOAD, source))?;
+    }
+    journal.append(&Record::Spec(spec.clone())).map_err(|source| not_written(JOURNAL, source))?;
+    Ok(journal)
+}
+
+/// Waits where somebody who looks into the run holds the lock for the moment of a look.
+fn lock_new(file: &File) -> io::Result<()> {
+    loop {
+        match flock(file, FlockOperation::LockExclusive) {
+            Err(rustix::io::Errno::INTR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+/// What a journal tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct History {
+    pub(super) spec: Option<SpecRecord>,
+    pub(super) starting: Option<StartingRecord>,
+    pub(super) started: Option<StartedRecord>,
+    pub(super) spawn_failed: Option<String>,
+    pub(super) verdict: Option<VerdictRecord>,
+    /// Bytes that are no record; a line that was cut short by a power failure or a full disk, or damage.
+    pub(super) unreadable: bool,
+}
+
+/// A journal of a newer format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NewerFormat(pub(super) u32);
+
+impl History {
+    /// Reads what is whole; what is not is noted in `unreadable`.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, NewerFormat> {
+        let mut history = Self::default();
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let record = line.strip_suffix(b"\n").and_then(checked);
+            if let Some(version) = record.and_then(newer_version) {
+                return Err(NewerFormat(version));
+            }
+            match record.and_then(|json| serde_json::from_slice(json).ok()) {
+                None => history.unreadable = true,
+                Some(Record::Spec(spec)) => history.spec = Some(spec),
+                Some(Record::Starting(starting)) => history.starting = Some(starting),
+                Some(Record::Started(started)) => history.started = Some(started),
+                Some(Record::SpawnFailed { reason }) => history.spawn_failed = Some(reason),
+                Some(Record::Verdict(verdict)) => history.verdict = Some(verdict),
+            }
+        }
+        Ok(history)
+    }
+}
+
+/// The version of a `spec` record of a newer release, whose other fields we may not understand.
+fn newer_version(json: &[u8]) -> Option<u32> {
+    let value: serde_json::Value = serde_json::from_slice(json).ok()?;
+    let version = value.get("spec")?.get("version")?.as_u64()?;
+    (version > u64::from(FORMAT)).then(|| u32::try_from(version).unwrap_or(u32::MAX))
+}
+
+/// What a look into a run directory found.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// Nothing of that name.
+    Missing,
+    /// Somebody holds the lock; this is what stands in the journal so far.
+    Held(Box<History>),
+    /// Nobody holds the lock.
+    Free(Ended),
+}
+
+/// What became of a run whose lock nobody holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Ended {
+    Finished(Verdict),
+    SpawnFailed(String),
+    NeverStarted,
+    Gone { reason: String },
+}
+
+/// Looks into the directory of the run with this token; a few system calls.
+pub(super) fn look(path: &Path, token: &RunToken, boot_id: &str) -> Result<Look, Error> {
+    let cant_read = |source| Error::RunFile { action: "read", path: path.to_owned(), source };
+    let directory = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Missing),
+        outcome => outcome.map_err(cant_read)?,
+    };
+    refuse_foreign(path, &directory)?;
+    let journal_path = path.join(JOURNAL);
+    let mut options = OpenOptions::new();
+    // Non-blocking, so that a FIFO put in its place can't hold us up.
+    options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+    let file = match options.open(&journal_path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Look::Free(never_started_since(directory.mtime(), "it was being launched")));
+        }
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(Error::Refused { path: journal_path, problem: "it is a symbolic link" });
+        }
+        Err(error) => return Err(cant_read(error)),
+    };
+    let metadata = file.metadata().map_err(cant_read)?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Error::Refused { path: journal_path, problem: "it belongs to another user" });
+    }
+    if !metadata.is_file() {
+        return Ok(Look::Free(Ended::Gone { reason: "its journal is not a file".to_owned() }));
+    }
+    let free = match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::WOULDBLOCK) => false,
+        Err(error) => return Err(cant_read(error.into())),
+    };
+    let mut bytes = Vec::new();
+    let read = (&file).take(LARGEST_JOURNAL + 1).read_to_end(&mut bytes);
+    if free {
+        // Explicitly, so that a copy of the descriptor in a process being spawned does not keep the lock.
+        flock(&file, FlockOperation::Unlock).map_err(|error| cant_read(error.into()))?;
+    }
+    read.map_err(cant_read)?;
+    let history = History::parse(&bytes).map_err(|NewerFormat(version)| Error::NewerFormat {
+        path: journal_path,
+        version,
+        known: FORMAT,
+    })?;
+    Ok(if !free {
+        Look::Held(Box::new(history))
+    } else if bytes.is_empty() {
+        Look::Free(never_started_since(directory.mtime(), "it was being launched"))
+    } else {
+        Look::Free(judged(history, token, boot_id))
+    })
+}
+
+/// Refuses what is no directory of ours.
+pub(super) fn refuse_foreign(path: &Path, found: &std::fs::Metadata) -> Result<(), Error> {
+    let problem = if found.is_symlink() {
+        "it is a symbolic link"
+    } else if !found.is_dir() {
+        "it is not a directory"
+    } else if found.uid() != rustix::process::geteuid().as_raw() {
+        "it belongs to another user"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Refused { path: path.to_owned(), problem })
+}
+
+/// What is unsynced is lost with a power failure, so silence from before this boot proves nothing.
+fn never_started_since(directory_mtime: i64, doing: &str) -> Ended {
+    let up = boottime();
+    let booted = crate::clock::now().unix_millis() / 1000 - i64::try_from(up.as_secs()).unwrap_or(i64::MAX);
+    if directory_mtime < booted {
+        Ended::Gone { reason: format!("the machine was restarted while {doing}") }
+    } else {
+        Ended::NeverStarted
+    }
+}
+
+/// What the history of an unlocked run amounts to.
+fn judged(history: History, token: &RunToken, boot_id: &str) -> Ended {
+    let gone = |reason: &str| Ended::Gone { reason: reason.to_owned() };
+    let Some(spec) = &history.spec else {
+        return gone("its journal is damaged");
+    };
+    if spec.token != token.as_str() {
+        return gone("its run directory belongs to another run");
+    }
+    if let Some(verdict) = history.verdict {
+        return Ended::Finished(verdict.into());
+    }
+    if let Some(reason) = history.spawn_failed {
+        return Ended::SpawnFailed(reason);
+    }
+    if spec.boot_id != boot_id {
+        return gone("the machine was restarted while it ran");
+    }
+    if history.starting.is_some() || history.started.is_some() {
+        return gone("the shim that watched over its command was killed");
+    }
+    // The line that can't be read may have been the one that says that it was started.
+    if history.unreadable { gone("its journal is damaged") } else { Ended::NeverStarted }
+}
+
+/// Time since boot, suspension included; nobody can set it.
+pub(super) fn boottime() -> Duration {
+    #[cfg(target_os = "linux")]
+    let clock = rustix::time::ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(clock);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// What names this boot of the machine (proc(5), `boot_id`); empty where the system has no such name.
+pub(super) fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    fn token() -> RunToken {
+        TOKEN.parse().unwrap()
+    }
+
+    fn spec() -> SpecRecord {
+        SpecRecord {
+            version: FORMAT,
+            job: 7,
+            attempt: 1,
+            token: TOKEN.to_owned(),
+            flow: "F".to_owned(),
+            worker: "w".to_owned(),
+            boot_id: boot_id(),
+            created_ms: 1,
+            time_limit_ms: 1000,
+            kill_grace_ms: 1000,
+            output_limit: 1000,
+        }
+    }
+
+    fn starting() -> Record {
+        Record::Starting(StartingRecord { shim_pid: 5, shim_start_ticks: 6, boot_id: boot_id() })
+    }
+
+    fn verdict(code: i32, stderr_tail: &str) -> Verdict {
+        Verdict {
+            pid: 77,
+            end: CommandEnd::Exited(code),
+            cause: EndCause::Itself,
+            started_time: Timestamp::from_unix_millis(1),
+            completed_time: Timestamp::from_unix_millis(2),
+            execution: Duration::from_micros(1500),
+            usage: Usage::default(),
+            stderr_tail: stderr_tail.to_owned(),
+        }
+    }
+
+    fn journal_of(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let scratch = tempfile::tempdir().unwrap();
+        let run = scratch.path().join("run");
+        DirBuilder::new().mode(0o700).create(&run).unwrap();
+        std::fs::write(run.join(JOURNAL), bytes).unwrap();
+        (scratch, run)
+    }
+
+    fn ended(bytes: &[u8]) -> Ended {
+        let (_scratch, run) = journal_of(bytes);
+        match look(&run, &token(), &boot_id()).unwrap() {
+            Look::Free(ended) => ended,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lines(records: &[Record]) -> Vec<u8> {
+        records.iter().flat_map(|record| encoded(record).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_journal_tells_what_became_of_the_run() {
+        let spec = || Record::Spec(spec());
+        assert_eq!(ended(b""), Ended::NeverStarted);
+        assert_eq!(ended(&lines(&[spec()])), Ended::NeverStarted);
+        assert!(matches!(ended(&lines(&[spec(), starting()])), Ended::Gone { reason } if reason.contains("killed")));
+        let failed = Record::SpawnFailed { reason: "no such program".to_owned() };
+        assert_eq!(ended(&lines(&[spec(), starting(), failed])), Ended::SpawnFailed("no such program".to_owned()));
+        let done = Record::Verdict((&verdict(3, "oops")).into());
+        assert_eq!(ended(&lines(&[spec(), starting(), done])), Ended::Finished(verdict(3, "oops")));
+    }
+
+    #[test]
+    fn another_boot_is_told_apart_from_a_killed_shim() {
+        let earlier = SpecRecord { boot_id: "another".to_owned(), ..spec() };
+        for records in [vec![Record::Spec(earlier.clone())], vec![Record::Spec(earlier), starting()]] {
+            assert!(
+                matches!(ended(&lines(&records)), Ended::Gone { reason } if reason.contains("machine was restarted"))
+            );
+        }
+    }
+
+    #[test]
+    fn garbage_is_never_a_verdict() {
+        for garbage in [&b"\0\0\0\0"[..], b"garbage\n", b"00000000 {}\n", b"\n\n\n", &[0xff; 4096]] {
+            assert!(matches!(ended(garbage), Ended::Gone { .. }), "{garbage:?}");
+        }
+        let mut torn = lines(&[Record::Spec(spec())]);
+        torn.extend_from_slice(b"1234");
+        assert!(matches!(ended(&torn), Ended::Gone { .. }));
+        let other = SpecRecord { token: "f".repeat(32), ..spec() };
+        assert!(
+            matches!(ended(&lines(&[Record::Spec(other)])), Ended::Gone { reason } if reason.contains("another run"))
+        );
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_whatever_else_it_holds() {
+        let json = br#"{"spec":{"version":2,"colour":"green"}}"#;
+        let mut line = format!("{:08x} ", crc32fast::hash(json)).into_bytes();
+        line.extend_from_slice(json);
+        line.push(b'\n');
+        let (_scratch, run) = journal_of(&line);
+        let error = look(&run, &token(), &boot_id()).unwrap_err();
+        assert!(matches!(error, Error::NewerFormat { version: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn symbolic_links_are_refused() {
+        let (scratch, run) = journal_of(b"");
+        let link = scratch.path().join("link");
+        std::os::unix::fs::symlink(&run, &link).unwrap();
+        assert!(matches!(look(&link, &token(), "").unwrap_err(), Error::Refused { .. }));
+        std::fs::rename(run.join(JOURNAL), run.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(run.join("elsewhere"), run.join(JOURNAL)).unwrap();
+        assert!(matches!(look(&run, &token(), "").unwrap_err(), Error::Refused { .. }));
+    }
+
+    #[test]
+    fn a_fifo_in_place_of_the_journal_holds_nobody_up() {
+        let (_scratch, run) = journal_of(b"");
+        std::fs::remove_file(run.join(JOURNAL)).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, run.join(JOURNAL), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(matches!(look(&run, &token(), "").unwrap(), Look::Free(Ended::Gone { .. })));
+    }
+
+    #[test]
+    fn a_run_is_created_once_and_locked_until_its_last_holder_is_gone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let run = scratch.path().join("run");
+        let journal = create(&run, &spec(), Some(b"{}")).unwrap();
+        assert!(matches!(create(&run, &spec(), None).unwrap_err(), Error::AlreadyExists { .. }));
+        assert_eq!(run.symlink_metadata().unwrap().mode() & 0o777, 0o700);
+        assert_eq!(run.join(JOURNAL).metadata().unwrap().mode() & 0o777, 0o600);
+        let handed_on = journal.descriptor().try_clone().unwrap();
+        drop(journal);
+        assert!(matches!(look(&run, &token(), "").unwrap(), Look::Held(_)));
+        drop(handed_on);
+        assert!(matches!(look(&run, &token(), &boot_id()).unwrap(), Look::Free(Ended::NeverStarted)));
+    }
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let text = "[^\u{0}]{0,40}";
+        prop_oneof![
+            (any::<i64>(), any::<u32>(), text).prop_map(|(job, attempt, flow)| Record::Spec(SpecRecord {
+                job,
+                attempt,
+                flow,
+                ..spec()
+            })),
+            any::<i32>().prop_map(|pid| Record::Started(StartedRecord {
+                pid,
+                start_ticks: 9,
+                boot_id: "b".to_owned(),
+                time_ms: -1
+            })),
+            text.prop_map(|reason| Record::SpawnFailed { reason }),
+            (any::<i32>(), text).prop_map(|(code, tail)| Record::Verdict((&verdict(code, &tail)).into())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_is_read_back_as_written(record in any_record()) {
+            let mut line = encoded(&record).unwrap();
+            prop_assert_eq!(line.pop(), Some(b'\n'));
+            prop_assert!(!line.contains(&b'\n'));
+            let json = checked(&line).unwrap();
+            prop_assert_eq!(serde_json::from_slice::<Record>(json).unwrap(), record);
+        }
+
+        #[test]
+        fn a_damaged_journal_never_tells_another_verdict(at in 0usize..400, byte in any::<u8>(), cut in 0usize..600) {
+            let whole = lines(&[Record::Spec(spec()), starting(), Record::Verdict((&verdict(0, "tail")).into())]);
+            let mut damaged = whole.clone();
+            if let Some(place) = damaged.get_mut(at) {
+                *place = byte;
+            }
+            damaged.truncate(cut);
+            if let Ok(history) = History::parse(&damaged) && let Some(found) = history.verdict {
+                prop_assert_eq!(Verdict::from(found), verdict(0, "tail"));
+            }
+        }
+    }
+}

@@ -1,0 +1,590 @@
+//! The shim: one small process a run, which owns the command from its start to the end of all that it started.
+//!
+//! Forked from the zygote by an order of the service; ends by itself when the verdict is on disk. One thread, one
+//! poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but the link.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
+    send, socket_with, sockopt,
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+use super::cgroup::RunGroup;
+use super::link::{Order, ToService, ToShim};
+use super::logs::Stream;
+use super::notify::{Inbox, Said};
+use super::output::Log;
+use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
+use super::spawn::{self, Outlets, Prepared};
+use super::tree;
+use crate::domain::Timestamp;
+use crate::domain::run::{CommandEnd, EndCause, Verdict};
+
+/// The socket in the run directory on which a shim without a service waits for one.
+pub(super) const CONTROL_SOCKET: &str = "ctl";
+
+/// How often at most the service hears of progress.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+/// How long output is waited for when nobody of the run is left who could write any.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// How long after the first SIGKILL the service is told that somebody doesn't die.
+const NOT_DYING_AFTER: Duration = Duration::from_secs(60);
+const FIRST_SWEEP_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_SWEEP_PAUSE: Duration = Duration::from_secs(1);
+/// How often a verdict that can't be written (a full disk) is tried again.
+const VERDICT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the zygote found out once for all shims.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    /// The environment that every command inherits.
+    pub(super) environment: Vec<(OsString, OsString)>,
+    /// Where runs may have control groups.
+    pub(super) groups: Option<PathBuf>,
+}
+
+/// Runs one command from its start to its verdict, in the forked child of the zygote.
+pub(super) fn run(order: Order, mut journal: Journal, link: OwnedFd, surroundings: &Surroundings) {
+    match Shim::start(order, &mut journal, link, surroundings) {
+        Ok(mut shim) => {
+            shim.watch();
+            shim.conclude(&mut journal);
+        }
+        Err((link, reason)) => refuse(&mut journal, &link, reason),
+    }
+}
+
+/// Records and reports that the command could not be started.
+pub(super) fn refuse(journal: &mut Journal, link: &OwnedFd, reason: String) {
+    // Where the journal can't be written (a full disk may be the reason itself), the link still tells.
+    let _ = journal.append(&Record::SpawnFailed { reason: reason.clone() });
+    tell(link, &ToService::SpawnFailed { reason });
+}
+
+/// Sends without ever waiting; false where the service is gone or does not read.
+fn tell(link: &OwnedFd, message: &ToService) -> bool {
+    let Ok(packet) = serde_json::to_vec(message) else { return false };
+    send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
+}
+
+/// How far the ending of the run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nobody was asked to end.
+    Running,
+    /// Everybody was sent SIGTERM; SIGKILL follows then.
+    Terminating { kill_at: Duration },
+    /// SIGKILL is sent again and again.
+    Killing { since: Duration, next_sweep: Duration, pause: Duration, told: bool },
+    /// Nobody is left; what they have written is read to its end.
+    Draining { until: Duration },
+}
+
+/// How the command itself ended.
+#[derive(Clone, Copy, Debug)]
+struct CommandEnded {
+    end: CommandEnd,
+    time: Timestamp,
+    execution: Duration,
+}
+
+struct Shim {
+    own_pid: i32,
+    run_dir: PathBuf,
+    command: Pid,
+    started_time: Timestamp,
+    started: Duration,
+    kill_grace: Duration,
+    phase: Phase,
+    cause: Option<EndCause>,
+    ended: Option<CommandEnded>,
+    link: Option<OwnedFd>,
+    control: Option<OwnedFd>,
+    children: OwnedFd,
+    time_limit: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    stdout_log: Log,
+    stderr_log: Log,
+    inbox: Option<Inbox>,
+    said: Said,
+    /// When the service last heard of progress, and whether there is more to tell.
+    progress_told: Duration,
+    progress_untold: bool,
+    not_dying: Option<String>,
+    group: Option<RunGroup>,
+    buffer: Vec<u8>,
+}
+
+impl Shim {
+    fn start(
+        order: Order,
+        journal: &mut Journal,
+        link: OwnedFd,
+        surroundings: &Surroundings,
+    ) -> Result<Self, (OwnedFd, String)> {
+        match Self::try_start(order, journal, surroundings) {
+            Ok(mut shim) => {
+                shim.link = Some(link);
+                shim.report_started();
+                Ok(shim)
+            }
+            Err(reason) => Err((link, reason)),
+        }
+    }
+
+    fn try_start(mut order: Order, journal: &mut Journal, surroundings: &Surroundings) -> Result<Self, String> {
+        let not_set_up = |error: std::io::Error| format!("its shim can't be set up: {error}");
+        // The zygote has its shims reaped by the kernel; a shim has to wait for its command itself.
+        spawn::ignore(libc::SIGCHLD, false);
+        let children = spawn::child_signals().map_err(not_set_up)?;
+        rustix::process::setsid().map_err(|error| not_set_up(error.into()))?;
+        let own = rustix::process::getpid();
+        rustix::process::set_child_subreaper(Some(own)).map_err(|error| not_set_up(error.into()))?;
+        let own_pid = own.as_raw_nonzero().get();
+
+        let run_dir = PathBuf::from(std::mem::take(&mut order.run_dir));
+        let inbox = Inbox::open(&run_dir, &order.token).ok();
+        let mut added = std::mem::take(&mut order.env);
+        if let Some(inbox) = &inbox {
+            added.push(("NOTIFY_SOCKET".to_owned(), inbox.address()));
+        }
+        let environment = spawn::environment(&surroundings.environment, added);
+        let prepared = Prepared::new(&order, &environment)?;
+
+        let starting = StartingRecord {
+            shim_pid: own_pid,
+            shim_start_ticks: tree::Stat::of(own_pid).map_or(0, |stat| stat.start_ticks),
+            boot_id: order.boot_id.clone(),
+        };
+        journal.append(&Record::Starting(starting)).map_err(|error| {
+            format!("its journal can't be written, so nobody could tell later that it was started: {error}")
+        })?;
+
+        let group = surroundings.groups.as_deref().and_then(|own| RunGroup::create(own, &order.token));
+        let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
+        let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
+        let outlets = Outlets {
+            stdout: stdout_end.as_fd(),
+            stderr: stderr_end.as_fd(),
+            cgroup: group.as_ref().map(RunGroup::procs),
+        };
+        let command = match spawn::start(&prepared, outlets) {
+            Ok(command) => command,
+            Err(reason) => {
+                if let Some(group) = group {
+                    group.remove();
+                }
+                return Err(reason);
+            }
+        };
+        let (started, started_time) = (boottime(), crate::clock::now());
+        drop((stdout_end, stderr_end));
+        for pipe in [&stdout, &stderr] {
+            // Only our ends: the command's are another open file description and stay as it expects them.
+            let _ = rustix::io::ioctl_fionbio(pipe, true);
+        }
+        let pid = command.as_raw_nonzero().get();
+        let record = StartedRecord {
+            pid,
+            start_ticks: tree::Stat::of(pid).map_or(0, |stat| stat.start_ticks),
+            boot_id: order.boot_id,
+            time_ms: started_time.unix_millis(),
+        };
+        // Not worth ending the command for: `starting` already says that it may run.
+        let _ = journal.append(&Record::Started(record));
+        let limit = order.output_limit;
+        Ok(Self {
+            own_pid,
+            command,
+            started_time,
+            started,
+            kill_grace: Duration::from_millis(order.kill_grace_ms),
+            phase: Phase::Running,
+            cause: None,
+            ended: None,
+            link: None,
+            control: None,
+            children,
+            time_limit: alarm_after(Duration::from_millis(order.time_limit_ms)),
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            stdout_log: Log::new(run_dir.clone(), Stream::Stdout, limit),
+            stderr_log: Log::new(run_dir.clone(), Stream::Stderr, limit),
+            run_dir,
+            inbox,
+            said: Said::default(),
+            progress_told: Duration::ZERO,
+            progress_untold: false,
+            not_dying: None,
+            group,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Until nothing that the command started is alive, and all that it wrote is in its files.
+    fn watch(&mut self) {
+        while !self.is_over() {
+            let ready = self.wait();
+            if ready.children {
+                self.reap();
+            }
+            if ready.time_limit {
+                self.time_limit = None;
+                self.end(EndCause::TimedOut, false);
+            }
+            if ready.stdout {
+                self.read_output(Stream::Stdout);
+            }
+            if ready.stderr {
+                self.read_output(Stream::Stderr);
+            }
+            if ready.inbox {
+                self.hear();
+            }
+            if ready.link {
+                self.obey();
+            }
+            if ready.control {
+                self.welcome();
+            }
+            self.go_on();
+        }
+        // What was said right before the end counts, too.
+        self.hear();
+        self.tell_progress();
+    }
+
+    fn is_over(&self) -> bool {
+        match self.phase {
+            Phase::Draining { until } => (self.stdout.is_none() && self.stderr.is_none()) || boottime() >= until,
+            Phase::Running | Phase::Terminating { .. } | Phase::Killing { .. } => false,
+        }
+    }
+
+    fn wait(&mut self) -> Ready {
+        let timeout = self.next_deadline().map(|at| timespec(at.saturating_sub(boottime())));
+        let sources = [
+            Some(self.children.as_fd()),
+            self.time_limit.as_ref().map(AsFd::as_fd),
+            self.stdout.as_ref().map(AsFd::as_fd),
+            self.stderr.as_ref().map(AsFd::as_fd),
+            self.inbox.as_ref().map(Inbox::as_fd),
+            self.link.as_ref().map(AsFd::as_fd),
+            self.control.as_ref().map(AsFd::as_fd),
+        ];
+        let [children, time_limit, stdout, stderr, inbox, link, control] = readable(sources, timeout.as_ref());
+        if children {
+            let mut signals = [0_u8; 1024];
+            let _ = rustix::io::read(&self.children, &mut signals);
+        }
+        Ready { children, time_limit, stdout, stderr, inbox, link, control }
+    }
+
+    /// When to wake up without an event.
+    fn next_deadline(&self) -> Option<Duration> {
+        let phase = match self.phase {
+            Phase::Running => None,
+            Phase::Terminating { kill_at } => Some(kill_at),
+            Phase::Killing { next_sweep, .. } => Some(next_sweep),
+            Phase::Draining { until } => Some(until),
+        };
+        let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
+        phase.into_iter().chain(progress).min()
+    }
+
+    /// What is due by the clock.
+    fn go_on(&mut self) {
+        let now = boottime();
+        match self.phase {
+            Phase::Terminating { kill_at } if now >= kill_at => self.start_killing(now),
+            Phase::Killing { since, next_sweep, pause, told } if now >= next_sweep => {
+                self.sweep();
+                let late = now.saturating_sub(since) >= NOT_DYING_AFTER;
+                if late && !told {
+                    self.report_not_dying();
+                }
+                let pause = (pause * 2).min(LONGEST_SWEEP_PAUSE);
+                self.phase = Phase::Killing { since, next_sweep: now + pause, pause, told: told || late };
+            }
+            Phase::Running | Phase::Terminating { .. } | Phase::Killing { .. } | Phase::Draining { .. } => {}
+        }
+        if self.progress_untold && now >= self.progress_told + PROGRESS_PAUSE {
+            self.tell_progress();
+        }
+    }
+
+    /// Takes note of every child that has ended: the command, or one of its orphans.
+    fn reap(&mut self) {
+        let mut anybody_left = false;
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid == self.command => self.command_ended(status),
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) => {
+                    anybody_left = true;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        if self.ended.is_none() {
+            return;
+        }
+        if !anybody_left {
+            if !matches!(self.phase, Phase::Draining { .. }) {
+                self.phase = Phase::Draining { until: boottime() + DRAIN_LIMIT };
+            }
+        } else if self.phase == Phase::Running {
+            self.start_terminating();
+        }
+    }
+
+    fn command_ended(&mut self, status: WaitStatus) {
+        let end = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => CommandEnd::Exited(code),
+            (None, Some(signal)) => CommandEnd::Signaled(signal),
+            // Only asked for with WUNTRACED or WCONTINUED.
+            (None, None) => return,
+        };
+        let execution = boottime().saturating_sub(self.started);
+        self.ended = Some(CommandEnded { end, time: crate::clock::now(), execution });
+    }
+
+    /// Ends the run for this reason, unless the command has ended already or another reason came first.
+    fn end(&mut self, cause: EndCause, at_once: bool) {
+        // It may have ended before the request came; then nobody ended it.
+        self.reap();
+        if self.ended.is_none() {
+            self.cause.get_or_insert(cause);
+            if self.phase == Phase::Running {
+                self.start_terminating();
+            }
+        }
+        if at_once && matches!(self.phase, Phase::Terminating { .. }) {
+            self.start_killing(boottime());
+        }
+    }
+
+    fn start_terminating(&mut self) {
+        tree::signal_all(self.own_pid, Signal::TERM);
+        // One that is stopped would never see it.
+        tree::signal_all(self.own_pid, Signal::CONT);
+        self.phase = Phase::Terminating { kill_at: boottime() + self.kill_grace };
+    }
+
+    fn start_killing(&mut self, now: Duration) {
+        self.sweep();
+        let pause = FIRST_SWEEP_PAUSE;
+        self.phase = Phase::Killing { since: now, next_sweep: now + pause, pause, told: false };
+    }
+
+    fn sweep(&self) {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+        tree::kill_all(self.own_pid);
+    }
+
+    fn read_output(&mut self, stream: Stream) {
+        let (pipe, log) = match stream {
+            Stream::Stdout => (&mut self.stdout, &mut self.stdout_log),
+            Stream::Stderr => (&mut self.stderr, &mut self.stderr_log),
+        };
+        let Some(open) = pipe.as_ref() else { return };
+        // As much as a pipe holds; and no memory for it in a run that prints nothing.
+        self.buffer.resize(64 * 1024, 0);
+        match rustix::io::read(open, &mut self.buffer[..]) {
+            Ok(0) => *pipe = None,
+            Ok(length) => log.take(self.buffer.get(..length).unwrap_or_default()),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => *pipe = None,
+        }
+    }
+
+    fn hear(&mut self) {
+        let Some(inbox) = &self.inbox else { return };
+        self.progress_untold |= inbox.drain_into(&mut self.said);
+    }
+
+    fn tell_progress(&mut self) {
+        if !self.progress_untold {
+            return;
+        }
+        self.progress_untold = false;
+        self.progress_told = boottime();
+        self.report_progress();
+    }
+
+    fn report_progress(&mut self) {
+        let Said { progress, status_message } = self.said.clone();
+        self.report(&ToService::Progress { progress, status_message });
+    }
+
+    fn report_started(&mut self) {
+        let pid = self.command.as_raw_nonzero().get();
+        self.report(&ToService::Started { pid, time_ms: self.started_time.unix_millis() });
+    }
+
+    fn report_not_dying(&mut self) {
+        let reason = format!(
+            "processes of this run are still alive {} s after SIGKILL: {}",
+            NOT_DYING_AFTER.as_secs(),
+            tree::names(self.own_pid)
+        );
+        self.not_dying = Some(reason.clone());
+        self.report(&ToService::NotDying { reason });
+    }
+
+    /// Tells the service, where there is one; one that doesn't read is let go, since the files hold the truth.
+    fn report(&mut self, message: &ToService) -> bool {
+        let told = self.link.as_ref().is_some_and(|link| tell(link, message));
+        if !told && self.link.take().is_some() {
+            self.listen();
+        }
+        told
+    }
+
+    /// Reads what the service wants.
+    fn obey(&mut self) {
+        let Some(link) = &self.link else { return };
+        let mut packet = [0_u8; 256];
+        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Ok((length, _)) if length > 0 => {
+                match packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
+                    Some(ToShim::Stop) => self.end(EndCause::Requested, false),
+                    Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
+                    None => {}
+                }
+            }
+            Ok(_) | Err(_) => {
+                self.link = None;
+                self.listen();
+            }
+        }
+    }
+
+    /// Waits for a new service from now on.
+    fn listen(&mut self) {
+        if self.control.is_none() {
+            self.control = listening_socket(&self.run_dir).ok();
+        }
+    }
+
+    /// Takes a new service in; the newest one counts.
+    fn welcome(&mut self) {
+        let Some(control) = &self.control else { return };
+        let Ok(link) = accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else { return };
+        let trusted = sockopt::socket_peercred(&link)
+            .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
+        if !trusted {
+            return;
+        }
+        if let Some(earlier) = self.link.replace(link) {
+            tell(&earlier, &ToService::Replaced);
+        }
+        self.report_started();
+        if self.said != Said::default() {
+            self.report_progress();
+        }
+        if let Some(reason) = self.not_dying.clone() {
+            self.report(&ToService::NotDying { reason });
+        }
+    }
+
+    /// Writes the verdict, tells it, and tidies up.
+    fn conclude(mut self, journal: &mut Journal) {
+        let Some(ended) = self.ended else { return };
+        if let Some(group) = self.group.take() {
+            group.remove();
+        }
+        let verdict = Verdict {
+            pid: self.command.as_raw_nonzero().get(),
+            end: ended.end,
+            cause: self.cause.unwrap_or(EndCause::Itself),
+            started_time: self.started_time,
+            completed_time: ended.time,
+            execution: ended.execution,
+            usage: spawn::usage_of_children(),
+            stderr_tail: self.stderr_log.safe_tail(),
+        };
+        let record = Record::Verdict((&verdict).into());
+        let message = ToService::Ended((&verdict).into());
+        loop {
+            let written = journal.append(&record).and_then(|()| journal.sync());
+            // A service that has been told has it, and writes it into its database; without one, only the disk
+            // can keep the verdict, and the lock keeps everybody from thinking that the run is lost.
+            if self.report(&message) || written.is_ok() {
+                break;
+            }
+            let pause = timespec(VERDICT_PAUSE);
+            let [waiting] = readable([self.control.as_ref().map(AsFd::as_fd)], Some(&pause));
+            if waiting {
+                self.welcome();
+            }
+        }
+        if self.control.take().is_some() {
+            let _ = std::fs::remove_file(self.run_dir.join(CONTROL_SOCKET));
+        }
+    }
+}
+
+/// What can be read from without waiting.
+struct Ready {
+    children: bool,
+    time_limit: bool,
+    stdout: bool,
+    stderr: bool,
+    inbox: bool,
+    link: bool,
+    control: bool,
+}
+
+/// Waits until one of these can be read from (or has been closed by the other side), or the time is up.
+fn readable<const N: usize>(sources: [Option<BorrowedFd<'_>>; N], timeout: Option<&Timespec>) -> [bool; N] {
+    let mut polled: Vec<PollFd<'_>> =
+        sources.iter().flatten().map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
+    // An interruption is taken for nothing being ready: the caller asks again.
+    let any = poll(&mut polled, timeout).is_ok_and(|ready| ready > 0);
+    let mut results = polled.iter();
+    sources.map(|source| source.is_some() && results.next().is_some_and(|polled| any && !polled.revents().is_empty()))
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+/// A descriptor that becomes readable after this time, which goes on while the machine sleeps.
+fn alarm_after(time: Duration) -> Option<OwnedFd> {
+    let timer = timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).ok()?;
+    // Zero would mean never.
+    let it_value = timespec(time.max(Duration::from_millis(1)));
+    let setting = Itimerspec { it_interval: timespec(Duration::ZERO), it_value };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting).ok()?;
+    Some(timer)
+}
+
+fn listening_socket(run_dir: &Path) -> std::io::Result<OwnedFd> {
+    let directory = rustix::fs::open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(spawn::path_through(&directory, CONTROL_SOCKET))?)?;
+    listen(&socket, 8)?;
+    Ok(socket)
+}

@@ -1,0 +1,419 @@
+//! Starting the command: which file it is, and why it can't be started.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use super::link::Order;
+
+/// Where programs are looked for when the command's environment has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// A command that is ready to be started.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    working_dir: Option<CString>,
+}
+
+/// The environment of a command: the inherited one with `added` on top; a later entry of a name wins.
+pub(super) fn environment(
+    inherited: &[(OsString, OsString)],
+    added: impl IntoIterator<Item = (String, OsString)>,
+) -> BTreeMap<OsString, OsString> {
+    let added = added.into_iter().map(|(name, value)| (OsString::from(name), value));
+    inherited.iter().cloned().chain(added).collect()
+}
+
+impl Prepared {
+    /// Finds the program and checks what can be checked before there is a process.
+    ///
+    /// # Errors
+    /// A sentence for a person.
+    pub(super) fn new(order: &Order, environment: &BTreeMap<OsString, OsString>) -> Result<Self, String> {
+        let name = order.argv.first().filter(|name| !name.is_empty()).ok_or("the command is empty")?;
+        let working_dir = order.working_dir.as_deref().map(Path::new);
+        if let Some(directory) = working_dir {
+            check_working_dir(directory)?;
+        }
+        let path = environment.get(OsStr::new("PATH")).map_or(OsStr::new(DEFAULT_PATH), OsString::as_os_str);
+        let program = find_program(name, path, working_dir)?;
+        let text = |bytes: Vec<u8>, what: &str| {
+            CString::new(bytes).map_err(|_| format!("{what} holds a zero byte, which no program can be given"))
+        };
+        let entry = |(name, value): (&OsString, &OsString)| {
+            let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
+            text(entry, &format!("the environment variable {}", name.display()))
+        };
+        Ok(Self {
+            program: text(program.into_os_string().into_vec(), "the program's path")?,
+            arguments: order
+                .argv
+                .iter()
+                .map(|argument| text(argument.clone().into_bytes(), "an argument"))
+                .collect::<Result<_, _>>()?,
+            environment: environment.iter().map(entry).collect::<Result<_, _>>()?,
+            working_dir: working_dir
+                .map(|directory| text(directory.as_os_str().as_bytes().to_vec(), "the working directory"))
+                .transpose()?,
+        })
+    }
+
+    /// Why the exec, or what comes right before it, failed.
+    fn sentence(&self, failure: Failure) -> String {
+        let program = self.program.to_string_lossy();
+        let error = io::Error::from_raw_os_error(failure.errno);
+        match (failure.stage, Errno::from_raw_os_error(failure.errno)) {
+            (Stage::Fork, Errno::AGAIN) => {
+                "no more processes can be started: the limit of this user or of the system is reached".to_owned()
+            }
+            (Stage::Fork, _) => format!("no process can be started: {error}"),
+            (Stage::Directory, _) => {
+                let directory = self.working_dir.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
+                format!("the working directory {directory:?} can't be entered: {error}")
+            }
+            (Stage::Setup, _) => format!("its process can't be set up: {error}"),
+            (Stage::Exec, Errno::TOOBIG) => {
+                "its arguments and environment are too long (see ARG_MAX in execve(2))".to_owned()
+            }
+            (Stage::Exec, Errno::NOEXEC) => format!(
+                "{program:?} is not a program: it is neither a binary for this machine nor a script that starts with #!"
+            ),
+            (Stage::Exec, Errno::ACCESS | Errno::PERM) => format!("{program:?} can't be executed: permission denied"),
+            // The file is there, it was looked at before.
+            (Stage::Exec, Errno::NOENT) => format!(
+                "{program:?} needs an interpreter that does not exist (see its first line, which starts with #!)"
+            ),
+            (Stage::Exec, Errno::TXTBSY) => {
+                format!("{program:?} is open for writing: somebody is still writing the program's file")
+            }
+            (Stage::Exec, _) => format!("{program:?} can't be executed: {error}"),
+        }
+    }
+}
+
+fn check_working_dir(directory: &Path) -> Result<(), String> {
+    match directory.metadata() {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(format!("the working directory {directory:?} is not a directory")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(format!("the working directory {directory:?} does not exist"))
+        }
+        Err(error) => Err(format!("the working directory {directory:?} can't be used: {error}")),
+    }
+}
+
+/// The file that `name` means, the way execvp(3) looks for it, but from the command's `PATH` and working directory.
+fn find_program(name: &str, path: &OsStr, working_dir: Option<&Path>) -> Result<PathBuf, String> {
+    let placed = |file: &Path| working_dir.map_or_else(|| file.to_owned(), |directory| directory.join(file));
+    if name.contains('/') {
+        let file = placed(Path::new(name));
+        return match file.metadata() {
+            Ok(found) if found.is_dir() => Err(format!("{file:?} is a directory, not a program")),
+            Ok(_) if !is_executable(&file) => {
+                Err(format!("{file:?} can't be executed: permission denied (is it marked executable?)"))
+            }
+            Ok(_) => Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(format!("the program {file:?} does not exist"))
+            }
+            Err(error) => Err(format!("the program {file:?} can't be used: {error}")),
+        };
+    }
+    let mut not_executable = None;
+    for directory in std::env::split_paths(path) {
+        let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
+        let file = placed(&directory.join(name));
+        if file.is_file() {
+            if is_executable(&file) {
+                return Ok(file);
+            }
+            not_executable.get_or_insert(file);
+        }
+    }
+    Err(not_executable.map_or_else(
+        || format!("the program {name:?} was not found in PATH ({})", path.display()),
+        |file| format!("{file:?} can't be executed: permission denied (is it marked executable?)"),
+    ))
+}
+
+fn is_executable(file: &Path) -> bool {
+    rustix::fs::access(file, Access::EXEC_OK).is_ok()
+}
+
+/// How far the start of a command came.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Fork,
+    Setup,
+    Directory,
+    Exec,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Failure {
+    stage: Stage,
+    errno: i32,
+}
+
+/// What the command's process gets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outlets<'a> {
+    pub(super) stdout: BorrowedFd<'a>,
+    pub(super) stderr: BorrowedFd<'a>,
+    /// `cgroup.procs` of the group that it joins.
+    pub(super) cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Starts the command as the leader of its own session, and waits until the exec has succeeded or failed.
+///
+/// `execve` itself rather than `std::process::Command`, because that ends in `execvp`, which hands a file that
+/// is no program to `/bin/sh`: its exit code would pass for the command's.
+///
+/// # Errors
+/// A sentence for a person.
+pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, String> {
+    let arguments = pointers(&prepared.arguments);
+    let environment = pointers(&prepared.environment);
+    let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| prepared.sentence(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
+    let shim = rustix::process::getpid();
+    let child = fork().map_err(|error| {
+        prepared.sentence(Failure { stage: Stage::Fork, errno: error.raw_os_error().unwrap_or_default() })
+    })?;
+    let Some(child) = child else {
+        let failure = become_command(prepared, outlets, shim, &arguments, &environment);
+        let stage = match failure.stage {
+            Stage::Fork => 0_u8,
+            Stage::Setup => 1,
+            Stage::Directory => 2,
+            Stage::Exec => 3,
+        };
+        let [a, b, c, d] = failure.errno.to_ne_bytes();
+        let _ = rustix::io::write(&tell, &[stage, a, b, c, d]);
+        exit_now(127);
+    };
+    drop(tell);
+    match read_failure(&answer) {
+        None => Ok(child),
+        Some(failure) => {
+            // It is exiting; reaped here so that it is not taken for the command's end.
+            while rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
+                .is_err_and(|error| error == Errno::INTR)
+            {}
+            Err(prepared.sentence(failure))
+        }
+    }
+}
+
+fn read_failure(answer: &OwnedFd) -> Option<Failure> {
+    let mut told = [0_u8; 5];
+    let length = loop {
+        match rustix::io::read(answer, &mut told) {
+            Err(Errno::INTR) => {}
+            outcome => break outcome.unwrap_or(0),
+        }
+    };
+    let [stage, errno @ ..] = told;
+    let stage = match stage {
+        0 => Stage::Fork,
+        1 => Stage::Setup,
+        2 => Stage::Directory,
+        _ => Stage::Exec,
+    };
+    (length == told.len()).then(|| Failure { stage, errno: i32::from_ne_bytes(errno) })
+}
+
+/// `strings` as execve(2) wants them, with a null pointer at the end.
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// Forks; `None` in the child. To be called by single-threaded processes only.
+#[expect(unsafe_code, reason = "no safe wrapper for fork exists")]
+pub(super) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: zygote and shim have one thread, so the child finds every lock free and every value whole, and
+    // may go on as any program may.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Ends this process without running anything that was meant for the end of the process it was forked from.
+#[expect(unsafe_code, reason = "std::process::exit runs exit handlers")]
+pub(super) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit only ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Signals that end a process by default and that the zygote and its shims must outlive.
+pub(super) const OUTLIVED: [libc::c_int; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE];
+
+/// Sets a signal to be ignored, or back to its default.
+#[expect(unsafe_code, reason = "rustix has no safe way to set signal dispositions")]
+pub(super) fn ignore(signal: libc::c_int, ignored: bool) {
+    // SAFETY: neither disposition runs code of ours in a signal handler.
+    unsafe {
+        libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL });
+    }
+}
+
+/// In the forked child: everything up to the exec; returns only where something failed.
+#[expect(unsafe_code, reason = "execve, dup2 onto the standard streams, and the signal mask")]
+fn become_command(
+    prepared: &Prepared,
+    outlets: Outlets<'_>,
+    shim: Pid,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> Failure {
+    let at = |stage| move |error: Errno| Failure { stage, errno: error.raw_os_error() };
+    let set_up = || {
+        rustix::process::setsid()?;
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        if rustix::process::getppid() != Some(shim) {
+            // The shim died before the death signal was set: nobody watches, so nothing may start.
+            exit_now(127);
+        }
+        if let Some(group) = outlets.cgroup {
+            // Best effort, as all use of control groups: without it the tree is followed by parenthood.
+            let _ = rustix::io::write(group, b"0");
+        }
+        rustix::stdio::dup2_stdout(outlets.stdout)?;
+        rustix::stdio::dup2_stderr(outlets.stderr)?;
+        Ok(())
+    };
+    if let Err(failure) = set_up().map_err(at(Stage::Setup)) {
+        return failure;
+    }
+    for signal in 1..=31 {
+        ignore(signal, false);
+    }
+    if let Some(directory) = &prepared.working_dir
+        && let Err(failure) = rustix::process::chdir(directory.as_c_str()).map_err(at(Stage::Directory))
+    {
+        return failure;
+    }
+    // SAFETY: the set is initialised by sigemptyset before it is read; the pointers given to execve end with a
+    // null pointer and point into strings that `prepared` owns.
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::execve(prepared.program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+    }
+    Failure { stage: Stage::Exec, errno: io::Error::last_os_error().raw_os_error().unwrap_or_default() }
+}
+
+/// A descriptor that becomes readable when a child of this process has changed its state.
+#[expect(unsafe_code, reason = "rustix has no signalfd")]
+pub(super) fn child_signals() -> io::Result<OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the set is initialised before it is read, and the new descriptor is owned by nobody else.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
+        }
+    }
+}
+
+/// CPU time and the largest resident set of everything that this process has waited for (getrusage(2)).
+#[expect(unsafe_code, reason = "rustix has no getrusage")]
+pub(super) fn usage_of_children() -> crate::domain::run::Usage {
+    use std::time::Duration;
+    let time = |time: libc::timeval| {
+        let (seconds, micros) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_usec).unwrap_or(0));
+        Duration::from_secs(seconds) + Duration::from_micros(micros)
+    };
+    // SAFETY: all-zero is a valid rusage, and the call writes no more than one.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    crate::domain::run::Usage {
+        user_cpu: time(usage.ru_utime),
+        system_cpu: time(usage.ru_stime),
+        // Linux counts in KiB.
+        max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024),
+    }
+}
+
+/// Closes every descriptor from `first` on: what a careless parent of the service left open to us.
+#[expect(unsafe_code, reason = "rustix has no close_range")]
+pub(super) fn close_from(first: RawFd) {
+    // SAFETY: called at the very start of the zygote, before it owns any descriptor but the standard ones.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0);
+    }
+}
+
+/// The path by which a name inside an open directory can be bound or connected to however long the real path is.
+pub(super) fn path_through(directory: &OwnedFd, name: &str) -> String {
+    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(argv: &[&str], working_dir: Option<&Path>, path: &str) -> String {
+        let order = Order {
+            token: String::new(),
+            run_dir: OsString::new(),
+            argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+            working_dir: working_dir.map(|directory| directory.as_os_str().to_owned()),
+            env: Vec::new(),
+            time_limit_ms: 0,
+            kill_grace_ms: 0,
+            output_limit: 0,
+            boot_id: String::new(),
+        };
+        Prepared::new(&order, &environment(&[], [("PATH".to_owned(), path.into())])).unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_found_is_told_in_a_sentence() {
+        let scratch = tempfile::tempdir().unwrap();
+        let here = scratch.path();
+        std::fs::write(here.join("plain"), "text").unwrap();
+        std::fs::create_dir(here.join("directory")).unwrap();
+        let path = here.to_str().unwrap();
+        assert_eq!(
+            refusal(&["nothere"], None, "/bin:/nowhere"),
+            r#"the program "nothere" was not found in PATH (/bin:/nowhere)"#
+        );
+        assert!(refusal(&["plain"], None, path).contains("permission denied"));
+        assert!(refusal(&["./plain"], Some(here), "").contains("permission denied"));
+        assert!(refusal(&["./nothere"], Some(here), "").contains(&format!("\"{path}/./nothere\" does not exist")));
+        assert!(refusal(&["./directory"], Some(here), "").contains("is a directory"));
+        assert!(refusal(&["true"], Some(&here.join("missing")), "/bin").contains("does not exist"));
+        assert!(refusal(&["true"], Some(&here.join("plain")), "/bin").contains("is not a directory"));
+        assert_eq!(refusal(&[], None, "/bin"), "the command is empty");
+        assert!(refusal(&["/bin/echo", "a\0b"], None, "").contains("zero byte"));
+    }
+
+    #[test]
+    fn a_later_entry_of_a_name_wins() {
+        let inherited = [("A".into(), "inherited".into()), ("B".into(), "inherited".into())];
+        let added = [("B".to_owned(), "flow".into()), ("B".to_owned(), "ours".into())];
+        let all = environment(&inherited, added);
+        assert_eq!(all.get(OsStr::new("A")), Some(&"inherited".into()));
+        assert_eq!(all.get(OsStr::new("B")), Some(&"ours".into()));
+    }
+}

@@ -1,0 +1,225 @@
+//! Finding and ending every process that a run has started.
+//!
+//! The shim is a child subreaper (prctl(2)), so whatever its command starts stays below it, in whatever session
+//! or group, and however often it was forked away: an orphan becomes the shim's own child.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::domain::RunToken;
+
+/// What `/proc/<pid>/stat` says about a process (proc(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) name: String,
+    pub(super) state: char,
+    pub(super) parent: i32,
+    /// When it started, in clock ticks since boot.
+    pub(super) start_ticks: u64,
+}
+
+impl Stat {
+    pub(super) fn of(pid: i32) -> Option<Self> {
+        let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Self::parse(&String::from_utf8_lossy(&bytes))
+    }
+
+    /// A name may hold spaces and parentheses, so the fields are counted from the last one.
+    fn parse(line: &str) -> Option<Self> {
+        let (before, after) = line.rsplit_once(')')?;
+        let (_, name) = before.split_once('(')?;
+        let mut fields = after.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let parent = fields.next()?.parse().ok()?;
+        // Field 22 of proc(5); state is field 3.
+        let start_ticks = fields.nth(17)?.parse().ok()?;
+        Some(Self { name: name.to_owned(), state, parent, start_ticks })
+    }
+}
+
+/// Every process below `root`, with its parent.
+pub(super) fn descendants(root: i32) -> BTreeMap<i32, i32> {
+    let mut found = BTreeMap::new();
+    let mut to_visit = vec![root];
+    let mut by_parent = None;
+    while let Some(parent) = to_visit.pop() {
+        let children = match children_by_kernel(parent) {
+            Some(children) => children,
+            // A kernel without CONFIG_PROC_CHILDREN.
+            None => by_parent.get_or_insert_with(children_by_scan).get(&parent).cloned().unwrap_or_default(),
+        };
+        for child in children {
+            if found.insert(child, parent).is_none() {
+                to_visit.push(child);
+            }
+        }
+    }
+    found
+}
+
+/// The children of every thread of `pid`; `None` where the kernel doesn't tell.
+fn children_by_kernel(pid: i32) -> Option<Vec<i32>> {
+    let mut children = Vec::new();
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Some(children);
+    };
+    for thread in threads.flatten() {
+        match fs::read_to_string(thread.path().join("children")) {
+            Ok(list) => children.extend(list.split_ascii_whitespace().filter_map(|child| child.parse::<i32>().ok())),
+            Err(_) if !fs::exists("/proc/thread-self/children").unwrap_or(false) => return None,
+            // This thread has just ended.
+            Err(_) => {}
+        }
+    }
+    Some(children)
+}
+
+fn children_by_scan() -> BTreeMap<i32, Vec<i32>> {
+    let mut by_parent: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for pid in all_processes().unwrap_or_default() {
+        if let Some(stat) = Stat::of(pid) {
+            by_parent.entry(stat.parent).or_default().push(pid);
+        }
+    }
+    by_parent
+}
+
+fn all_processes() -> io::Result<Vec<i32>> {
+    Ok(fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Sends `signal` to every process below `root`, once.
+pub(super) fn signal_all(root: i32, signal: Signal) {
+    for (pid, parent) in descendants(root) {
+        send(pid, parent, root, signal);
+    }
+}
+
+/// Kills every process below `root`; to be repeated until there are none.
+///
+/// All are stopped first, until no new one turns up: a fork(2) fails while a signal is pending, so what keeps
+/// forking can't outrun this.
+pub(super) fn kill_all(root: i32) {
+    let mut stopped = BTreeMap::new();
+    for _ in 0..64 {
+        let fresh: Vec<_> = descendants(root).into_iter().filter(|(pid, _)| !stopped.contains_key(pid)).collect();
+        if fresh.is_empty() {
+            break;
+        }
+        for (pid, parent) in fresh {
+            send(pid, parent, root, Signal::STOP);
+            stopped.insert(pid, parent);
+        }
+    }
+    for (pid, parent) in stopped {
+        send(pid, parent, root, Signal::KILL);
+    }
+}
+
+/// Signals the process that is still the one that was found: its parent is what it was, or has died and left it
+/// to `root`. (A pid alone might have been given to a stranger in between.)
+fn send(pid: i32, parent: i32, root: i32, signal: Signal) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let below = Stat::of(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.parent == parent || stat.parent == root);
+    if below {
+        // It may be gone, which is what we want, or not ours to signal (setuid), which the caller notices.
+        let _ = pidfd_send_signal(process, signal);
+    }
+}
+
+/// What is still alive below `root`, for a person.
+pub(super) fn names(root: i32) -> String {
+    let alive = descendants(root).into_keys().filter_map(|pid| Some((pid, Stat::of(pid)?)));
+    let named = alive.filter(|(_, stat)| stat.state != 'Z').take(8);
+    named
+        .map(|(pid, stat)| format!("{pid} ({}, state {})", stat.name.escape_debug(), stat.state))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Kills every process of this user that carries the run's token in its environment, and says how many there were.
+///
+/// Bounded: what is not dead after ten seconds of trying (state D) is left.
+///
+/// # Errors
+/// Where `/proc` can't be listed.
+pub(super) fn kill_marked(token: &RunToken) -> io::Result<usize> {
+    let mark = format!("CALLSHEET_RUN_TOKEN={token}");
+    let mut seen = BTreeSet::new();
+    let begun = super::run_dir::boottime();
+    loop {
+        let mut alive = false;
+        for pid in all_processes()? {
+            if let Some(start_ticks) = kill_if_marked(pid, mark.as_bytes()) {
+                alive = true;
+                seen.insert((pid, start_ticks));
+            }
+        }
+        if !alive || super::run_dir::boottime().saturating_sub(begun).as_secs() >= 10 {
+            return Ok(seen.len());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// Kills the process where it carries the mark, and tells its start time; `None` where it doesn't, or is dead.
+fn kill_if_marked(pid: i32, mark: &[u8]) -> Option<u64> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    if fs::metadata(format!("/proc/{pid}")).ok()?.uid() != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    if pid == i32::try_from(std::process::id()).ok()?
+        || !environment.split(|byte| *byte == 0).any(|entry| entry == mark)
+    {
+        return None;
+    }
+    let stat = Stat::of(pid).filter(|stat| stat.state != 'Z' && stat.state != 'X')?;
+    // The descriptor was opened before the environment was read: both are of one process, or this fails.
+    match pidfd_send_signal(process, Signal::KILL) {
+        Err(Errno::SRCH) => None,
+        _ => Some(stat.start_ticks),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_may_hold_anything() {
+        let line = "42 (a) R (b) S 7 42 42 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 9999 1000 10 184";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!(stat, Stat { name: "a) R (b".to_owned(), state: 'S', parent: 7, start_ticks: 9999 });
+        assert_eq!(Stat::parse("garbage"), None);
+        assert!(Stat::of(std::process::id().cast_signed()).is_some());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test of the process layer")]
+    fn descendants_are_found_by_both_ways() {
+        let mut child = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let (us, pid) = (std::process::id().cast_signed(), child.id().cast_signed());
+        let begun = super::super::run_dir::boottime();
+        while descendants(pid).is_empty() {
+            assert!(
+                super::super::run_dir::boottime() - begun < std::time::Duration::from_secs(10),
+                "no grandchild was seen"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let all = descendants(us);
+        let grandchild = descendants(pid).into_keys().next().unwrap();
+        assert_eq!(all.get(&pid), Some(&us));
+        assert_eq!(all.get(&grandchild), Some(&pid));
+        assert_eq!(children_by_scan().get(&pid), Some(&vec![grandchild]));
+        kill_all(pid);
+        child.wait().unwrap();
+    }
+}

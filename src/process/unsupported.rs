@@ -1,0 +1,30 @@
+//! What stands in for the service's side on systems without subreapers, pidfds and `/proc`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{CommandSpec, Error, Evidence, RunLink};
+use crate::domain::RunToken;
+
+#[derive(Debug)]
+pub(super) struct Launcher;
+
+const UNSUPPORTED: Error = Error::Unsupported { what: "running commands" };
+
+impl Launcher {
+    pub(super) fn open(_runs: &Path, _executable: PathBuf) -> Result<Self, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(super) async fn launch(self: &Arc<Self>, _run_dir: PathBuf, _spec: CommandSpec) -> Result<RunLink, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(super) async fn inspect(self: &Arc<Self>, _run_dir: PathBuf, _token: &RunToken) -> Result<Evidence, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(super) async fn remove_leftovers(&self, _token: &RunToken) -> Result<usize, Error> {
+        Err(UNSUPPORTED)
+    }
+}

@@ -1,0 +1,114 @@
+//! The zygote: a helper process of the same binary, which forks the shims.
+//!
+//! Started by the service on its first launch; ends when the service is gone. A fork costs what the forking
+//! process has in memory, and a service may have much; the zygote has next to nothing, and only one thread.
+
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, recvmsg, sockopt};
+
+use super::link::{LARGEST_ORDER, Order};
+use super::run_dir::Journal;
+use super::shim::{self, Surroundings};
+use super::spawn;
+use super::{cgroup, spec};
+
+/// Serves orders from the socket that stands in for standard input, until its other end is closed.
+pub(super) fn serve() -> ExitCode {
+    let Some(orders) = take_socket() else {
+        let _ = writeln!(std::io::stderr(), "callsheet: this is a helper process that only `callsheet serve` can use");
+        return ExitCode::from(2);
+    };
+    for signal in spawn::OUTLIVED {
+        spawn::ignore(signal, true);
+    }
+    // The kernel reaps the shims.
+    spawn::ignore(libc::SIGCHLD, true);
+    // Away from the service's terminal; fails only where that is so already.
+    let _ = rustix::process::setsid();
+    let surroundings = Surroundings {
+        environment: std::env::vars_os().filter(|(name, _)| spec::is_passed_on(name)).collect(),
+        groups: cgroup::own_delegated(),
+    };
+    let mut packet = vec![0; LARGEST_ORDER];
+    loop {
+        match receive(&orders, &mut packet) {
+            Ok(Received::Order(order, journal, link)) => match spawn::fork() {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    drop(orders);
+                    become_shim(*order, journal, link, &surroundings);
+                }
+                Err(error) => refuse(journal, &link, format!("its shim can't be forked: {error}")),
+            },
+            Ok(Received::Unreadable) => {}
+            Ok(Received::ServiceGone) => return ExitCode::SUCCESS,
+            Err(Errno::INTR) => {}
+            Err(_) => return ExitCode::FAILURE,
+        }
+    }
+}
+
+/// The socket to the service; takes care that nothing else of the service's is held.
+fn take_socket() -> Option<OwnedFd> {
+    spawn::close_from(3);
+    if sockopt::socket_type(rustix::stdio::stdin()).ok()? != SocketType::SEQPACKET {
+        return None;
+    }
+    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).ok()?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    rustix::stdio::dup2_stdin(&null).ok()?;
+    rustix::stdio::dup2_stdout(&null).ok()?;
+    rustix::stdio::dup2_stderr(&null).ok()?;
+    Some(socket)
+}
+
+enum Received {
+    Order(Box<Order>, OwnedFd, OwnedFd),
+    /// Not an order; whoever holds the other ends sees them closed.
+    Unreadable,
+    ServiceGone,
+}
+
+fn receive(orders: &OwnedFd, packet: &mut [u8]) -> Result<Received, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(orders, &mut [IoSliceMut::new(packet)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::with_capacity(2);
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    if received.bytes == 0 && descriptors.is_empty() {
+        return Ok(Received::ServiceGone);
+    }
+    let whole = !received.flags.contains(ReturnFlags::TRUNC);
+    let order = packet.get(..received.bytes).filter(|_| whole).and_then(|json| serde_json::from_slice(json).ok());
+    let mut descriptors = descriptors.into_iter();
+    Ok(match (order, descriptors.next(), descriptors.next()) {
+        (Some(order), Some(journal), Some(link)) => Received::Order(Box::new(order), journal, link),
+        _ => Received::Unreadable,
+    })
+}
+
+fn become_shim(order: Order, journal: OwnedFd, link: OwnedFd, surroundings: &Surroundings) -> ! {
+    // A panic must not unwind into the zygote's loop: its run is found to be gone, and all others are safe.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match Journal::received(journal) {
+        Ok(journal) => shim::run(order, journal, link, surroundings),
+        // Dropping the link tells the service; the journal has no `starting`, so the run never started.
+        Err(_) => drop(link),
+    }));
+    spawn::exit_now(if outcome.is_ok() { 0 } else { 101 })
+}
+
+fn refuse(journal: OwnedFd, link: &OwnedFd, reason: String) {
+    if let Ok(mut journal) = Journal::received(journal) {
+        shim::refuse(&mut journal, link, reason);
+    }
+}

@@ -1,0 +1,645 @@
+//! Real commands under real shims.
+#![cfg(target_os = "linux")]
+#![expect(clippy::disallowed_methods, reason = "processes are what is tested here")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test and its helpers")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use callsheet::domain::run::{CommandEnd, EndCause, Verdict};
+use callsheet::domain::{Attempt, JobId, RunToken};
+use callsheet::process::logs::{LogReader, Stream};
+use callsheet::process::{CommandSpec, Error, Evidence, Processes, RunLink, RunReport};
+
+use super::support::processes::{PATIENCE, Process, is_alive, kill, marked_with, number_in, processes, wait_until};
+
+/// A data directory with its runs, and what the tests ask of it.
+struct Stage {
+    scratch: tempfile::TempDir,
+    processes: Processes,
+}
+
+/// What a run told, from its start to its end.
+#[derive(Debug)]
+struct Told {
+    pid: Option<i32>,
+    progress: Vec<(Option<u8>, Option<String>)>,
+    last: RunReport,
+}
+
+impl Told {
+    fn verdict(self) -> Verdict {
+        match self.last {
+            RunReport::Ended(verdict) => verdict,
+            other => panic!("no verdict but {other:?}"),
+        }
+    }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let processes = open(scratch.path());
+        Self { scratch, processes }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    fn run_dir(&self, spec: &CommandSpec) -> PathBuf {
+        self.processes.run_dir(spec.job, spec.attempt, &spec.token)
+    }
+
+    /// A command that runs this shell script, in the scratch directory.
+    fn script(&self, script: &str) -> CommandSpec {
+        CommandSpec { working_dir: Some(self.scratch.path().to_owned()), ..command(&["sh", "-c", script]) }
+    }
+
+    async fn launch(&self, spec: &CommandSpec) -> RunLink {
+        self.processes.launch(spec.clone()).await.unwrap()
+    }
+
+    async fn run(&self, spec: &CommandSpec) -> Told {
+        let mut link = self.launch(spec).await;
+        told(&mut link).await
+    }
+
+    async fn inspect(&self, spec: &CommandSpec) -> Evidence {
+        self.processes.inspect(spec.job, spec.attempt, &spec.token).await.unwrap()
+    }
+
+    fn output(&self, spec: &CommandSpec, stream: Stream) -> String {
+        let chunk = LogReader::open(&self.run_dir(spec), stream).read(0, usize::MAX).unwrap();
+        String::from_utf8(chunk.bytes).unwrap()
+    }
+
+    /// The zygote of this stage: a child of this process whose arguments say so (tests run at the same time).
+    fn zygotes(&self) -> Vec<i32> {
+        let us = std::process::id().cast_signed();
+        let ours = processes().into_iter().filter(|(_, process)| process.parent == us);
+        ours.filter(|(_, process)| process.command_line == "callsheet-zygote __zygote").map(|(pid, _)| pid).collect()
+    }
+}
+
+fn open(data_dir: &Path) -> Processes {
+    Processes::open_with_exe(data_dir, env!("CARGO_BIN_EXE_callsheet").into()).unwrap()
+}
+
+fn command(argv: &[&str]) -> CommandSpec {
+    static NEXT_JOB: AtomicI64 = AtomicI64::new(1);
+    let job = NEXT_JOB.fetch_add(1, Ordering::Relaxed);
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).unwrap();
+    CommandSpec {
+        flow: "TEST_FLOW".parse().unwrap(),
+        job: JobId(job),
+        attempt: Attempt(1),
+        token: RunToken::from_bytes(random),
+        argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+        working_dir: None,
+        env: Vec::new(),
+        identifier: "identifier".to_owned(),
+        worker: "worker".parse().unwrap(),
+        payload: None,
+        time_limit: Duration::from_secs(60),
+        kill_grace: Duration::from_millis(300),
+        output_limit: 1 << 20,
+    }
+}
+
+async fn next(link: &mut RunLink) -> RunReport {
+    let report = tokio::time::timeout(PATIENCE, link.reports.recv()).await;
+    report.expect("waited in vain for a report").expect("the link closed without a last report")
+}
+
+async fn told(link: &mut RunLink) -> Told {
+    let (mut pid, mut progress) = (None, Vec::new());
+    loop {
+        match next(link).await {
+            RunReport::Started { pid: started, .. } => assert_eq!(pid.replace(started), None, "started twice"),
+            RunReport::Progress { progress: percent, status_message } => progress.push((percent, status_message)),
+            RunReport::NotDying { reason } => panic!("not dying: {reason}"),
+            last => return Told { pid, progress, last },
+        }
+    }
+}
+
+async fn started(link: &mut RunLink) -> i32 {
+    match next(link).await {
+        RunReport::Started { pid, .. } => pid,
+        other => panic!("not started but {other:?}"),
+    }
+}
+
+fn assert_nothing_is_alive_of(spec: &CommandSpec) {
+    let alive = marked_with(spec.token.as_str());
+    let shown: Vec<_> = alive.iter().filter_map(|pid| Process::read(*pid)).collect();
+    assert!(shown.is_empty(), "still alive: {shown:?}");
+}
+
+#[tokio::test]
+async fn an_exit_code_is_the_commands_own() {
+    let stage = Stage::new();
+    for code in [0, 1, 127, 255] {
+        let spec = stage.script(&format!("exit {code}"));
+        let told = stage.run(&spec).await;
+        let pid = told.pid;
+        let verdict = told.verdict();
+        assert_eq!((verdict.end, verdict.cause), (CommandEnd::Exited(code), EndCause::Itself));
+        assert_eq!(Some(verdict.pid), pid);
+        assert!(verdict.completed_time >= verdict.started_time);
+        assert!(matches!(stage.inspect(&spec).await, Evidence::Finished(found) if found == verdict));
+    }
+}
+
+#[tokio::test]
+async fn a_signal_is_told_from_an_exit_code() {
+    let stage = Stage::new();
+    let verdict = stage.run(&stage.script("kill -9 $$")).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Itself));
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_start_says_why_and_has_no_exit_code() {
+    let stage = Stage::new();
+    let executable = |name: &str, content: &[u8]| {
+        use std::os::unix::fs::PermissionsExt;
+        fs::write(stage.path(name), content).unwrap();
+        fs::set_permissions(stage.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+        stage.path(name).to_str().unwrap().to_owned()
+    };
+    let (garbage, orphan) =
+        (executable("garbage", b"\x7fgarbage\n"), executable("orphan", b"#!/no/such/interpreter\n"));
+    let text = executable("text", b"exit 3\n");
+    let longest = "x".repeat(140 * 1024);
+    let too_long = "x".repeat(400 * 1024);
+    let missing_directory = CommandSpec { working_dir: Some("/no/such/directory".into()), ..command(&["true"]) };
+    let cases = [
+        (command(&["no-such-program"]), "was not found in PATH"),
+        (command(&["/no/such/program"]), "does not exist"),
+        (command(&["/etc/passwd"]), "permission denied"),
+        (command(&["/etc"]), "is a directory"),
+        (command(&[&garbage]), "is not a program"),
+        (command(&[&text]), "is not a program"),
+        (command(&[&orphan]), "needs an interpreter"),
+        (command(&["/bin/true", &longest]), "too long"),
+        (command(&["/bin/true", &too_long]), "too long"),
+        (missing_directory, "the working directory \"/no/such/directory\" does not exist"),
+    ];
+    for (spec, expected) in cases {
+        let told = stage.run(&spec).await;
+        assert_eq!(told.pid, None);
+        assert!(
+            matches!(&told.last, RunReport::SpawnFailed { reason } if reason.contains(expected)),
+            "{:?}",
+            told.last
+        );
+        let found = stage.inspect(&spec).await;
+        assert!(matches!(&found, Evidence::SpawnFailed(reason) if reason.contains(expected)), "{found:?}");
+        let notify = stage.run_dir(&spec).join("notify");
+        wait_until("the notify socket to be removed", || (!notify.exists()).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_launched_once() {
+    let stage = Stage::new();
+    let spec = command(&["true"]);
+    stage.run(&spec).await.verdict();
+    assert!(matches!(stage.processes.launch(spec).await.unwrap_err(), Error::AlreadyExists { .. }));
+}
+
+#[tokio::test]
+async fn a_command_finds_its_surroundings() {
+    let stage = Stage::new();
+    let spec = CommandSpec {
+        payload: Some(br#"{"frames": 30}"#.to_vec()),
+        env: vec![("FROM_FLOW".to_owned(), "a value".to_owned()), ("CALLSHEET_ATTEMPT".to_owned(), "9".to_owned())],
+        ..stage
+            .script("env; cat \"$CALLSHEET_PAYLOAD\"; echo; pwd; readlink /proc/$$/fd/0; ls /proc/$$/fd | tr '\\n' ' '")
+    };
+    stage.run(&spec).await.verdict();
+    let output = stage.output(&spec, Stream::Stdout);
+    let run_dir = stage.run_dir(&spec);
+    for expected in [
+        format!("CALLSHEET_JOB_ID={}", spec.job),
+        "CALLSHEET_JOB_TYPE=TEST_FLOW".to_owned(),
+        "CALLSHEET_IDENTIFIER=identifier".to_owned(),
+        "CALLSHEET_ATTEMPT=1".to_owned(),
+        format!("CALLSHEET_RUN_TOKEN={}", spec.token),
+        "CALLSHEET_WORKER_ID=worker".to_owned(),
+        format!("CALLSHEET_WORKFLOW_ID=test_flow({})", spec.job),
+        format!("CALLSHEET_RUN_DIR={}", run_dir.display()),
+        format!("CALLSHEET_PAYLOAD={}", run_dir.join("payload.json").display()),
+        format!("NOTIFY_SOCKET={}", run_dir.join("notify").display()),
+        "FROM_FLOW=a value".to_owned(),
+        r#"{"frames": 30}"#.to_owned(),
+        stage.scratch.path().display().to_string(),
+        "/dev/null".to_owned(),
+    ] {
+        assert!(output.lines().any(|line| line == expected), "{expected:?} is not in {output}");
+    }
+    assert!(output.ends_with("0 1 2 "), "more than the standard descriptors is open: {output}");
+}
+
+#[tokio::test]
+async fn the_command_leads_a_session_without_the_services_descriptors_or_signal_settings() {
+    let stage = Stage::new();
+    // Not close-on-exec, as a careless parent of the service would leave it.
+    let leak = fs::File::open("/etc/hostname").unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    let spec = stage.script("grep -E '^Sig(Ign|Blk)' /proc/$$/status; exec sleep 60");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let process = Process::read(pid).unwrap();
+    let shim = Process::read(process.parent).unwrap();
+    assert_eq!((process.session, shim.session), (pid, process.parent), "command and shim lead sessions of their own");
+    for (who, pid) in [("zygote", shim.parent), ("shim", process.parent), ("command", pid)] {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            let target = target.to_string_lossy();
+            let own = ["/dev/null", "socket:", "pipe:", "anon_inode:"].iter().any(|kind| target.starts_with(kind));
+            let journal = who == "shim" && target.starts_with(&*stage.run_dir(&spec).to_string_lossy());
+            assert!(own || journal, "the {who} holds {target}");
+        }
+    }
+    let lines = wait_until("the signal settings", || {
+        let output = stage.output(&spec, Stream::Stdout);
+        (output.lines().count() == 2).then_some(output)
+    })
+    .await;
+    // Of the signals that programs use: 32 and 33 are the C library's own.
+    let none = |line: &str| u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap() & 0x7fff_ffff == 0;
+    assert!(lines.lines().all(none), "{lines}");
+    link.control.stop_now();
+    told(&mut link).await.verdict();
+}
+
+/// A tree that tries to get away: own sessions, double forks, orphans, deaf to SIGTERM.
+const ESCAPING_TREE: &str = r#"
+    trap '' TERM HUP INT
+    setsid sh -c 'trap "" TERM; echo $$ > session; while :; do sleep 1; done' &
+    (setsid sh -c '(sh -c "trap \"\" TERM; echo \$\$ > double; while :; do sleep 1; done" &) &' &)
+    (sleep 1000 &)
+    while [ ! -s session ] || [ ! -s double ]; do sleep 0.01; done
+    echo ready > ready
+"#;
+
+async fn escaped(stage: &Stage) -> [i32; 2] {
+    wait_until("the tree to stand", || fs::read_to_string(stage.path("ready")).ok()).await;
+    ["session", "double"].map(|name| number_in(&stage.path(name)).unwrap())
+}
+
+#[tokio::test]
+async fn nothing_is_alive_after_a_normal_end() {
+    let stage = Stage::new();
+    let spec = stage.script(&format!("{ESCAPING_TREE} exit 7"));
+    let mut link = stage.launch(&spec).await;
+    let pids = escaped(&stage).await;
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Exited(7), EndCause::Itself));
+    assert!(!pids.into_iter().any(is_alive), "{pids:?}");
+    assert_nothing_is_alive_of(&spec);
+}
+
+#[tokio::test]
+async fn nothing_is_alive_after_a_stop() {
+    let stage = Stage::new();
+    let spec = stage.script(&format!("{ESCAPING_TREE} while :; do sleep 1; done"));
+    let mut link = stage.launch(&spec).await;
+    let pids = escaped(&stage).await;
+    assert!(pids.into_iter().all(is_alive));
+    let begun = Instant::now();
+    link.control.stop();
+    link.control.stop();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Requested));
+    assert!(begun.elapsed() >= spec.kill_grace, "SIGKILL came before the grace was over");
+    assert!(!pids.into_iter().any(is_alive), "{pids:?}");
+    assert_nothing_is_alive_of(&spec);
+}
+
+#[tokio::test]
+async fn a_fork_bomb_is_ended() {
+    let stage = Stage::new();
+    // Each generation lives for a moment only, in a new session, and there are always some.
+    let spec = stage.script("trap '' TERM; f() { trap '' TERM; sleep 0.02; setsid sh bomb & }; echo '. ./bomb2' > bomb; \
+        echo 'trap \"\" TERM; sleep 0.02; setsid sh bomb & sleep 0.01' > bomb2; for i in 1 2 3 4; do f & done; echo > bombing; sleep 1000");
+    let mut link = stage.launch(&spec).await;
+    wait_until("the bombs", || stage.path("bombing").exists().then_some(())).await;
+    link.control.stop_now();
+    told(&mut link).await.verdict();
+    assert_nothing_is_alive_of(&spec);
+}
+
+#[tokio::test]
+async fn a_stop_gives_the_command_its_grace() {
+    let stage = Stage::new();
+    let spec = CommandSpec {
+        kill_grace: Duration::from_secs(60),
+        ..stage.script("trap 'echo tidied; exit 5' TERM; echo > ready; while :; do sleep 0.05; done")
+    };
+    let mut link = stage.launch(&spec).await;
+    wait_until("the command", || stage.path("ready").exists().then_some(())).await;
+    link.control.stop();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Exited(5), EndCause::Requested));
+    assert_eq!(stage.output(&spec, Stream::Stdout), "tidied\n");
+}
+
+#[tokio::test]
+async fn stop_now_cuts_the_grace_short() {
+    let stage = Stage::new();
+    let spec = CommandSpec {
+        kill_grace: Duration::from_secs(600),
+        ..stage.script("trap '' TERM; echo > ready; sleep 600; sleep 600")
+    };
+    let mut link = stage.launch(&spec).await;
+    wait_until("the command", || stage.path("ready").exists().then_some(())).await;
+    link.control.stop();
+    link.control.stop_now();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Requested));
+}
+
+#[tokio::test]
+async fn a_stop_that_comes_after_the_commands_end_is_not_its_cause() {
+    let stage = Stage::new();
+    // The command has ended, but what it left behind uses up its grace: the run goes on, and can be stopped.
+    let spec = CommandSpec {
+        kill_grace: Duration::from_secs(600),
+        ..stage.script("(trap '' TERM; echo > ready; while :; do sleep 1; done) & while [ ! -e ready ]; do sleep 0.01; done; exit 3")
+    };
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    wait_until("the command's end", || (!is_alive(pid)).then_some(())).await;
+    link.control.stop_now();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Exited(3), EndCause::Itself));
+    assert_nothing_is_alive_of(&spec);
+}
+
+#[tokio::test]
+async fn the_time_limit_ends_the_whole_tree() {
+    let stage = Stage::new();
+    let spec = CommandSpec {
+        time_limit: Duration::from_secs(2),
+        kill_grace: Duration::from_millis(100),
+        ..stage.script(&format!("{ESCAPING_TREE} while :; do sleep 1; done"))
+    };
+    let mut link = stage.launch(&spec).await;
+    let pids = escaped(&stage).await;
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::TimedOut));
+    assert!(verdict.execution >= Duration::from_secs(2) && verdict.execution < Duration::from_secs(20));
+    assert!(!pids.into_iter().any(is_alive), "{pids:?}");
+    assert_nothing_is_alive_of(&spec);
+}
+
+#[tokio::test]
+async fn output_beyond_the_limit_loses_its_oldest_part_only() {
+    let stage = Stage::new();
+    let spec = stage.script("seq -f %09.0f 1 5000000; echo the last words >&2");
+    let verdict = stage.run(&spec).await.verdict();
+    assert_eq!(verdict.end, CommandEnd::Exited(0));
+    assert_eq!(verdict.stderr_tail, "the last words\n");
+    let reader = LogReader::open(&stage.run_dir(&spec), Stream::Stdout);
+    let (first, total) = (reader.first_kept().unwrap(), reader.total_length().unwrap());
+    assert_eq!(total, 50_000_000);
+    assert!(total - first <= 1 << 20, "more than the limit is kept");
+    assert!(total - first >= 1 << 19, "less than half of the limit is kept");
+    assert_eq!(reader.tail(1).unwrap().bytes, b"005000000\n");
+    let line = first / 10 + 2;
+    assert_eq!(reader.read((line - 1) * 10, 10).unwrap().bytes, format!("{line:09}\n").into_bytes());
+    assert_eq!(stage.output(&spec, Stream::Stderr), "the last words\n");
+}
+
+#[tokio::test]
+async fn a_silent_command_leaves_a_journal_and_nothing_else() {
+    let stage = Stage::new();
+    let spec = command(&["true"]);
+    stage.run(&spec).await.verdict();
+    let names =
+        || fs::read_dir(stage.run_dir(&spec)).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    wait_until("the shim to tidy up", || (names() == ["journal"]).then_some(())).await;
+}
+
+#[tokio::test]
+async fn the_verdict_holds_the_end_of_standard_error_and_what_was_used() {
+    let stage = Stage::new();
+    let spec = stage.script("seq 1 20000 >&2; printf '\\033[31mred\\033[0m\\n' >&2; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; exit 1");
+    let verdict = stage.run(&spec).await.verdict();
+    assert!(verdict.stderr_tail.ends_with("\n19999\n20000\nred\n"), "{}", verdict.stderr_tail);
+    assert!(verdict.stderr_tail.len() <= 4096);
+    assert!(verdict.usage.user_cpu > Duration::from_millis(5), "{:?}", verdict.usage);
+    assert!((100_000..500_000_000).contains(&verdict.usage.max_rss_bytes), "{:?}", verdict.usage);
+}
+
+#[tokio::test]
+async fn progress_arrives_and_its_last_value_for_certain() {
+    let stage = Stage::new();
+    let notify = "import os, socket\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\na = os.environ['NOTIFY_SOCKET']\n\
+        s.connect('\\0' + a[1:] if a[0] == '@' else a)\nfor i in range(1001): s.send(b'X_PROGRESS=%d\\nSTATUS=frame %d\\n' % (i // 10, i))\n\
+        s.send(b'X_PROGRESS=101\\n\\xff\\xfe=\\0')";
+    let mut spec = command(&["python3", "-c", notify]);
+    let told = stage.run(&spec).await;
+    assert_eq!(told.progress.last(), Some(&(Some(100), Some("frame 1000".to_owned()))), "{told:?}");
+    assert!(told.progress.len() < 100, "{} reports of progress", told.progress.len());
+
+    // A path that is too long for a socket.
+    let deep = stage.path(&"d".repeat(120));
+    let processes = open(&deep);
+    spec.job = JobId(1_000_000);
+    let mut link = processes.launch(spec).await.unwrap();
+    let told = self::told(&mut link).await;
+    assert_eq!(told.progress.last(), Some(&(Some(100), Some("frame 1000".to_owned()))), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_run_whose_link_was_dropped_is_adopted_with_the_same_pid_and_its_last_progress() {
+    let stage = Stage::new();
+    let spec = stage.script(
+        "python3 -c 'import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); \
+        s.sendto(b\"X_PROGRESS=40\", os.environ[\"NOTIFY_SOCKET\"])'; while [ ! -e go ]; do sleep 0.01; done; exit 4",
+    );
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    assert!(matches!(next(&mut link).await, RunReport::Progress { progress: Some(40), .. }));
+    let Stage { scratch, processes } = stage;
+    drop((link, processes));
+
+    let stage = Stage { processes: open(scratch.path()), scratch };
+    for _ in 0..3 {
+        // More than once: the shim goes on listening.
+        let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("not alive") };
+        assert_eq!(started(&mut link).await, pid);
+        assert!(matches!(next(&mut link).await, RunReport::Progress { progress: Some(40), .. }));
+    }
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("not alive") };
+    fs::write(stage.path("go"), "").unwrap();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.pid), (CommandEnd::Exited(4), pid));
+}
+
+#[tokio::test]
+async fn an_adopted_run_can_be_stopped() {
+    let stage = Stage::new();
+    let spec = command(&["sleep", "600"]);
+    drop(stage.launch(&spec).await);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("not alive") };
+    link.control.stop();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(15), EndCause::Requested));
+}
+
+#[tokio::test]
+async fn a_run_that_ended_unwatched_is_found_finished() {
+    let stage = Stage::new();
+    let spec = stage.script("echo said; exit 6");
+    drop(stage.launch(&spec).await);
+    let evidence = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match stage.inspect(&spec).await {
+                Evidence::Alive(link) => drop(link),
+                other => return other,
+            }
+        }
+    });
+    let evidence = evidence.await.unwrap();
+    assert!(matches!(&evidence, Evidence::Finished(verdict) if verdict.end == CommandEnd::Exited(6)), "{evidence:?}");
+    assert_eq!(stage.output(&spec, Stream::Stdout), "said\n");
+}
+
+#[tokio::test]
+async fn a_run_that_was_never_launched_never_started() {
+    let stage = Stage::new();
+    assert!(matches!(stage.inspect(&command(&["true"])).await, Evidence::NeverStarted));
+}
+
+#[tokio::test]
+async fn a_killed_zygote_costs_nothing() {
+    let stage = Stage::new();
+    let spec = stage.script("while [ ! -e go ]; do sleep 0.01; done; exit 2");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let shim = Process::read(pid).unwrap().parent;
+    kill(Process::read(shim).unwrap().parent);
+    // The next launch finds it dead, or sends its order into the grave; either way it is carried out once.
+    for _ in 0..5 {
+        let counted = stage.script("echo >> count");
+        let _ = fs::remove_file(stage.path("count"));
+        let mut link = stage.launch(&counted).await;
+        let pid = started(&mut link).await;
+        assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(0));
+        assert_eq!(fs::read_to_string(stage.path("count")).unwrap(), "\n", "started more than once");
+        assert!(pid > 0);
+        let zygotes = stage.zygotes();
+        assert!(!zygotes.is_empty());
+    }
+    fs::write(stage.path("go"), "").unwrap();
+    let told = told(&mut link).await;
+    assert_eq!(told.verdict().end, CommandEnd::Exited(2));
+}
+
+#[tokio::test]
+async fn a_killed_shim_is_told_as_lost_and_nothing_survives_the_clean_up() {
+    let stage = Stage::new();
+    let spec = stage.script(&format!("{ESCAPING_TREE} while :; do sleep 1; done"));
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let pids = escaped(&stage).await;
+    kill(Process::read(pid).unwrap().parent);
+    let told = told(&mut link).await;
+    assert!(matches!(&told.last, RunReport::LinkLost { reason } if reason.contains("killed")), "{told:?}");
+    let evidence = stage.inspect(&spec).await;
+    assert!(matches!(&evidence, Evidence::Gone { reason } if reason.contains("killed")), "{evidence:?}");
+    wait_until("the command to die with its shim", || (!is_alive(pid)).then_some(())).await;
+    assert!(pids.into_iter().any(is_alive), "there is nothing to clean up");
+    let removed = stage.processes.remove_leftovers(&spec.token).await.unwrap();
+    assert!(removed >= 2, "{removed}");
+    assert_nothing_is_alive_of(&spec);
+    assert_eq!(stage.processes.remove_leftovers(&spec.token).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn garbage_in_place_of_a_journal_is_no_verdict() {
+    let stage = Stage::new();
+    let spec = command(&["true"]);
+    stage.run(&spec).await.verdict();
+    let journal = stage.run_dir(&spec).join("journal");
+    wait_until("the shim's end", || {
+        let held =
+            rustix::fs::flock(fs::File::open(&journal).unwrap(), rustix::fs::FlockOperation::NonBlockingLockShared);
+        held.ok()
+    })
+    .await;
+    let whole = fs::read(&journal).unwrap();
+    fs::write(&journal, &whole[..whole.len() - 5]).unwrap();
+    assert!(matches!(stage.inspect(&spec).await, Evidence::Gone { .. }));
+    fs::write(&journal, [0xa5; 3000]).unwrap();
+    assert!(matches!(stage.inspect(&spec).await, Evidence::Gone { .. }));
+}
+
+#[tokio::test]
+async fn a_runs_directory_of_somebody_else_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::create_dir(scratch.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(scratch.path().join("elsewhere"), scratch.path().join("runs")).unwrap();
+    assert!(matches!(Processes::open(scratch.path()).unwrap_err(), Error::Refused { .. }));
+}
+
+#[tokio::test]
+async fn many_runs_at_once_keep_apart() {
+    let stage = Stage::new();
+    let specs: Vec<_> = (0..40).map(|number| stage.script(&format!("echo {number}; exit {number}"))).collect();
+    let mut links = Vec::new();
+    for spec in &specs {
+        links.push(stage.launch(spec).await);
+    }
+    for (number, (spec, link)) in specs.iter().zip(&mut links).enumerate() {
+        assert_eq!(told(link).await.verdict().end, CommandEnd::Exited(i32::try_from(number).unwrap()));
+        assert_eq!(stage.output(spec, Stream::Stdout), format!("{number}\n"));
+    }
+}
+
+#[test]
+#[ignore = "a measurement, not a check: run it alone, in release"]
+fn launches_a_second() {
+    use std::io::Write;
+    let runs = 1000_u32;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut out = std::io::stderr();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        for _ in 0..runs {
+            assert!(Command::new("/bin/true").status().unwrap().success());
+        }
+        let raw = begun.elapsed() / runs;
+        let (shimmed, to_exec) = runtime.block_on(async {
+            let stage = Stage::new();
+            stage.run(&command(&["/bin/true"])).await.verdict();
+            let (begun, mut to_exec) = (Instant::now(), Duration::ZERO);
+            for _ in 0..runs {
+                let launched = Instant::now();
+                let mut link = stage.launch(&command(&["/bin/true"])).await;
+                started(&mut link).await;
+                to_exec += launched.elapsed();
+                told(&mut link).await.verdict();
+            }
+            (begun.elapsed() / runs, to_exec / runs)
+        });
+        writeln!(
+            out,
+            "raw {raw:?} ({:.0}/s), with shim {shimmed:?} ({:.0}/s), launch to exec {to_exec:?}, on top {:?}, ratio {:.2}",
+            1.0 / raw.as_secs_f64(),
+            1.0 / shimmed.as_secs_f64(),
+            shimmed.saturating_sub(raw),
+            raw.as_secs_f64() / shimmed.as_secs_f64(),
+        )
+        .unwrap();
+    }
+}
