@@ -323,7 +323,6 @@ impl JobState {
                 RecoveryVerdict::Reattached
             }
             Ok(Evidence::Finished(verdict)) => {
-                self.started = Some((verdict.pid, verdict.started_time));
                 self.ended(myself, RunEnd::Ended(verdict));
                 RecoveryVerdict::FinishedWhileAway
             }
@@ -436,6 +435,10 @@ impl JobState {
 
     fn ended(&mut self, myself: &ActorRef<JobMessage>, end: RunEnd) {
         let now = self.args.shared.clock.now();
+        if let RunEnd::Ended(verdict) = &end {
+            // A command that ended has started, whether or not anybody was there to hear of it.
+            self.started.get_or_insert((verdict.pid, verdict.started_time));
+        }
         let context = RunContext {
             attempt: self.args.run.attempt,
             maximum_attempts: self.args.run.maximum_attempts,
