@@ -136,10 +136,19 @@ CREATE TABLE workers (
 macro_rules! milliseconds {
     ($time:literal) => {
         concat!(
-            "CASE typeof(", $time, ") WHEN 'integer' THEN ", $time,
-            " WHEN 'real' THEN CAST(round(", $time, ") AS INTEGER)",
-            " WHEN 'text' THEN CASE WHEN ", $time, " GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'",
-            " THEN CAST(round((julianday(", $time, ") - 2440587.5) * 86400000.0) AS INTEGER) END END"
+            "CASE typeof(",
+            $time,
+            ") WHEN 'integer' THEN ",
+            $time,
+            " WHEN 'real' THEN CAST(round(",
+            $time,
+            ") AS INTEGER)",
+            " WHEN 'text' THEN CASE WHEN ",
+            $time,
+            " GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'",
+            " THEN CAST(round((julianday(",
+            $time,
+            ") - 2440587.5) * 86400000.0) AS INTEGER) END END"
         )
     };
 }

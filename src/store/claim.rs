@@ -83,10 +83,8 @@ impl Store {
         if state.paused {
             return Ok(claimed);
         }
-        let room = claim
-            .concurrency
-            .saturating_sub(state.open)
-            .min(claim.worker_concurrency.saturating_sub(state.open_here));
+        let room =
+            claim.concurrency.saturating_sub(state.open).min(claim.worker_concurrency.saturating_sub(state.open_here));
         let wanted = tokens.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if wanted == 0 {
             return Ok(claimed);
@@ -113,7 +111,8 @@ impl Store {
             claim.worker.as_str().into(),
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
-        let result = transaction.query_one_raw(self.statement(flow_now_sql(self.dialect()), values)).await.doing(ACTION)?;
+        let result =
+            transaction.query_one_raw(self.statement(flow_now_sql(self.dialect()), values)).await.doing(ACTION)?;
         let Some(result) = result else {
             return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });
         };
@@ -173,8 +172,10 @@ impl Store {
         'priorities: while taken.len() < wanted {
             let limit = wanted - taken.len();
             let select = next_rows_sql(dialect, limit);
-            let results =
-                transaction.query_all_raw(self.statement(select, [flow.as_str().into(), below.into()])).await.doing(ACTION)?;
+            let results = transaction
+                .query_all_raw(self.statement(select, [flow.as_str().into(), below.into()]))
+                .await
+                .doing(ACTION)?;
             for result in &results {
                 let job = claimed_job(&Row { result, dialect })?;
                 if job.run_at > now {
@@ -188,7 +189,13 @@ impl Store {
         Ok(taken)
     }
 
-    async fn take(&self, transaction: &Transaction, claim: &Claim, jobs: &[ClaimedJob], now: Timestamp) -> Result<(), Error> {
+    async fn take(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+        jobs: &[ClaimedJob],
+        now: Timestamp,
+    ) -> Result<(), Error> {
         // One statement a row: joined with a list, either database's planner may choose to read all pending rows.
         let update = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
              schedule_time = $6, progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
@@ -222,7 +229,12 @@ impl Store {
         Ok(())
     }
 
-    async fn cancel_pending(&self, transaction: &Transaction, claim: &Claim, now: Timestamp) -> Result<Vec<JobId>, Error> {
+    async fn cancel_pending(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+        now: Timestamp,
+    ) -> Result<Vec<JobId>, Error> {
         let dialect = self.dialect();
         let update = format!(
             "UPDATE jobs SET {CANCEL_PENDING} WHERE status = 'PENDING' AND id IN (SELECT id FROM jobs {} WHERE type = $1 \
@@ -265,7 +277,11 @@ impl Store {
         Ok(())
     }
 
-    async fn cancel_requested(&self, transaction: &Transaction, claim: &Claim) -> Result<Vec<(JobId, RunToken)>, Error> {
+    async fn cancel_requested(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+    ) -> Result<Vec<(JobId, RunToken)>, Error> {
         let dialect = self.dialect();
         // A SQLite database has one worker, whatever it calls itself today.
         let select = format!(
@@ -300,8 +316,10 @@ impl Store {
             dialect.by_index("jobs_due")
         );
         let after = after.map_or(i64::MIN, Timestamp::unix_millis);
-        let result =
-            connection.query_one_raw(self.statement(select, [flow.as_str().into(), after.into()])).await.doing(ACTION)?;
+        let result = connection
+            .query_one_raw(self.statement(select, [flow.as_str().into(), after.into()]))
+            .await
+            .doing(ACTION)?;
         result.map_or(Ok(None), |result| Row { result: &result, dialect }.maybe_time("due"))
     }
 

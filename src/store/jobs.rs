@@ -1,5 +1,7 @@
 //! Enqueueing, cancelling, and everything that is read for people.
 
+use std::collections::BTreeSet;
+
 use entity::{job_events, jobs, runs, workers};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ColumnType, ConnectionTrait, EntityTrait, Iterable, QueryResult};
@@ -23,7 +25,11 @@ impl Store {
     /// [`Error::NulCharacter`] before anything is written; else where the database fails.
     pub async fn enqueue(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         for job in new {
-            let texts = [("identifier", Some(&job.identifier)), ("payload", job.payload.as_ref()), ("unique_key", job.unique_key.as_ref())];
+            let texts = [
+                ("identifier", Some(&job.identifier)),
+                ("payload", job.payload.as_ref()),
+                ("unique_key", job.unique_key.as_ref()),
+            ];
             if let Some((field, _)) = texts.into_iter().find(|(_, text)| text.is_some_and(|text| text.contains('\0'))) {
                 return Err(Error::NulCharacter { field });
             }
@@ -35,6 +41,7 @@ impl Store {
 
     async fn enqueue_once(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         let transaction = self.begin(ENQUEUE).await?;
+        self.lock_keys(&transaction, new).await?;
         let mut enqueued = Vec::with_capacity(new.len());
         // A chunk ends at a job with a key, since the rows that a statement did not insert can't be told apart.
         let keyless = |job: &NewJob, next: &NewJob| job.unique_key.is_none() && next.unique_key.is_none();
@@ -47,6 +54,23 @@ impl Store {
         }
         transaction.commit().await.doing(ENQUEUE)?;
         Ok(enqueued)
+    }
+
+    /// Lets batches with keys of one flow follow one another on PostgreSQL: two that have the same keys in another order
+    /// would wait for each other until the server ends one of them, a second later.
+    async fn lock_keys(&self, transaction: &Transaction, new: &[NewJob]) -> Result<(), Error> {
+        let keyed: BTreeSet<&str> =
+            new.iter().filter(|job| job.unique_key.is_some()).map(|job| job.flow.as_str()).collect();
+        if self.dialect() == Dialect::Postgres {
+            let lock = "SELECT CAST(pg_advisory_xact_lock(hashtextextended($1, 1)) AS text) AS locked";
+            for flow in keyed {
+                transaction
+                    .execute_raw(self.statement(lock, [format!("callsheet unique keys of {flow}").into()]))
+                    .await
+                    .doing(ENQUEUE)?;
+            }
+        }
+        Ok(())
     }
 
     async fn insert(&self, transaction: &Transaction, new: &[NewJob]) -> Result<Vec<JobId>, Error> {
@@ -102,7 +126,9 @@ impl Store {
         let select = format!("SELECT id FROM jobs WHERE type = $1 AND unique_key = $2 AND {OPEN_OR_PENDING}");
         loop {
             let values = [job.flow.as_str().into(), job.unique_key.clone().into()];
-            if let Some(result) = transaction.query_one_raw(self.statement(select.clone(), values)).await.doing(ENQUEUE)? {
+            if let Some(result) =
+                transaction.query_one_raw(self.statement(select.clone(), values)).await.doing(ENQUEUE)?
+            {
                 return Ok(Enqueued { id: Row { result: &result, dialect }.job("id")?, existing: true });
             }
             if let Some(&id) = self.insert(transaction, std::slice::from_ref(job)).await?.first() {
@@ -152,7 +178,8 @@ impl Store {
             return Ok(CancelResult::Requested);
         }
         let select = format!("SELECT {} FROM jobs WHERE id = $1", dialect.text("status"));
-        let Some(result) = transaction.query_one_raw(self.statement(select, [job.0.into()])).await.doing(CANCEL)? else {
+        let Some(result) = transaction.query_one_raw(self.statement(select, [job.0.into()])).await.doing(CANCEL)?
+        else {
             return Ok(CancelResult::NotFound);
         };
         let status = Row { result: &result, dialect }.status()?;
@@ -237,9 +264,8 @@ impl Store {
     pub async fn open_jobs(&self, worker: &WorkerId, flow: Option<&FlowType>) -> Result<Vec<OpenJob>, Error> {
         const ACTION: &str = "read the open jobs";
         let dialect = self.dialect();
-        let columns = ["type", "status", "run_token", "worker_id", "identifier"].map(|column| {
-            format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text"))
-        });
+        let columns = ["type", "status", "run_token", "worker_id", "identifier"]
+            .map(|column| format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text")));
         let select = format!(
             "SELECT jobs.id, jobs.attempt, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
              jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \

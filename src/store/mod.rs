@@ -146,10 +146,12 @@ impl Store {
             .connect_with(options.clone())
             .await
             .map_err(opening)?;
-        let listeners = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
+        let listeners =
+            PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
         let connection = DatabaseConnection::from(pool);
         let store = Self::new(Dialect::Postgres, connection.clone(), connection, Place::Server { listeners, instance });
-        let encoding = store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
+        let encoding =
+            store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
         let encoding = encoding
             .map(|result| Row { result: &result, dialect: Dialect::Postgres }.some_text("server_encoding"))
             .transpose()?
@@ -268,8 +270,10 @@ impl Store {
     /// Starts a transaction that will write. A deferred one of SQLite would fail at its first write, without waiting, if
     /// another connection has written since its first read.
     async fn begin(&self, action: &'static str) -> Result<Transaction, Error> {
-        let options =
-            TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..Default::default()
+        };
         self.writer().begin_with_options(options).await.doing(action)
     }
 
@@ -285,11 +289,7 @@ impl Store {
     }
 
     /// SQLite has no peer that could vanish, and its own busy timeout.
-    async fn in_time<T>(
-        &self,
-        action: &'static str,
-        call: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
+    async fn in_time<T>(&self, action: &'static str, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         match self.dialect() {
             Dialect::Sqlite => call.await,
             Dialect::Postgres => {

@@ -35,8 +35,10 @@ impl Store {
         if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
             return self.started_before(transaction, started).await;
         }
-        let update =
-            format!("UPDATE jobs SET status = 'PROGRESS', started_time = $2, heartbeat_time = {} WHERE id = $1", dialect.now());
+        let update = format!(
+            "UPDATE jobs SET status = 'PROGRESS', started_time = $2, heartbeat_time = {} WHERE id = $1",
+            dialect.now()
+        );
         let values = [job.into(), started.started_time.unix_millis().into()];
         transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
         let run = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) VALUES ($1, $2, $3, $4, $5, $6) \
@@ -62,7 +64,11 @@ impl Store {
         self.applied_if(transaction, query, [started.token.as_str().into(), started.job.0.into()]).await
     }
 
-    pub(super) async fn confirm(&self, transaction: &Transaction, tokens: &[RunToken]) -> Result<Vec<ConfirmedRun>, Error> {
+    pub(super) async fn confirm(
+        &self,
+        transaction: &Transaction,
+        tokens: &[RunToken],
+    ) -> Result<Vec<ConfirmedRun>, Error> {
         const ACTION: &str = "confirm runs";
         if tokens.is_empty() {
             return Ok(Vec::new());
@@ -165,7 +171,12 @@ impl Store {
         (format!("UPDATE jobs SET {set} WHERE id = $1 {tell}"), values)
     }
 
-    async fn settle_run(&self, transaction: &Transaction, settlement: &Settlement, outcome: Outcome) -> Result<(), Error> {
+    async fn settle_run(
+        &self,
+        transaction: &Transaction,
+        settlement: &Settlement,
+        outcome: Outcome,
+    ) -> Result<(), Error> {
         let upsert = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time, completed_time, outcome, \
              exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
@@ -261,7 +272,8 @@ impl Store {
         query: &str,
         values: [Value; N],
     ) -> Result<Written, Error> {
-        let result = transaction.query_one_raw(self.statement(query, values)).await.doing("look for an earlier write")?;
+        let result =
+            transaction.query_one_raw(self.statement(query, values)).await.doing("look for an earlier write")?;
         let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
         Ok(if found == 0 { Written::Fenced } else { Written::Applied })
     }
@@ -277,8 +289,10 @@ fn message(settlement: &Settlement) -> String {
         Next::Final(JobStatus::Completed) => "its command ended with exit code 0".to_owned(),
         Next::Final(status) => reason.unwrap_or_else(|| format!("settled as {status}")),
         Next::RetryAt(due) => {
-            let due = chrono::DateTime::from_timestamp_millis(due.unix_millis())
-                .map_or_else(|| "a later time".to_owned(), |time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true));
+            let due = chrono::DateTime::from_timestamp_millis(due.unix_millis()).map_or_else(
+                || "a later time".to_owned(),
+                |time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            );
             format!("{}; the next attempt is due at {due}", reason.as_deref().unwrap_or("the attempt failed"))
         }
         Next::Requeue => reason.unwrap_or_else(|| "its command was never started; it waits again".to_owned()),

@@ -182,6 +182,8 @@ impl Row<'_> {
     }
 
     pub(super) fn status(&self) -> Result<JobStatus, Error> {
-        self.some_text("status")?.parse().map_err(|error: crate::domain::InvalidStatus| Error::UnreadableRow { reason: error.to_string() })
+        self.some_text("status")?
+            .parse()
+            .map_err(|error: crate::domain::InvalidStatus| Error::UnreadableRow { reason: error.to_string() })
     }
 }

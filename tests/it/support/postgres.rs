@@ -110,7 +110,8 @@ fn is_root() -> bool {
 /// The directory with initdb and postgres: from PATH, or where Debian puts them.
 fn programs() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    let debian =
+        std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
     std::env::split_paths(&path)
         .filter_map(|directory| directory.join("initdb").canonicalize().ok()?.parent().map(Path::to_owned))
         .chain(debian)
