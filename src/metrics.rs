@@ -444,7 +444,7 @@ mod tests {
     fn every_metric_of_the_contract_is_there_from_the_start() {
         let metrics = Metrics::new("1.2.3").unwrap();
         metrics.add_flow(&"FLOW".parse().unwrap());
-        metrics.mailbox(Role::Status);
+        metrics.mailbox(Role::Status).entered();
         metrics.store_failed("unavailable");
         let text = metrics.encode().unwrap();
         let names: Vec<&str> = text

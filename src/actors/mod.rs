@@ -110,7 +110,9 @@ impl Launcher for Processes {
 }
 
 /// The way to an actor that may be restarted: always to its newest incarnation.
-pub struct Port<M>(Arc<RwLock<Option<(ActorRef<M>, MailboxGauge)>>>);
+pub struct Port<M>(Arc<RwLock<Option<Incarnation<M>>>>);
+
+type Incarnation<M> = (ActorRef<M>, MailboxGauge);
 
 impl<M> Clone for Port<M> {
     fn clone(&self) -> Self {

@@ -4,10 +4,10 @@
 //! of when a command started is what the command itself writes. Rates are given beside the raw rate of spawning
 //! `/bin/true` from here, so that they can be compared on another machine.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods)]
-#![expect(missing_docs, reason = "a program, not a library")]
+#![expect(clippy::print_stdout, clippy::expect_used, clippy::disallowed_methods, reason = "a program for the terminal")]
 
 #[path = "../it/support/postgres.rs"]
+#[expect(unreachable_pub, reason = "shared with the tests")]
 mod postgres;
 
 use std::fs;

@@ -13,7 +13,8 @@ async fn a_running_command_is_ended_with_all_it_started(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
     let by_cli = service.insert("ONE", &["daemon+ignore-term+run:600"]).await[0];
     service.until(by_cli, JobStatus::Progress).await;
-    crate::support::eventually("its daemon", async || service.path(&format!("evidence/{by_cli}.1.daemon")).exists()).await;
+    crate::support::eventually("its daemon", async || service.path(&format!("evidence/{by_cli}.1.daemon")).exists())
+        .await;
     let output = service.cli(&["cancel", &by_cli.to_string()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let row = service.until(by_cli, JobStatus::Cancelled).await;

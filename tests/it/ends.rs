@@ -147,7 +147,11 @@ async fn a_command_sees_its_job_and_none_of_the_services_secrets(on: On) {
     assert_eq!(value("CALLSHEET_WORKER_ID"), row.worker_id.as_deref());
     let workflow = format!("one({job})");
     assert_eq!(value("CALLSHEET_WORKFLOW_ID"), Some(workflow.as_str()));
-    assert!(value("CALLSHEET_RUN_TOKEN").is_some() && value("CALLSHEET_RUN_DIR").is_some() && value("NOTIFY_SOCKET").is_some());
+    assert!(
+        value("CALLSHEET_RUN_TOKEN").is_some()
+            && value("CALLSHEET_RUN_DIR").is_some()
+            && value("NOTIFY_SOCKET").is_some()
+    );
     assert!(!environment.contains("DATABASE_URL"), "{environment}");
     assert!(!environment.contains(&service.url));
 }

@@ -27,7 +27,8 @@ async fn running_commands_do_not_notice_that_the_service_was_killed(on: On) {
         let alive: Vec<i32> = service.alive().into_iter().map(|(pid, _)| pid).collect();
         assert!(pids.iter().all(|pid| alive.contains(pid)), "{pids:?} of {alive:?}");
         service.serve().await;
-        eventually("the runs to be taken over", async || service.log().matches("reattached").count() == 5 * round).await;
+        eventually("the runs to be taken over", async || service.log().matches("reattached").count() == 5 * round)
+            .await;
     }
     assert_eq!(service.evidence().len(), 5, "the second of the sequential flow waits");
     service.go();
@@ -91,7 +92,8 @@ async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) 
         // The shim is the command's parent.
         let status = std::fs::read_to_string(format!("/proc/{}/status", begun.pid)).unwrap();
         let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(shim).unwrap(), rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(shim).unwrap(), rustix::process::Signal::KILL)
+            .unwrap();
         if !service_is_up {
             service.serve().await;
         }

@@ -116,10 +116,6 @@ impl Service {
         self.scratch.path().join(name)
     }
 
-    pub fn pid(&self) -> i32 {
-        i32::try_from(self.child.as_ref().expect("a running service").id()).unwrap()
-    }
-
     /// Ends the service as a power cut would, and its helper with it.
     pub fn kill_9(&mut self) {
         let mut child = self.child.take().expect("a running service");
@@ -199,7 +195,12 @@ impl Service {
     pub async fn until(&self, id: JobId, status: JobStatus) -> JobRow {
         eventually(&format!("job {id} to be {status}"), async || {
             let now = self.job(id).await.status;
-            assert!(!now.is_final() || now == status, "job {id} is {now} and not {status}: {:?}\n{}", self.job(id).await, self.log());
+            assert!(
+                !now.is_final() || now == status,
+                "job {id} is {now} and not {status}: {:?}\n{}",
+                self.job(id).await,
+                self.log()
+            );
             now == status
         })
         .await;
@@ -238,7 +239,9 @@ impl Service {
         for entry in fs::read_dir("/proc").unwrap() {
             let entry = entry.unwrap();
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let read = |file: &str| String::from_utf8_lossy(&fs::read(entry.path().join(file)).unwrap_or_default()).into_owned();
+            let read = |file: &str| {
+                String::from_utf8_lossy(&fs::read(entry.path().join(file)).unwrap_or_default()).into_owned()
+            };
             let (command, environment) = (read("cmdline").replace('\0', " "), read("environ"));
             let is_service = self.child.as_ref().is_some_and(|child| i64::from(child.id()) == i64::from(pid));
             let ours = environment.contains(&format!("CALLSHEET_RUN_DIR={mark}"));
@@ -290,7 +293,8 @@ fn read_evidence(path: &Path) -> Evidence {
 
 /// How many of these were under way at once, at the most, by their own record. One that has no end runs on for ever.
 pub fn most_at_once(evidence: &BTreeMap<(i64, u32), Evidence>) -> usize {
-    let overlaps = |at: f64| evidence.values().filter(|run| run.start <= at && run.end.is_none_or(|end| end > at)).count();
+    let overlaps =
+        |at: f64| evidence.values().filter(|run| run.start <= at && run.end.is_none_or(|end| end > at)).count();
     evidence.values().map(|run| overlaps(run.start)).max().unwrap_or(0)
 }
 
