@@ -1,7 +1,7 @@
 //! The whole program, and the store on real databases.
 
 #![expect(unreachable_pub, reason = "a program of tests has no outside")]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics, in its helpers too")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "a failed test panics, in its helpers too")]
 
 mod cancel;
 mod ends;
