@@ -148,21 +148,27 @@ fn tell_one(output: Output, row: &JobRow) -> std::io::Result<()> {
         return output.json(&JobJson::from(row));
     }
     let what = match row.status {
-        JobStatus::Pending if row.attempt.0 > 0 => format!("will be tried again: {}", first_line(row.error.as_deref())),
+        JobStatus::Pending if row.attempt.0 > 0 => format!("will be tried again: {}", reason(row)),
         JobStatus::Pending => "waits".to_owned(),
         JobStatus::InQueue => return Ok(()),
         JobStatus::Progress if row.attempt.0 > 1 => format!("runs, attempt {}", row.attempt),
         JobStatus::Progress => "runs".to_owned(),
         JobStatus::Completed => format!("done in {}", duration_of(row.execution_ms.unwrap_or(0))),
-        JobStatus::Error => first_line(row.error.as_deref()),
+        JobStatus::Error => reason(row),
         JobStatus::Cancelled => "cancelled".to_owned(),
     };
     let (id, kind, name) = (row.id, one_line(&row.job_type), one_line(&row.identifier));
     output.line(format_args!("job {id:>2}  {kind:<15}  {name:<14}  {:<9}  {what}", row.status))
 }
 
-fn first_line(text: Option<&str>) -> String {
-    one_line(text.and_then(|text| text.lines().next()).unwrap_or_default())
+/// What happened, and the last line of the error output.
+fn reason(row: &JobRow) -> String {
+    let mut lines = row.error.as_deref().unwrap_or_default().lines();
+    let sentence = lines.next().unwrap_or_default();
+    match lines.next_back() {
+        Some(last) => one_line(&format!("{sentence}: {last}")),
+        None => one_line(sentence),
+    }
 }
 
 /// A directory that is removed with all that is in it, however the demo ends (other than by a kill).
@@ -226,7 +232,7 @@ pub(super) fn run_job(context: &Context, args: &JobArgs) -> Result {
         if fails && step == STEPS / 2 {
             return Err(Failure::new(
                 Exit::Failed,
-                format!("{name}: frame {step} can't be rendered: the sample job was told to fail here"),
+                format!("frame {step} can't be rendered (this sample job is meant to fail)"),
             ));
         }
     }

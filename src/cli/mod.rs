@@ -9,6 +9,7 @@ mod failure;
 mod flows;
 mod init;
 mod list;
+mod logs;
 mod migrate;
 mod notify;
 mod output;
@@ -86,6 +87,7 @@ enum Command {
     Enqueue(enqueue::Args),
     List(list::Args),
     Show(show::Args),
+    Logs(logs::Args),
     Cancel(cancel::Args),
     Flows(flows::Args),
     Migrate(migrate::Args),
@@ -133,6 +135,7 @@ impl Context {
             Command::Enqueue(args) => tool(enqueue::run(self, &args)),
             Command::List(args) => tool(list::run(self, &args)),
             Command::Show(args) => tool(show::run(self, &args)),
+            Command::Logs(args) => tool(logs::run(self, &args)),
             Command::Cancel(args) => tool(cancel::run(self, &args)),
             Command::Flows(args) => tool(flows::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),

@@ -8,6 +8,7 @@ use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::domain::{JobStatus, Timestamp};
+use crate::process::text::made_safe;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,9 @@ pub(super) struct Output {
 
 /// What standard output did not take, other than because nobody reads it any more.
 pub(super) type Printed = io::Result<()>;
+
+/// The narrowest terminal that a table is fitted to, in characters.
+const NARROWEST: u16 = 80;
 
 impl Output {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
@@ -71,7 +75,8 @@ impl Output {
     pub(super) fn table(self, header: &[&str], right: &[&str], rows: Vec<Vec<Cell>>) -> Printed {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header(header.to_vec());
-        if self.is_terminal() {
+        // Fitted to the terminal, unless that would leave columns of one letter.
+        if self.is_terminal() && table.width().is_some_and(|width| width >= NARROWEST) {
             table.set_content_arrangement(ContentArrangement::Dynamic);
         }
         if self.colour {
@@ -138,17 +143,12 @@ pub(super) fn duration_of(milliseconds: i64) -> String {
 
 /// The text on one line, with nothing in it that could move a terminal's cursor or turn its direction.
 pub(super) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c == '\n' || c == '\t' { ' ' } else { safe(c) }).collect()
+    many_lines(text).replace(['\n', '\t'], " ")
 }
 
 /// The text with its line breaks, and nothing else that could move a terminal's cursor or turn its direction.
 pub(super) fn many_lines(text: &str) -> String {
-    text.chars().map(|c| if c == '\n' || c == '\t' { c } else { safe(c) }).collect()
-}
-
-fn safe(c: char) -> char {
-    let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if c.is_control() || turns { '\u{fffd}' } else { c }
+    made_safe(text.as_bytes())
 }
 
 #[cfg(test)]
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn nothing_shown_moves_the_cursor() {
-        assert_eq!(one_line("a\u{1b}[2Jb\nc\u{202e}d"), "a\u{fffd}[2Jb c\u{fffd}d");
-        assert_eq!(many_lines("a\r\nb\tc"), "a\u{fffd}\nb\tc");
+        assert_eq!(one_line("a\u{1b}[2Jb\nc\u{202e}d"), "ab cd");
+        assert_eq!(many_lines("a\r\nb\tc"), "a\nb\tc");
     }
 }

@@ -3,9 +3,9 @@
 use comfy_table::Cell;
 use serde::Serialize;
 
-use super::Context;
 use super::failure::{Exit, Failure, Result};
 use super::output::{duration_of, many_lines, one_line};
+use super::{Context, logs};
 use crate::domain::{FlowType, JobId};
 use crate::http::json::{EventJson, JobDetailJson, JobJson, RunJson, rfc3339};
 use crate::store::{EventRow, JobRow, RunRow};
@@ -29,6 +29,9 @@ pub(super) fn no_such_job(id: JobId) -> Failure {
     Failure::new(Exit::NotFound, format!("there is no job {id}")).help("`callsheet list` shows the jobs there are")
 }
 
+/// How much of the error output is shown, in lines.
+const STDERR_LINES: usize = 20;
+
 #[derive(Serialize)]
 struct Shown {
     #[serde(flatten)]
@@ -45,7 +48,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let job = store.job(args.id).await?.ok_or_else(|| no_such_job(args.id))?;
     let runs = store.runs(args.id).await?;
     let events = store.events(args.id).await?;
-    let stderr_tail = None;
+    let stderr_tail = runs.last().and_then(|run| logs::stderr_tail(&config, run, STDERR_LINES));
     let flow = job.job_type.parse::<FlowType>().ok();
     let shown = Shown {
         detail: JobDetailJson {

@@ -9,19 +9,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Context;
 use super::failure::{Exit, Failure, Result};
 use super::output::{duration_of, one_line};
-use crate::clock;
 use crate::domain::{JobId, JobStatus};
 use crate::http::json::JobJson;
-use crate::store::{JobRow, Store};
+use crate::store::{JobRow, Store, WorkerRow, WorkerState};
 
 /// How long to wait between two looks where nothing has told of a change.
 const POLL: Duration = Duration::from_millis(250);
 
 /// After this long without a start it is worth asking whether there is a service at all.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// A worker that has not confirmed itself for so long is taken for gone.
-const WORKER_GONE: Duration = Duration::from_secs(60);
 
 /// Waits until all jobs have ended, showing how they get on; fails where one did not end as COMPLETED.
 pub(super) async fn until_ended(context: &Context, store: &Store, ids: &[JobId]) -> Result {
@@ -167,9 +163,8 @@ impl<'a> Watch<'a> {
             return Ok(());
         }
         self.wondered = true;
-        let now = clock::now();
-        let alive = store.workers().await?.iter().any(|worker| now.since(worker.heartbeat_time) < WORKER_GONE);
-        if !alive {
+        let is_there = |worker: &WorkerRow| worker.state == WorkerState::Active.as_str();
+        if !store.workers().await?.iter().any(is_there) {
             let hint = "no worker seems to be running; the jobs wait until `callsheet serve` is started";
             self.bar.suspend(|| self.context.output.note(hint));
         }
@@ -200,11 +195,11 @@ impl<'a> Watch<'a> {
         let left = self.open.len();
         let shown: Vec<String> = self.open.keys().take(10).map(ToString::to_string).collect();
         let dots = if left > 10 { ", …" } else { "" };
-        let (jobs, them) = if left == 1 { ("job", "it") } else { ("jobs", "them") };
-        Failure::new(
-            Exit::Failed,
-            format!("stopped waiting; {left} {jobs} left as they are: {}{dots}", shown.join(", ")),
-        )
-        .help(format!("`callsheet show ID` shows {them}, `callsheet cancel ID` ends {them}"))
+        let (what, them) = match left {
+            1 => ("1 job is left as it is".to_owned(), "it"),
+            _ => (format!("{left} jobs are left as they are"), "them"),
+        };
+        Failure::new(Exit::Failed, format!("stopped waiting; {what}: {}{dots}", shown.join(", ")))
+            .help(format!("`callsheet show ID` shows {them}, `callsheet cancel ID` ends {them}"))
     }
 }

@@ -11,7 +11,7 @@ mod error;
 pub mod logs;
 mod run_dir;
 mod spec;
-mod text;
+pub(crate) mod text;
 
 #[cfg(target_os = "linux")]
 mod cgroup;
@@ -180,10 +180,10 @@ impl Processes {
         Ok(Self { runs, launcher })
     }
 
-    /// Where a run's files are: `data_dir/runs/{job}-{attempt}-{first 8 digits of the token}`.
+    /// Where a run's files are; see [`run_dir`].
     #[must_use]
     pub fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {
-        self.runs.join(format!("{job}-{attempt}-{:.8}", token.as_str()))
+        self.runs.join(run_dir_name(job, attempt, token))
     }
 
     /// Starts a run: makes its directory and hands it over to a new shim.
@@ -223,6 +223,17 @@ impl Processes {
 
 const ZYGOTE_NAME: &str = "callsheet-zygote";
 const ZYGOTE_WORD: &str = "__zygote";
+
+/// Where the files of a run are, for those who only read them:
+/// `data_dir/runs/{job}-{attempt}-{first 8 digits of the token}`.
+#[must_use]
+pub fn run_dir(data_dir: &Path, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {
+    data_dir.join("runs").join(run_dir_name(job, attempt, token))
+}
+
+fn run_dir_name(job: JobId, attempt: Attempt, token: &RunToken) -> String {
+    format!("{job}-{attempt}-{:.8}", token.as_str())
+}
 
 /// Whether this process was started to be the zygote; to be asked before anything else in `main`.
 #[must_use]

@@ -2,7 +2,7 @@
 
 /// `bytes` as text without terminal escape sequences, control characters (newlines and tabs stay) or characters
 /// that change the direction of writing. A carriage return counts as a newline, as progress bars use it.
-pub(super) fn made_safe(bytes: &[u8]) -> String {
+pub(crate) fn made_safe(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut safe = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();

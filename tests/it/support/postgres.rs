@@ -1,5 +1,7 @@
 //! A real PostgreSQL for the tests of one process: its own cluster, reached by a socket in its own directory.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+
 use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
