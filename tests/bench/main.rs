@@ -7,7 +7,7 @@
 #![expect(clippy::print_stdout, clippy::expect_used, clippy::disallowed_methods, reason = "a program for the terminal")]
 
 #[path = "../it/support/postgres.rs"]
-#[expect(unreachable_pub, clippy::unwrap_used, reason = "shared with the tests")]
+#[expect(unreachable_pub, reason = "shared with the tests")]
 mod postgres;
 
 use std::fs;

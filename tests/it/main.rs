@@ -1,8 +1,13 @@
 //! The whole program, and the store on real databases.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that can't go on fails")]
 #![expect(unreachable_pub, reason = "a program of tests has no outside")]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "a failed test panics, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a failed test panics, in its helpers too"
+)]
 
 mod cancel;
 mod cli;
