@@ -108,17 +108,16 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             unique_key: args.unique_key.clone(),
         })
         .collect();
+    let interrupts = args.wait.then(wait::interrupts).transpose()?;
     let store = store(context, &config).await?;
     let enqueued = store.enqueue(&jobs).await?;
-    let wait_prints_json = args.wait && context.output.json;
-    if !wait_prints_json {
+    // With --json a waiting command prints each job once, when it has ended.
+    if interrupts.is_none() || !context.output.json {
         print(context, &jobs, &enqueued)?;
     }
-    if !args.wait {
-        return Ok(());
-    }
+    let Some(interrupts) = interrupts else { return Ok(()) };
     let ids: Vec<JobId> = enqueued.iter().map(|job| job.id).collect();
-    wait::until_ended(context, &store, &ids).await
+    wait::until_ended(context, &store, &ids, interrupts).await
 }
 
 /// The tables; an embedded database that nothing has used yet is made, so that the first command need not be `serve`.

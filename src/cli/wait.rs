@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Context;
 use super::failure::{Exit, Failure, Result};
@@ -19,10 +20,14 @@ const POLL: Duration = Duration::from_millis(250);
 /// After this long without a start it is worth asking whether there is a service at all.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Listens for Ctrl-C from now on; before anything is enqueued, so that none ends the wait without a word.
+pub(super) fn interrupts() -> Result<Signal> {
+    signal(SignalKind::interrupt())
+        .map_err(|error| Failure::new(Exit::Failed, format!("can't listen for signals: {error}")))
+}
+
 /// Waits until all jobs have ended, showing how they get on; fails where one did not end as COMPLETED.
-pub(super) async fn until_ended(context: &Context, store: &Store, ids: &[JobId]) -> Result {
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
+pub(super) async fn until_ended(context: &Context, store: &Store, ids: &[JobId], mut interrupts: Signal) -> Result {
     let mut wakes = store.watch().await?;
     let mut watch = Watch::new(context, ids);
     loop {
@@ -36,7 +41,7 @@ pub(super) async fn until_ended(context: &Context, store: &Store, ids: &[JobId])
         let pause = POLL.max(started.elapsed() * 3);
         tokio::select! {
             biased;
-            _ = &mut interrupted => return Err(watch.interrupted()),
+            _ = interrupts.recv() => return Err(watch.interrupted()),
             () = async {
                 // What this store's own connections wrote is told to nobody, and a wake-up in a storm of them is enough.
                 tokio::time::sleep(pause / 5).await;

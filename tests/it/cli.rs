@@ -623,6 +623,7 @@ fn touching(directory: &str) -> Vec<String> {
 
 /// Starts the demo and gives it, with where it works, once one of its jobs has this status.
 #[expect(clippy::disallowed_methods, reason = "the program under test, to be sent a signal")]
+#[expect(clippy::zombie_processes, reason = "a demo that did not get that far fails the test, and the caller waits")]
 fn demo_with(status: &str) -> (std::process::Child, std::io::BufReader<std::process::ChildStdout>, String) {
     use std::io::BufRead as _;
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("callsheet"));
@@ -653,4 +654,24 @@ async fn the_demo_leaves_nothing_behind() {
     assert!(demo.wait().unwrap().success());
     assert!(!Path::new(&scratch).exists(), "{scratch} is still there");
     eventually("every process of the demo to be gone", async || touching(&scratch).is_empty()).await;
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the program under test, to be sent a signal")]
+async fn ctrl_c_while_waiting_leaves_the_job_and_says_so() {
+    let place = Place::new(CONFIG);
+    let store = place.store().await;
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("callsheet"));
+    command.current_dir(place.0.path()).env_remove("DATABASE_URL").env_remove("CALLSHEET_CONFIG");
+    command.args(["enqueue", "SEQ", "a", "--wait"]);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let waiting = command.spawn().unwrap();
+    eventually("the job to be there", async || store.job(JobId(1)).await.unwrap().is_some()).await;
+    let pid = rustix::process::Pid::from_child(&waiting);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let output = waiting.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b"1\n"[..]));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("stopped waiting; 1 job is left as it is: 1"), "{said}");
+    assert_eq!(store.job(JobId(1)).await.unwrap().unwrap().status, JobStatus::Pending);
 }
