@@ -33,7 +33,7 @@ impl Dialect {
         }
     }
 
-    /// A text column to be read with [`Row::text`]. SQLite keeps any bytes in it, and sqlx would fail the whole query.
+    /// A text column to be read with [`Row::bytes`]. SQLite keeps any bytes in it, and reading them as text would fail.
     pub(super) fn text(self, column: &str) -> String {
         match self {
             Self::Sqlite => format!("CAST({column} AS BLOB) AS {column}"),
