@@ -119,14 +119,16 @@ fn greet(output: Output, address: Option<SocketAddr>, scratch: &Path) -> Result 
 
 /// Prints what becomes of the jobs, until the service ends.
 async fn tell(output: Output, store: Store, count: usize) {
-    let mut seen: BTreeMap<JobId, (JobStatus, u32)> = BTreeMap::new();
+    let mut seen: BTreeMap<JobId, (JobStatus, u32, u8)> = BTreeMap::new();
     let mut ended = 0;
     loop {
         let filter = JobFilter { limit: 1000, ..JobFilter::default() };
         // A look that failed is repeated; a terminal that is gone ends with its hangup.
         if let Ok(page) = store.list(&filter).await {
             for row in page.rows.iter().rev() {
-                let now = (row.status, row.attempt.0);
+                // Of what a command reports, every fourth part is told here; `show` tells it all.
+                let quarters = if row.status == JobStatus::Progress { row.progress.unwrap_or(0) / 25 } else { 0 };
+                let now = (row.status, row.attempt.0, quarters);
                 if seen.insert(row.id, now) != Some(now) {
                     ended += usize::from(row.status.is_final());
                     let _ = tell_one(output, row);
@@ -151,6 +153,10 @@ fn tell_one(output: Output, row: &JobRow) -> std::io::Result<()> {
         JobStatus::Pending if row.attempt.0 > 0 => format!("will be tried again: {}", reason(row)),
         JobStatus::Pending => "waits".to_owned(),
         JobStatus::InQueue => return Ok(()),
+        JobStatus::Progress if row.progress.is_some_and(|progress| progress >= 25) => {
+            let said = row.status_message.as_deref().map(one_line).unwrap_or_default();
+            format!("{:>3}%  {said}", row.progress.unwrap_or(0))
+        }
         JobStatus::Progress if row.attempt.0 > 1 => format!("runs, attempt {}", row.attempt),
         JobStatus::Progress => "runs".to_owned(),
         JobStatus::Completed => format!("done in {}", duration_of(row.execution_ms.unwrap_or(0))),
