@@ -9,12 +9,13 @@
 
 mod error;
 pub mod logs;
-mod run_dir;
 mod spec;
 pub(crate) mod text;
 
 #[cfg(target_os = "linux")]
 mod cgroup;
+#[cfg(target_os = "linux")]
+mod environment;
 #[cfg(target_os = "linux")]
 mod launch;
 #[cfg(target_os = "linux")]
@@ -23,6 +24,8 @@ mod link;
 mod notify;
 #[cfg(target_os = "linux")]
 mod output;
+#[cfg(target_os = "linux")]
+mod run_dir;
 #[cfg(target_os = "linux")]
 mod shim;
 #[cfg(target_os = "linux")]

@@ -28,7 +28,7 @@ use super::notify::{Inbox, Said};
 use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
 use super::spawn::{self, Outlets, Prepared};
-use super::tree;
+use super::{environment, tree};
 use crate::domain::Timestamp;
 use crate::domain::run::{CommandEnd, EndCause, Verdict};
 
@@ -161,7 +161,7 @@ impl Shim {
         if let Some(inbox) = &inbox {
             added.push(("NOTIFY_SOCKET".to_owned(), inbox.address()));
         }
-        let environment = spawn::environment(&surroundings.environment, added);
+        let environment = environment::merged(&surroundings.environment, added);
         let prepared = Prepared::new(&order, &environment)?;
 
         let starting = StartingRecord {
@@ -404,8 +404,11 @@ impl Shim {
             Stream::Stderr => (&mut self.stderr, &mut self.stderr_log),
         };
         let Some(open) = pipe.as_ref() else { return };
-        // As much as a pipe holds; and no memory for it in a run that prints nothing.
-        self.buffer.resize(64 * 1024, 0);
+        // Up to as much as a pipe holds, but only for a command that prints much: touching fresh memory costs more
+        // than the rest of a short run's reading.
+        if self.buffer.len() < 64 * 1024 {
+            self.buffer.resize(if self.buffer.is_empty() { 4096 } else { 64 * 1024 }, 0);
+        }
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
             Ok(length) => log.take(self.buffer.get(..length).unwrap_or_default()),

@@ -25,15 +25,6 @@ pub(super) struct Prepared {
     working_dir: Option<CString>,
 }
 
-/// The environment of a command: the inherited one with `added` on top; a later entry of a name wins.
-pub(super) fn environment(
-    inherited: &[(OsString, OsString)],
-    added: impl IntoIterator<Item = (String, OsString)>,
-) -> BTreeMap<OsString, OsString> {
-    let added = added.into_iter().map(|(name, value)| (OsString::from(name), value));
-    inherited.iter().cloned().chain(added).collect()
-}
-
 impl Prepared {
     /// Finds the program and checks what can be checked before there is a process.
     ///
@@ -370,6 +361,7 @@ pub(super) fn path_through(directory: &OwnedFd, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::environment;
     use super::*;
 
     fn refusal(argv: &[&str], working_dir: Option<&Path>, path: &str) -> String {
@@ -384,7 +376,7 @@ mod tests {
             output_limit: 0,
             boot_id: String::new(),
         };
-        Prepared::new(&order, &environment(&[], [("PATH".to_owned(), path.into())])).unwrap_err()
+        Prepared::new(&order, &environment::merged(&[], [("PATH".to_owned(), path.into())])).unwrap_err()
     }
 
     #[test]
@@ -406,14 +398,5 @@ mod tests {
         assert!(refusal(&["true"], Some(&here.join("plain")), "/bin").contains("is not a directory"));
         assert_eq!(refusal(&[], None, "/bin"), "the command is empty");
         assert!(refusal(&["/bin/echo", "a\0b"], None, "").contains("zero byte"));
-    }
-
-    #[test]
-    fn a_later_entry_of_a_name_wins() {
-        let inherited = [("A".into(), "inherited".into()), ("B".into(), "inherited".into())];
-        let added = [("B".to_owned(), "flow".into()), ("B".to_owned(), "ours".into())];
-        let all = environment(&inherited, added);
-        assert_eq!(all.get(OsStr::new("A")), Some(&"inherited".into()));
-        assert_eq!(all.get(OsStr::new("B")), Some(&"ours".into()));
     }
 }

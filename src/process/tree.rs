@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
@@ -25,8 +25,10 @@ pub(super) struct Stat {
 
 impl Stat {
     pub(super) fn of(pid: i32) -> Option<Self> {
-        let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Self::parse(&String::from_utf8_lossy(&bytes))
+        // In one read: a line is some 300 bytes long, and the file does not know its length.
+        let mut line = [0; 1024];
+        let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
+        Self::parse(&String::from_utf8_lossy(line.get(..length)?))
     }
 
     /// A name may hold spaces and parentheses, so the fields are counted from the last one.

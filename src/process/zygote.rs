@@ -16,7 +16,7 @@ use super::link::{LARGEST_ORDER, Order};
 use super::run_dir::Journal;
 use super::shim::{self, Surroundings};
 use super::spawn;
-use super::{cgroup, spec};
+use super::{cgroup, environment};
 
 /// Serves orders from the socket that stands in for standard input, until its other end is closed.
 pub(super) fn serve() -> ExitCode {
@@ -32,7 +32,7 @@ pub(super) fn serve() -> ExitCode {
     // Away from the service's terminal; fails only where that is so already.
     let _ = rustix::process::setsid();
     let surroundings = Surroundings {
-        environment: std::env::vars_os().filter(|(name, _)| spec::is_passed_on(name)).collect(),
+        environment: std::env::vars_os().filter(|(name, _)| environment::is_passed_on(name)).collect(),
         groups: cgroup::own_delegated(),
     };
     let mut packet = vec![0; LARGEST_ORDER];
