@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
@@ -128,7 +129,11 @@ pub struct Service {
 /// Where the service can't be started, or its root gave up.
 pub async fn serve(config: Config, options: ServeOptions) -> Result<(), Error> {
     let mut signals = Signals::listen()?;
-    let service = Service::start(config, options).await?;
+    let service = tokio::select! {
+        service = Service::start(config, options) => service?,
+        // What has been started by then is settled by the next start, as after a crash.
+        () = signals.next() => return Ok(()),
+    };
     service.run(&mut signals).await
 }
 
@@ -191,9 +196,10 @@ impl Service {
             launches: Launches::default(),
             health: Health::default(),
             changed: Arc::default(),
+            draining: AtomicBool::new(false),
         });
         let flows = config.flows.values().cloned().collect();
-        let args = RootArgs { shared: Arc::clone(&shared), flows, retired };
+        let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired };
         let (root, root_task) = RootActor::spawn(None, RootActor, args).await?;
         let stop_http = watch::Sender::new(false);
         let http = server.map(|server| {
@@ -269,6 +275,7 @@ impl Service {
     }
 
     async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
+        self.shared.draining.store(true, Ordering::Relaxed);
         self.write_state(WorkerState::Draining).await;
         let (reply, answered) = answer_channel();
         if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
@@ -277,11 +284,15 @@ impl Service {
         }
         match on_stop {
             OnStop::Leave => {}
-            OnStop::Wait => self.wait_for_runs(deadline).await,
+            OnStop::Wait => self.wait_for_runs(deadline, || ()).await,
+            // Asked again and again: a run may just be between two actors.
             OnStop::Cancel => {
-                if self.root.cast(RootMessage::CancelRuns).is_ok() {
-                    self.wait_for_runs(deadline).await;
-                }
+                self.wait_for_runs(deadline, || {
+                    if self.root.cast(RootMessage::CancelRuns).is_err() {
+                        tracing::debug!("the root is gone while its runs are to be cancelled");
+                    }
+                })
+                .await;
             }
         }
         // A launch that is under way ends up either on disk or in the store; an end that is known goes to the store.
@@ -292,8 +303,9 @@ impl Service {
         drop(tokio::time::timeout_at(last, answered).await);
     }
 
-    async fn wait_for_runs(&self, deadline: Instant) {
+    async fn wait_for_runs(&self, deadline: Instant, each_time: impl Fn()) {
         while self.running() > 0 && Instant::now() < deadline {
+            each_time();
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -370,9 +382,14 @@ async fn retired_flows(store: &Store, worker: &WorkerId, config: &Config) -> Res
     for flow in &types {
         tracing::warn!(r#type = %flow, "a flow that is no longer configured has open runs; they are finished, and nothing new is started");
     }
-    // Every value that nothing can tell any more is the product's default; the command is never started.
-    let text: String = types.iter().map(|flow| format!("[flows.{flow}]\ncommand = [\"true\"]\n")).collect();
-    Ok(Config::parse(&text, Path::new("/"))?.flows.into_values().collect())
+    // Every value that nothing can tell any more is the product's default; the command is never started. Each is read by
+    // itself, since two of them may differ only by case, which one configuration may not hold.
+    let mut flows = Vec::new();
+    for flow in types {
+        let text = format!("[flows.{flow}]\ncommand = [\"true\"]\n");
+        flows.extend(Config::parse(&text, Path::new("/"))?.flows.into_values());
+    }
+    Ok(flows)
 }
 
 async fn register<'a>(

@@ -2,11 +2,13 @@
 //!
 //! Labels are bounded: flow types from the configuration, statuses, outcomes, actor roles. Never a job or a run.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use prometheus::{
-    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::domain::run::Usage;
@@ -393,7 +395,8 @@ impl Metrics {
     /// The gauge of messages that wait for an actor of this role.
     #[must_use]
     pub fn mailbox(&self, role: Role) -> MailboxGauge {
-        MailboxGauge(self.mailbox_depth.with_label_values(&[role.as_str()]))
+        let gauge = self.mailbox_depth.with_label_values(&[role.as_str()]);
+        MailboxGauge(Arc::new(Mailbox { gauge, depth: AtomicI64::new(0) }))
     }
 
     /// One transaction of status writes took this long for so many writes.
@@ -415,24 +418,34 @@ impl Metrics {
     }
 }
 
-/// Counts the messages in one actor's mailbox.
+/// Counts the messages in one incarnation's mailbox, in a gauge that it shares with all actors of its role.
 #[derive(Clone, Debug)]
-pub struct MailboxGauge(prometheus::IntGauge);
+pub struct MailboxGauge(Arc<Mailbox>);
+
+#[derive(Debug)]
+struct Mailbox {
+    gauge: IntGauge,
+    depth: AtomicI64,
+}
 
 impl MailboxGauge {
     /// A message was put in.
     pub fn entered(&self) {
-        self.0.inc();
+        self.0.gauge.inc();
+        self.0.depth.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A message was taken out.
     pub fn left(&self) {
-        self.0.dec();
+        self.0.gauge.dec();
+        self.0.depth.fetch_sub(1, Ordering::Relaxed);
     }
+}
 
-    /// The mailbox is a new, empty one.
-    pub fn reset(&self) {
-        self.0.set(0);
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        // What an actor left unread when it died waits for nobody any more.
+        self.gauge.sub(self.depth.load(Ordering::Relaxed));
     }
 }
 

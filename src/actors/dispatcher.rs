@@ -5,6 +5,7 @@
 //! the store's to count, within the claim, so a sequential flow stays sequential whatever this actor has forgotten.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
@@ -24,6 +25,8 @@ use crate::store::{Claim, Claimed, ClaimedJob, Write, Written};
 const LARGEST_CLAIM: u32 = 64;
 /// The wait before a claim or a recovery that was not answered is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// The longest of these waits; each is twice the one before.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// The wait before a job whose last JobActor has not quite left gets its next.
 const SPAWN_AGAIN: Duration = Duration::from_millis(5);
 /// No timer sleeps longer; the scheduler's tick comes sooner anyway.
@@ -94,6 +97,7 @@ pub struct DispatcherState {
     stop_replies: Vec<Reply<()>>,
     timer: Option<AbortOnDrop>,
     retry: Option<AbortOnDrop>,
+    retry_wait: Duration,
     spawn_again: Vec<AbortOnDrop>,
 }
 
@@ -117,6 +121,7 @@ impl Actor for DispatcherActor {
             stop_replies: Vec::new(),
             timer: None,
             retry: None,
+            retry_wait: ASK_AGAIN,
             spawn_again: Vec::new(),
         })
     }
@@ -143,7 +148,7 @@ impl Actor for DispatcherActor {
             }
             DispatcherMessage::Recover => state.recover(&myself),
             DispatcherMessage::Recovered(None) => {
-                state.retry = Some(after(&myself, ASK_AGAIN, || DispatcherMessage::Recover));
+                state.again(&myself, DispatcherMessage::Recover);
             }
             DispatcherMessage::Recovered(Some(())) => {
                 if state.phase == Phase::Recovering {
@@ -154,9 +159,10 @@ impl Actor for DispatcherActor {
             DispatcherMessage::Claim => state.claim(&myself),
             DispatcherMessage::Claimed(None) => {
                 // The claim may have been committed all the same: asked again with the same tokens, it brings the same rows.
-                state.retry = Some(after(&myself, ASK_AGAIN, || DispatcherMessage::Claim));
+                state.again(&myself, DispatcherMessage::Claim);
             }
             DispatcherMessage::Claimed(Some(answers)) => {
+                state.retry_wait = ASK_AGAIN;
                 for answer in answers {
                     if let Written::Claimed(claimed) = answer {
                         state.claimed(&myself, claimed).await?;
@@ -184,9 +190,14 @@ impl DispatcherState {
         (self.args.parent)(DispatcherEvent::WantsRecovery(Reply::to(myself, DispatcherMessage::Recovered)));
     }
 
+    fn again(&mut self, myself: &ActorRef<DispatcherMessage>, what: DispatcherMessage) {
+        self.retry = Some(after(myself, self.retry_wait, || what));
+        self.retry_wait = (self.retry_wait * 2).min(LONGEST_RETRY);
+    }
+
     fn wake(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
         match self.phase {
-            Phase::Idle if self.args.claims => {
+            Phase::Idle if self.args.claims && !self.args.shared.draining.load(Ordering::Relaxed) => {
                 self.noticed = Instant::now();
                 self.woken = false;
                 self.tokens = fresh_tokens(self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM))?;
@@ -275,7 +286,7 @@ impl DispatcherState {
             schedule_deadline: job.schedule_time.plus(self.args.flow.schedule_to_close_timeout),
         };
         let start = match admit(request, &self.args.flow.identifier_pattern, now) {
-            Ok(()) => JobStart::Launch { noticed: self.noticed },
+            Ok(()) => JobStart::Launch { noticed: self.noticed, claimed: now, waited: false },
             Err(reason) => JobStart::Refuse(reason),
         };
         JobArgs {
@@ -305,6 +316,10 @@ impl DispatcherState {
             Ok(_) => Ok(()),
             // The job's last attempt has settled, or this claim could not have been, but its actor is still leaving.
             Err(SpawnErr::ActorAlreadyRegistered(_)) => {
+                let mut job = job;
+                if let JobStart::Launch { waited, .. } = &mut job.start {
+                    *waited = true;
+                }
                 self.spawn_again.push(after(myself, SPAWN_AGAIN, || DispatcherMessage::Start(Box::new(job))));
                 Ok(())
             }

@@ -12,7 +12,7 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::time::Instant;
 
 use super::dispatcher::{DispatcherActor, DispatcherArgs, DispatcherEvent, DispatcherMessage};
-use super::job_supervisor::{JobSupervisor, JobSupervisorEvent, JobSupervisorMessage};
+use super::job_supervisor::{JobSupervisor, JobSupervisorMessage, RunOrphaned};
 use super::scheduler::{SchedulerActor, SchedulerArgs};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
 use crate::config::FlowConfig;
@@ -34,8 +34,8 @@ pub struct FlowActor;
 pub enum FlowMessage {
     /// The dispatcher wants something.
     Dispatcher(DispatcherEvent),
-    /// A run's actor has ended.
-    Jobs(JobSupervisorEvent),
+    /// A run's actor has died.
+    RunOrphaned(RunOrphaned),
     /// Have the run of this workflow id settled, if it is open and nobody's.
     SettleOrphan(String),
     /// Recovery has looked after that run, or `None` where it died over it.
@@ -108,6 +108,7 @@ impl Actor for FlowActor {
         };
         state.start(&myself, Role::Dispatcher).await?;
         state.start(&myself, Role::Scheduler).await?;
+        state.args.site.shared.health.flow_started(&state.args.site.flow.flow);
         Ok(state)
     }
 
@@ -119,8 +120,7 @@ impl Actor for FlowActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             FlowMessage::Dispatcher(DispatcherEvent::WantsRecovery(done)) => state.recover(None, done),
-            FlowMessage::Jobs(JobSupervisorEvent::RunClosed) => {}
-            FlowMessage::Jobs(JobSupervisorEvent::RunOrphaned { name, why }) => {
+            FlowMessage::RunOrphaned(RunOrphaned { name, why }) => {
                 tracing::error!(workflow_id = name, why, "a JobActor died; its run is handed to a successor");
                 state.args.site.shared.metrics.actor_restarted(Role::Job);
                 state.settle_orphan(&myself, name);
@@ -133,6 +133,8 @@ impl Actor for FlowActor {
             FlowMessage::OrphanSettled(_, Some(())) => {
                 state.args.site.dispatcher.cast(DispatcherMessage::Wake);
             }
+            // Something else may have started it meanwhile.
+            FlowMessage::Restart(role) if state.children.values().any(|child| *child == role) => {}
             FlowMessage::Restart(role) => state.start(&myself, role).await?,
             #[cfg(test)]
             FlowMessage::Panic => panic!("asked to by a test"),
@@ -189,7 +191,8 @@ impl FlowState {
                     claims: site.claims,
                     parent: upward(myself, FlowMessage::Dispatcher),
                 };
-                let name = Some(flow.task_queue());
+                // A flow that is no longer configured may share a task queue with one that is.
+                let name = site.claims.then(|| flow.task_queue());
                 DispatcherActor::spawn_linked(name, DispatcherActor, args, myself.get_cell()).await?.0.get_id()
             }
             Role::Scheduler if site.claims => {
@@ -250,7 +253,7 @@ impl FlowState {
 async fn start_job_supervisor(
     myself: &ActorRef<FlowMessage>,
 ) -> Result<ActorRef<JobSupervisorMessage>, ActorProcessingErr> {
-    let parent = upward(myself, FlowMessage::Jobs);
+    let parent = upward(myself, FlowMessage::RunOrphaned);
     Ok(JobSupervisor::spawn_linked(None, JobSupervisor, parent, myself.get_cell()).await?.0)
 }
 

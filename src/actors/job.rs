@@ -28,8 +28,10 @@ use crate::store::{ProgressNote, Settlement, Started, Write, Written};
 
 /// The wait before a write that the store did not take is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// The wait before a run directory that could not be read is looked into again.
-const INSPECT_AGAIN: Duration = Duration::from_secs(1);
+/// The wait before a launch that failed for reasons of our own is tried again, or a run looked into again.
+const WORK_AGAIN: Duration = Duration::from_secs(1);
+/// The longest of these waits; each is twice the one before.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 const HEARTBEAT_RESTARTS: RestartPolicy = RestartPolicy {
     intensity: 5,
@@ -43,10 +45,16 @@ pub struct JobActor;
 
 /// What a JobActor is told.
 pub enum JobMessage {
-    /// The launch is over.
-    Launched(Result<RunLink, process::Error>),
+    /// Ask whether the claim still stands (again).
+    ConfirmClaim,
+    /// The store says whether the claim still stands, before a launch that had to wait.
+    ClaimConfirmed(Option<Vec<Written>>),
+    /// Launch the command (again).
+    Launch,
+    /// The launch is over, or `None` where it panicked.
+    Launched(Option<Result<RunLink, process::Error>>),
     /// Recovery has looked into the run directory.
-    Inspected(Result<Evidence, process::Error>),
+    Inspected(Option<Result<Evidence, process::Error>>),
     /// Look into the run directory.
     Inspect,
     /// The shim reports.
@@ -65,6 +73,8 @@ pub enum JobMessage {
     RecordStart,
     /// Ask for the end to be written (again).
     RecordEnd,
+    /// The store's answer to a progress note.
+    ProgressRecorded,
     /// Start the HeartbeatActor (again).
     StartHeartbeat,
     /// Fail in the way that a test asks for.
@@ -107,6 +117,10 @@ pub enum JobStart {
     Launch {
         /// When the dispatcher noticed that there may be work.
         noticed: Instant,
+        /// The database's time of the claim.
+        claimed: Timestamp,
+        /// Whether the claim may be outdated by now: the launch had to wait for an earlier actor of the job to leave.
+        waited: bool,
     },
     /// Settle a row that can't be run as asked, with this reason.
     Refuse(String),
@@ -142,9 +156,23 @@ pub struct JobState {
     heartbeat_restarts: RestartBudget,
     spawned: Instant,
     reports: Option<AbortOnDrop>,
-    timer: Option<AbortOnDrop>,
+    /// An inspection or a sweep, or the wait for another: a run does one of these at a time.
+    work: Option<AbortOnDrop>,
+    work_wait: Duration,
+    /// The wait before a write is asked for again.
+    ask: Option<AbortOnDrop>,
+    ask_wait: Duration,
     heartbeat_timer: Option<AbortOnDrop>,
+    progress: Progress,
     _in_progress: InProgress,
+}
+
+/// What a command said last about itself, on its way to the store: one note at a time, so that none pile up there.
+enum Progress {
+    Written,
+    OnItsWay,
+    /// One is on its way, and this has been said since.
+    Waiting(ProgressNote),
 }
 
 /// Holds up the gauge of runs in progress for as long as the actor's state lives, however it ends.
@@ -176,18 +204,20 @@ impl Actor for JobActor {
             heartbeat_restarts: RestartBudget::default(),
             spawned: Instant::now(),
             reports: None,
-            timer: None,
+            work: None,
+            work_wait: WORK_AGAIN,
+            ask: None,
+            ask_wait: ASK_AGAIN,
             heartbeat_timer: None,
+            progress: Progress::Written,
             _in_progress: in_progress,
         })
     }
 
     async fn post_start(&self, myself: ActorRef<Self::Msg>, state: &mut JobState) -> Result<(), ActorProcessingErr> {
         match state.args.start.clone() {
-            JobStart::Launch { .. } if state.args.run.cancel_requested => {
-                state.ended(&myself, RunEnd::CancelledBeforeStart);
-            }
-            JobStart::Launch { .. } => state.launch(&myself),
+            JobStart::Launch { waited: true, .. } => state.confirm_claim(&myself),
+            JobStart::Launch { waited: false, .. } => state.launch(&myself),
             JobStart::Refuse(reason) => state.ended(&myself, RunEnd::Refused(reason)),
             JobStart::Recover => state.inspect(&myself),
         }
@@ -201,10 +231,10 @@ impl Actor for JobActor {
         state: &mut JobState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            JobMessage::Launched(Ok(link)) => state.watch(&myself, link),
-            JobMessage::Launched(Err(error)) => {
-                state.ended(&myself, RunEnd::SpawnFailed(ErrorChain(&error).to_string()));
-            }
+            JobMessage::ConfirmClaim => state.confirm_claim(&myself),
+            JobMessage::ClaimConfirmed(answer) => state.claim_confirmed(&myself, answer),
+            JobMessage::Launch => state.launch(&myself),
+            JobMessage::Launched(launched) => state.launched(&myself, launched),
             JobMessage::Inspect => state.inspect(&myself),
             JobMessage::Inspected(evidence) => state.inspected(&myself, evidence),
             JobMessage::Reported(report) => state.reported(&myself, report),
@@ -217,6 +247,7 @@ impl Actor for JobActor {
             JobMessage::RecordStart => state.record_start(&myself),
             JobMessage::StartRecorded(answer) => state.start_recorded(&myself, answer),
             JobMessage::RecordEnd => state.record_end(&myself),
+            JobMessage::ProgressRecorded => state.progress_recorded(&myself),
             JobMessage::EndRecorded(answer) => state.end_recorded(&myself, answer),
             JobMessage::StartHeartbeat => state.start_heartbeat(&myself).await?,
             #[cfg(test)]
@@ -251,14 +282,40 @@ impl JobState {
         self.phase
     }
 
+    /// A claim whose actor had to wait may have been given up meanwhile: nothing is launched for a token that is not
+    /// current.
+    fn confirm_claim(&mut self, myself: &ActorRef<JobMessage>) {
+        let confirm = vec![Write::Confirm(vec![self.args.run.token.clone()])];
+        self.args.shared.status.cast(StatusMessage::Write(confirm, Reply::to(myself, JobMessage::ClaimConfirmed)));
+    }
+
+    fn claim_confirmed(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
+        match answer.as_deref() {
+            None => self.ask_again(myself, JobMessage::ConfirmClaim),
+            Some([Written::Confirmed(current)]) if current.iter().any(|run| run.token == self.args.run.token) => {
+                self.launch(myself);
+            }
+            Some(_) => {
+                let (job, run_token) = (self.args.run.job.0, &self.args.run.token);
+                tracing::warn!(job, %run_token, "a claim was outdated before its launch");
+                self.phase = RunPhase::Closed;
+                myself.stop(None);
+            }
+        }
+    }
+
     /// Starts the launch as a task of its own: it can't be called back, so it must outlive this actor.
     fn launch(&mut self, myself: &ActorRef<JobMessage>) {
+        if self.args.run.cancel_requested {
+            return self.ended(myself, RunEnd::CancelledBeforeStart);
+        }
         let guard = self.args.shared.launches.enter(self.args.run.token.clone());
         let launcher = Arc::clone(&self.args.shared.launcher);
         let spec = self.command_spec();
         let myself = myself.clone();
         tokio::spawn(async move {
-            let launched = launcher.launch(spec).await;
+            // A task in a task, so that a panic in there is an end like any other.
+            let launched = tokio::spawn(async move { launcher.launch(spec).await }).await.ok();
             // Over before anybody hears of it: whoever inspects the run from here on sees what there is to see.
             drop(guard);
             if myself.cast(JobMessage::Launched(launched)).is_err() {
@@ -267,9 +324,46 @@ impl JobState {
         });
     }
 
+    fn launched(&mut self, myself: &ActorRef<JobMessage>, launched: Option<Result<RunLink, process::Error>>) {
+        match launched {
+            Some(Ok(link)) => {
+                self.args.shared.health.launching(&self.args.flow.flow, None);
+                self.watch(myself, link);
+            }
+            // Whatever was started, if anything was, has left its trace there.
+            None | Some(Err(process::Error::AlreadyExists { .. })) => self.again(myself, JobMessage::Inspect),
+            // A fault of this service or its machine (a full disk, no more processes), not of the job: its slot is
+            // held, so that it does not cost the rest of the queue as well, until it is launched or cancelled.
+            Some(Err(error)) => {
+                let error = ErrorChain(&error).to_string();
+                tracing::error!(
+                    job = self.args.run.job.0,
+                    r#type = %self.args.flow.flow,
+                    run_token = %self.args.run.token,
+                    error,
+                    "a command can't be launched; will try again"
+                );
+                self.args.shared.health.launching(&self.args.flow.flow, Some(error));
+                match self.phase {
+                    RunPhase::Stopping => self.ended(myself, RunEnd::CancelledBeforeStart),
+                    RunPhase::Fenced => self.ended(myself, RunEnd::NeverStarted),
+                    RunPhase::Launching | RunPhase::Running | RunPhase::Settling | RunPhase::Closed => {
+                        self.again(myself, JobMessage::Launch);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has this done after a wait that grows from time to time.
+    fn again(&mut self, myself: &ActorRef<JobMessage>, what: JobMessage) {
+        self.work = Some(after(myself, self.work_wait, || what));
+        self.work_wait = longer(self.work_wait);
+    }
+
     /// The flow's command with this run's values in its placeholders.
-    fn command_spec(&mut self) -> CommandSpec {
-        let (flow, run, shared) = (&self.args.flow, &mut self.args.run, &self.args.shared);
+    fn command_spec(&self) -> CommandSpec {
+        let (flow, run, shared) = (&self.args.flow, &self.args.run, &self.args.shared);
         let (job, attempt) = (run.job.to_string(), run.attempt.to_string());
         let run_dir = shared.launcher.run_dir(run.job, run.attempt, &run.token);
         let run_dir = run_dir.to_string_lossy();
@@ -282,7 +376,9 @@ impl JobState {
             Placeholder::WorkerId => shared.worker.as_str(),
             Placeholder::RunDir => &run_dir,
         };
-        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(shared.clock.now());
+        // By the clock that set both times, so that this machine's own does not matter.
+        let now = if let JobStart::Launch { claimed, .. } = self.args.start { claimed } else { shared.clock.now() };
+        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(now);
         CommandSpec {
             flow: flow.flow.clone(),
             job: run.job,
@@ -293,7 +389,7 @@ impl JobState {
             env: flow.env.iter().map(|(name, text)| (name.clone(), text.fill(value))).collect(),
             identifier: run.identifier.clone(),
             worker: shared.worker.clone(),
-            payload: run.payload.take(),
+            payload: run.payload.clone(),
             time_limit: flow.start_to_close_timeout.min(left),
             kill_grace: flow.kill_grace,
             output_limit: flow.output_limit,
@@ -307,53 +403,51 @@ impl JobState {
     fn inspect(&mut self, myself: &ActorRef<JobMessage>) {
         let shared = Arc::clone(&self.args.shared);
         let (myself, run) = (myself.clone(), self.args.run.clone());
-        self.timer = Some(AbortOnDrop::spawn(async move {
+        self.work = Some(AbortOnDrop::spawn(async move {
             shared.launches.settled(&run.token).await;
-            let evidence = shared.launcher.inspect(run.job, run.attempt, run.token).await;
-            if myself.cast(JobMessage::Inspected(evidence)).is_err() {
+            let launcher = Arc::clone(&shared.launcher);
+            let inspection = tokio::spawn(async move { launcher.inspect(run.job, run.attempt, run.token).await });
+            if myself.cast(JobMessage::Inspected(inspection.await.ok())).is_err() {
                 tracing::debug!("an inspection outlived its JobActor");
             }
         }));
     }
 
-    fn inspected(&mut self, myself: &ActorRef<JobMessage>, evidence: Result<Evidence, process::Error>) {
+    fn inspected(&mut self, myself: &ActorRef<JobMessage>, evidence: Option<Result<Evidence, process::Error>>) {
         let verdict = match evidence {
-            Ok(Evidence::Alive(link)) => {
+            Some(Ok(Evidence::Alive(link))) => {
                 self.watch(myself, link);
                 RecoveryVerdict::Reattached
             }
-            Ok(Evidence::Finished(verdict)) => {
+            Some(Ok(Evidence::Finished(verdict))) => {
                 self.ended(myself, RunEnd::Ended(verdict));
                 RecoveryVerdict::FinishedWhileAway
             }
-            Ok(Evidence::SpawnFailed(reason)) => {
+            Some(Ok(Evidence::SpawnFailed(reason))) => {
                 self.ended(myself, RunEnd::SpawnFailed(reason));
                 RecoveryVerdict::FinishedWhileAway
             }
-            Ok(Evidence::NeverStarted) if self.args.run.status == JobStatus::Progress => {
+            Some(Ok(Evidence::NeverStarted))
+                if self.started.is_some() || self.args.run.status == JobStatus::Progress =>
+            {
                 // The store knows that it started, so whoever took the run directory away can't make that undone.
                 self.sweep(myself, "its run directory is gone, so nobody can say how its command ended".to_owned());
                 RecoveryVerdict::Lost
             }
-            Ok(Evidence::NeverStarted) => {
+            Some(Ok(Evidence::NeverStarted)) => {
                 self.ended(myself, RunEnd::NeverStarted);
                 RecoveryVerdict::NeverStarted
             }
-            Ok(Evidence::Gone { reason }) => {
+            Some(Ok(Evidence::Gone { reason })) => {
                 self.sweep(myself, reason);
                 RecoveryVerdict::Lost
             }
-            Err(error) => {
-                tracing::error!(
-                    job = self.args.run.job.0,
-                    run_token = %self.args.run.token,
-                    error = %ErrorChain(&error),
-                    "can't find out what became of a run; will look again"
-                );
-                self.timer = Some(after(myself, INSPECT_AGAIN, || JobMessage::Inspect));
-                return;
-            }
+            Some(Err(error)) => return self.inspect_again(myself, &ErrorChain(&error).to_string()),
+            None => return self.inspect_again(myself, "the inspection panicked"),
         };
+        if !matches!(self.args.start, JobStart::Recover) {
+            return;
+        }
         self.args.shared.metrics.recovered(&self.args.flow.flow, verdict);
         tracing::info!(
             job = self.args.run.job.0,
@@ -363,6 +457,16 @@ impl JobState {
             verdict = verdict.as_str(),
             "an open run without an owner was looked into"
         );
+    }
+
+    fn inspect_again(&mut self, myself: &ActorRef<JobMessage>, why: &str) {
+        tracing::error!(
+            job = self.args.run.job.0,
+            run_token = %self.args.run.token,
+            why,
+            "can't find out what became of a run; will look again"
+        );
+        self.again(myself, JobMessage::Inspect);
     }
 
     /// Listens to the shim, and passes on what was asked of the run before there was one.
@@ -395,10 +499,10 @@ impl JobState {
             }
             RunReport::SpawnFailed { reason } => self.ended(myself, RunEnd::SpawnFailed(reason)),
             RunReport::Progress { progress, status_message } => {
-                let note =
-                    Write::Progress(ProgressNote { token: self.args.run.token.clone(), progress, status_message });
-                // Nobody waits for it: the next report says more, and a last one that is lost says nothing of the end.
-                self.args.shared.status.cast(StatusMessage::Write(vec![note], Reply::new(|_| ())));
+                self.record_progress(
+                    myself,
+                    ProgressNote { token: self.args.run.token.clone(), progress, status_message },
+                );
             }
             RunReport::NotDying { reason } => tracing::error!(
                 job = self.args.run.job.0,
@@ -408,7 +512,29 @@ impl JobState {
                 "processes of a run outlive SIGKILL; the run has not ended"
             ),
             RunReport::Ended(verdict) => self.ended(myself, RunEnd::Ended(verdict)),
-            RunReport::LinkLost { reason } => self.sweep(myself, reason),
+            RunReport::LinkLost { reason } => {
+                tracing::warn!(job = self.args.run.job.0, run_token = %self.args.run.token, reason, "a run's shim is gone");
+                self.inspect(myself);
+            }
+        }
+    }
+
+    fn record_progress(&mut self, myself: &ActorRef<JobMessage>, note: ProgressNote) {
+        self.progress = match self.progress {
+            Progress::Written => {
+                // An answer of `None` counts as written too: the next note says more, and the last one comes again
+                // where a successor takes the run over.
+                let reply = Reply::to(myself, |_| JobMessage::ProgressRecorded);
+                self.args.shared.status.cast(StatusMessage::Write(vec![Write::Progress(note)], reply));
+                Progress::OnItsWay
+            }
+            Progress::OnItsWay | Progress::Waiting(_) => Progress::Waiting(note),
+        };
+    }
+
+    fn progress_recorded(&mut self, myself: &ActorRef<JobMessage>) {
+        if let Progress::Waiting(note) = std::mem::replace(&mut self.progress, Progress::Written) {
+            self.record_progress(myself, note);
         }
     }
 
@@ -416,14 +542,14 @@ impl JobState {
     fn sweep(&mut self, myself: &ActorRef<JobMessage>, reason: String) {
         let (launcher, token) = (Arc::clone(&self.args.shared.launcher), self.args.run.token.clone());
         let myself = myself.clone();
-        self.timer = Some(AbortOnDrop::spawn(async move {
+        self.work = Some(AbortOnDrop::spawn(async move {
             loop {
                 match launcher.remove_leftovers(token.clone()).await {
                     Ok(0) => break,
                     Ok(killed) => tracing::warn!(run_token = %token, killed, "killed what a lost run had left alive"),
                     Err(error) => {
                         tracing::error!(run_token = %token, error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
-                        tokio::time::sleep(INSPECT_AGAIN).await;
+                        tokio::time::sleep(WORK_AGAIN).await;
                     }
                 }
             }
@@ -484,7 +610,7 @@ impl JobState {
     }
 
     fn note_dispatch(&self) {
-        if let JobStart::Launch { noticed } = &self.args.start {
+        if let JobStart::Launch { noticed, .. } = &self.args.start {
             self.args.shared.metrics.dispatched(&self.args.flow.flow, noticed.elapsed());
         }
     }
@@ -511,15 +637,20 @@ impl JobState {
 
     fn start_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
         match answer.as_deref() {
-            // The end takes the start with it; see `record_end`.
+            // Where the start is not written, the settlement writes it.
             None if self.phase == RunPhase::Settling => {}
-            None => self.timer = Some(after(myself, ASK_AGAIN, || JobMessage::RecordStart)),
+            None => self.ask_again(myself, JobMessage::RecordStart),
             Some([Written::Fenced]) => self.step(myself, RunEvent::OwnershipLost),
             Some(_) => {
                 self.start_recorded = true;
                 self.note_start();
             }
         }
+    }
+
+    fn ask_again(&mut self, myself: &ActorRef<JobMessage>, what: JobMessage) {
+        self.ask = Some(after(myself, self.ask_wait, || what));
+        self.ask_wait = longer(self.ask_wait);
     }
 
     fn note_start(&mut self) {
@@ -546,9 +677,7 @@ impl JobState {
 
     fn record_end(&mut self, myself: &ActorRef<JobMessage>) {
         let Some(settlement) = self.settlement() else { return };
-        // The start goes first once more where it is not known to be written: "started" stands before "ended".
-        let start = if self.start_recorded { None } else { self.start_write() };
-        let writes = start.into_iter().chain([Write::Settle(settlement)]).collect();
+        let writes = vec![Write::Settle(settlement)];
         self.args.shared.status.cast(StatusMessage::Write(writes, Reply::to(myself, JobMessage::EndRecorded)));
         (self.args.slot_freed)(self.args.run.job);
     }
@@ -592,7 +721,7 @@ impl JobState {
 
     fn end_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
         let Some(answers) = answer else {
-            self.timer = Some(after(myself, ASK_AGAIN, || JobMessage::RecordEnd));
+            self.ask_again(myself, JobMessage::RecordEnd);
             return;
         };
         if let Some((end, conclusion, _)) = &self.end {
@@ -666,4 +795,9 @@ impl JobState {
             RestartDecision::GiveUp => Err(format!("the HeartbeatActor keeps failing: {why}").into()),
         }
     }
+}
+
+/// The wait after one that was not long enough.
+fn longer(wait: Duration) -> Duration {
+    (wait * 2).min(LONGEST_WAIT)
 }

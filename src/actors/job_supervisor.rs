@@ -19,29 +19,24 @@ pub enum JobSupervisorMessage {
     Panic,
 }
 
-/// What a JobSupervisor tells its flow.
+/// A JobActor died, and its run may be without an owner: what a JobSupervisor tells its flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobSupervisorEvent {
-    /// A JobActor has done its work.
-    RunClosed,
-    /// A JobActor died; this was its name, and its run may be without an owner.
-    RunOrphaned {
-        /// The workflow id.
-        name: String,
-        /// How it died.
-        why: String,
-    },
+pub struct RunOrphaned {
+    /// The JobActor's name, the workflow id.
+    pub name: String,
+    /// How it died.
+    pub why: String,
 }
 
 impl Actor for JobSupervisor {
     type Msg = JobSupervisorMessage;
-    type State = Upward<JobSupervisorEvent>;
-    type Arguments = Upward<JobSupervisorEvent>;
+    type State = Upward<RunOrphaned>;
+    type Arguments = Upward<RunOrphaned>;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        parent: Upward<JobSupervisorEvent>,
+        parent: Upward<RunOrphaned>,
     ) -> Result<Self::State, ActorProcessingErr> {
         Ok(parent)
     }
@@ -68,9 +63,7 @@ impl Actor for JobSupervisor {
             SupervisionEvent::ActorTerminated(cell, Some(mut state), _) => {
                 // A stop that came from outside looks like a clean end; only the state tells whether the work was done.
                 let closed = state.take::<JobState>().is_ok_and(|job| job.phase() == RunPhase::Closed);
-                if closed {
-                    parent(JobSupervisorEvent::RunClosed);
-                } else {
+                if !closed {
                     orphaned(parent, cell.get_name(), "it was stopped".to_owned());
                 }
             }
@@ -84,9 +77,9 @@ impl Actor for JobSupervisor {
     }
 }
 
-fn orphaned(parent: &Upward<JobSupervisorEvent>, name: Option<String>, why: String) {
+fn orphaned(parent: &Upward<RunOrphaned>, name: Option<String>, why: String) {
     // Every JobActor is started under its workflow id.
     if let Some(name) = name {
-        parent(JobSupervisorEvent::RunOrphaned { name, why });
+        parent(RunOrphaned { name, why });
     }
 }

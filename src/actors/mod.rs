@@ -32,14 +32,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ractor::{ActorRef, Message};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::clock::Clock;
-use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, WorkerId};
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, WorkerId};
 use crate::metrics::{MailboxGauge, Metrics};
 use crate::process::{self, CommandSpec, Evidence, Processes, RunLink};
 use crate::store::Store;
@@ -71,6 +73,8 @@ pub struct Shared {
     pub health: Health,
     /// Told whenever the tables have changed, by us or by others.
     pub changed: Arc<Notify>,
+    /// Whether the service is stopping, and nothing new may be claimed; outlives any dispatcher's memory of it.
+    pub draining: AtomicBool,
 }
 
 /// What starts and inspects processes; a seam, so that actors can be tested without any.
@@ -129,7 +133,6 @@ impl<M> Default for Port<M> {
 impl<M: Message> Port<M> {
     /// From now on this incarnation is meant.
     pub fn connect(&self, actor: ActorRef<M>, mailbox: MailboxGauge) {
-        mailbox.reset();
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some((actor, mailbox));
     }
 
@@ -295,8 +298,11 @@ struct HealthState {
 
 #[derive(Clone, Default)]
 struct FlowHealth {
-    last_tick: Option<Timestamp>,
+    /// By a clock that nobody can set; `None` before the first, and for a flow that does not tick.
+    last_tick: Option<Instant>,
     failure: Option<String>,
+    launch_error: Option<String>,
+    recovery_error: Option<String>,
 }
 
 impl Health {
@@ -306,31 +312,56 @@ impl Health {
     }
 
     /// A flow's scheduler looked at its schedule.
-    pub fn ticked(&self, flow: &FlowType, now: Timestamp) {
-        let mut state = self.state();
-        let health = state.flows.entry(flow.clone()).or_default();
-        health.last_tick = Some(now);
-        health.failure = None;
+    pub fn ticked(&self, flow: &FlowType) {
+        self.flow(flow, |health| health.last_tick = Some(Instant::now()));
+    }
+
+    /// A flow's actors run.
+    pub fn flow_started(&self, flow: &FlowType) {
+        self.flow(flow, |health| health.failure = None);
     }
 
     /// A flow's actors failed, and it waits to be tried again.
     pub fn flow_failed(&self, flow: &FlowType, failure: String) {
-        self.state().flows.entry(flow.clone()).or_default().failure = Some(failure);
+        self.flow(flow, |health| health.failure = Some(failure));
+    }
+
+    /// A command of a flow was launched, or could not be for a reason that is not the command's.
+    pub fn launching(&self, flow: &FlowType, error: Option<String>) {
+        self.flow(flow, |health| health.launch_error = error);
+    }
+
+    /// A flow's open runs were looked into, or could not be.
+    pub fn recovering(&self, flow: &FlowType, error: Option<String>) {
+        self.flow(flow, |health| health.recovery_error = error);
     }
 
     /// What is wrong, a sentence each; empty where the service is ready.
     #[must_use]
-    pub fn complaints(&self, now: Timestamp) -> Vec<String> {
+    pub fn complaints(&self) -> Vec<String> {
         let state = self.state();
-        let store = state.store_error.iter().map(|error| format!("the database does not take writes: {error}"));
-        let flows = state.flows.iter().filter_map(|(flow, health)| match (&health.failure, health.last_tick) {
-            (Some(failure), _) => Some(format!("flow {flow} has failed and will be tried again: {failure}")),
-            (None, Some(last)) if now.since(last) > scheduler::LONGEST_SILENCE => {
-                Some(format!("the scheduler of flow {flow} has not ticked since {} s", now.since(last).as_secs()))
+        let mut complaints = Vec::new();
+        complaints.extend(state.store_error.iter().map(|error| format!("the database does not take writes: {error}")));
+        for (flow, health) in &state.flows {
+            let silence =
+                health.last_tick.map(|at| at.elapsed()).filter(|silence| *silence > scheduler::LONGEST_SILENCE);
+            if let Some(failure) = &health.failure {
+                complaints.push(format!("flow {flow} has failed and will be tried again: {failure}"));
+            } else if let Some(silence) = silence {
+                complaints.push(format!("the scheduler of flow {flow} has not ticked for {} s", silence.as_secs()));
             }
-            (None, _) => None,
-        });
-        store.chain(flows).collect()
+            if let Some(error) = &health.launch_error {
+                complaints.push(format!("commands of flow {flow} can't be launched: {error}"));
+            }
+            if let Some(error) = &health.recovery_error {
+                complaints.push(format!("open runs of flow {flow} can't be looked into: {error}"));
+            }
+        }
+        complaints
+    }
+
+    fn flow(&self, flow: &FlowType, change: impl FnOnce(&mut FlowHealth)) {
+        change(self.state().flows.entry(flow.clone()).or_default());
     }
 
     fn state(&self) -> MutexGuard<'_, HealthState> {

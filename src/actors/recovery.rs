@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, SpawnErr};
 use tokio::sync::oneshot;
 
 use super::dispatcher::slot_freed;
@@ -69,10 +69,17 @@ impl Actor for RecoveryActor {
 
 /// Sees to the runs, and keeps trying while the database is away; a panic in here drops the reply, and is asked again.
 async fn recover(request: RecoverRequest) {
-    loop {
+    let (health, flow) = (request.site.shared.health.clone(), request.site.flow.flow.clone());
+    // Once its JobSupervisor is gone nobody waits for the answer, and what it would find is somebody else's to settle.
+    while request.jobs.get_status() < ActorStatus::Stopping {
         match try_recover(&request).await {
-            Ok(()) => break request.done.send(()),
+            Ok(()) => {
+                health.recovering(&flow, None);
+                request.done.send(());
+                break;
+            }
             Err(Failure::Again(why)) => {
+                health.recovering(&flow, Some(why.clone()));
                 tracing::warn!(r#type = %request.site.flow.flow, why, "open runs can't be looked into yet; will try again");
                 tokio::time::sleep(TRY_AGAIN).await;
             }
@@ -104,13 +111,23 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
     let open = site.shared.store.open_jobs(&site.shared.worker, Some(&site.flow.flow)).await;
     for job in open.map_err(|error| Failure::Again(ErrorChain(&error).to_string()))? {
         let name = site.flow.flow.workflow_id(job.id);
-        if request.only.as_ref().is_some_and(|only| *only != name) || ractor::registry::where_is(name.clone()).is_some()
-        {
+        if request.only.as_ref().is_some_and(|only| *only != name) {
             continue;
+        }
+        if let Some(owner) = ractor::registry::where_is(name.clone()) {
+            let parent = owner.try_get_supervisor().map(|parent| parent.get_id());
+            if parent == Some(request.jobs.get_id()) {
+                continue;
+            }
+            // It died with an earlier JobSupervisor and has not quite gone; its run is nobody's in a moment.
+            return Err(Failure::Again(format!("the last actor of {name} is still leaving")));
         }
         let Some(args) = job_args(request, &job) else { continue };
         match JobActor::spawn_linked(Some(name), JobActor, args, request.jobs.get_cell()).await {
-            Ok(_) | Err(SpawnErr::ActorAlreadyRegistered(_)) => {}
+            Ok(_) => {}
+            Err(SpawnErr::ActorAlreadyRegistered(_)) => {
+                return Err(Failure::Again(format!("another actor of job {} is just starting", job.id)));
+            }
             Err(error) => {
                 tracing::error!(job = job.id.0, %error, "the JobActor of an open run can't be started");
                 return Err(Failure::Outdated);

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -16,12 +18,13 @@ use super::dispatcher::DispatcherMessage;
 use super::flow::{FlowActor, FlowArgs, FlowSite, RecoverRequest};
 use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
-use super::status::{ErrorChain, StatusActor, StatusArgs};
+use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::{FlowType, JobStatus};
 use crate::metrics::Role;
+use crate::store::{WorkerNote, Write};
 
 /// For the StatusActor and recovery, without which nothing works.
 const CORE_RESTARTS: RestartPolicy = RestartPolicy {
@@ -38,6 +41,8 @@ const FLOW_RESTARTS: RestartPolicy = RestartPolicy {
     maximum_backoff: Duration::from_secs(60),
 };
 const NAMES_ARE_FREE: Duration = Duration::from_millis(20);
+/// How often a worker shows that it lives.
+const LIFE_INTERVAL: Duration = Duration::from_secs(10);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// How often the gauges of the backlog are read at most, and at least.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(500);
@@ -81,6 +86,8 @@ pub struct RootArgs {
     pub shared: Arc<Shared>,
     /// The flows of the configuration.
     pub flows: Vec<Arc<FlowConfig>>,
+    /// This start of this worker, for its sign of life.
+    pub worker: WorkerNote,
     /// Flows that are no longer configured but have open runs: they finish what runs and claim nothing.
     pub retired: Vec<Arc<FlowConfig>>,
 }
@@ -95,7 +102,7 @@ pub struct RootState {
     budgets: BTreeMap<Child, RestartBudget>,
     since: Instant,
     timers: Vec<AbortOnDrop>,
-    _background: [AbortOnDrop; 2],
+    _background: [AbortOnDrop; 3],
 }
 
 impl Actor for RootActor {
@@ -114,7 +121,11 @@ impl Actor for RootActor {
                 (site.flow.flow.clone(), site)
             })
             .collect();
-        let background = [watch_database(&shared, &myself), watch_backlog(&shared, flows.keys().cloned().collect())];
+        let background = [
+            watch_database(&shared, &myself),
+            watch_backlog(&shared, flows.keys().cloned().collect()),
+            show_life(&shared, args.worker),
+        ];
         let mut state = RootState {
             status: StatusArgs {
                 store: shared.store.clone(),
@@ -136,7 +147,10 @@ impl Actor for RootActor {
         state.start(&myself, Child::Status).await?;
         state.start(&myself, Child::Recovery).await?;
         for flow in state.flows.keys().cloned().collect::<Vec<_>>() {
-            state.start(&myself, Child::Flow(flow)).await?;
+            // One flow that can't be started is no reason not to start the others.
+            if let Err(error) = state.start(&myself, Child::Flow(flow.clone())).await {
+                state.flow_failed(&myself, flow, &error.to_string());
+            }
         }
         Ok(state)
     }
@@ -156,7 +170,7 @@ impl Actor for RootActor {
                 let flow = if let Child::Flow(flow) = &child { Some(flow.clone()) } else { None };
                 if let Err(error) = state.start(&myself, child.clone()).await {
                     let Some(flow) = flow else { return Err(error) };
-                    state.flow_failed(&myself, flow, &error.to_string())?;
+                    state.flow_failed(&myself, flow, &error.to_string());
                 }
             }
             RootMessage::StopClaiming(reply) => {
@@ -259,7 +273,10 @@ impl RootState {
     ) -> Result<(), ActorProcessingErr> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
         let role = match &child {
-            Child::Flow(flow) => return self.flow_failed(myself, flow.clone(), why),
+            Child::Flow(flow) => {
+                self.flow_failed(myself, flow.clone(), why);
+                return Ok(());
+            }
             Child::Status => Role::Status,
             Child::Recovery => Role::Recovery,
         };
@@ -277,12 +294,7 @@ impl RootState {
         }
     }
 
-    fn flow_failed(
-        &mut self,
-        myself: &ActorRef<RootMessage>,
-        flow: FlowType,
-        why: &str,
-    ) -> Result<(), ActorProcessingErr> {
+    fn flow_failed(&mut self, myself: &ActorRef<RootMessage>, flow: FlowType, why: &str) {
         let child = Child::Flow(flow.clone());
         let decision = self.budgets.entry(child.clone()).or_default().on_failure(&FLOW_RESTARTS, self.since.elapsed());
         let wait = match decision {
@@ -294,7 +306,6 @@ impl RootState {
         self.shared.metrics.actor_restarted(Role::Flow);
         self.shared.health.flow_failed(&flow, why.to_owned());
         self.timers.push(after(myself, wait, move || RootMessage::Restart(child)));
-        Ok(())
     }
 }
 
@@ -354,6 +365,28 @@ fn watch_backlog(shared: &Arc<Shared>, flows: Vec<FlowType>) -> AbortOnDrop {
                 tokio::time::sleep(BACKLOG_PAUSE.max(started.elapsed() * 20)).await;
                 // Whether something changed or the time is over, the gauges are read again.
                 drop(tokio::time::timeout(BACKLOG_INTERVAL, shared.changed.notified()).await);
+            }
+        }
+    })
+}
+
+/// Writes this worker's sign of life, so that people see which workers live.
+fn show_life(shared: &Arc<Shared>, worker: WorkerNote) -> AbortOnDrop {
+    let shared = Arc::clone(shared);
+    keep_running("the sign of life", move || {
+        let (shared, worker) = (Arc::clone(&shared), worker.clone());
+        async move {
+            loop {
+                tokio::time::sleep(LIFE_INTERVAL).await;
+                // While the service stops it says itself what it is doing.
+                if shared.draining.load(Ordering::Relaxed) {
+                    return std::future::pending().await;
+                }
+                let (answer, answered) = oneshot::channel();
+                let reply = Reply::new(move |_| drop(answer));
+                shared.status.cast(StatusMessage::Write(vec![Write::WorkerState(worker.clone())], reply));
+                // One at a time, however long the database is away; it is the answer's coming that counts.
+                let _: Result<(), _> = answered.await;
             }
         }
     })

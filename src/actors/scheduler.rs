@@ -81,7 +81,7 @@ impl Actor for SchedulerActor {
         let ticks = start_ticks(&myself).await?;
         let watchdog = myself.send_interval(WATCHDOG_INTERVAL, || SchedulerMessage::CheckTicks);
         let now = args.shared.clock.now();
-        args.shared.health.ticked(&args.flow.flow, now);
+        args.shared.health.ticked(&args.flow.flow);
         args.shared.metrics.scheduler_tick(&args.flow.flow, now, false);
         Ok(SchedulerState { args, evaluated: now, ticked: Instant::now(), _ticks: ticks, _watchdog: watchdog.into() })
     }
@@ -117,7 +117,7 @@ impl SchedulerState {
         let due = self.args.flow.schedule.is_due(self.evaluated, now);
         self.evaluated = now;
         self.ticked = Instant::now();
-        self.args.shared.health.ticked(&self.args.flow.flow, now);
+        self.args.shared.health.ticked(&self.args.flow.flow);
         self.args.shared.metrics.scheduler_tick(&self.args.flow.flow, now, due);
         if due {
             self.args.dispatcher.cast(DispatcherMessage::Wake);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use super::{AbortOnDrop, Health, Port, Reply, after};
@@ -175,9 +175,11 @@ impl StatusState {
         }
         self.busy = true;
         let (args, myself) = (self.args.clone(), myself.clone());
+        // Taken here where it is free, so that no barrier of a successor gets in between.
+        let gate = Arc::clone(&args.gate).try_lock_owned().ok();
         tokio::spawn(async move {
             // A task in a task, so that a panic in the store is an end like any other.
-            let ended = tokio::spawn(commit(args, batch)).await;
+            let ended = tokio::spawn(commit(args, batch, gate)).await;
             let end = ended.unwrap_or_else(|failure| {
                 tracing::error!(%failure, "a transaction of status writes panicked; whoever asked will ask again");
                 BatchEnd::Answered
@@ -189,8 +191,11 @@ impl StatusState {
     }
 }
 
-async fn commit(args: StatusArgs, batch: Vec<Pending>) -> BatchEnd {
-    let _gate = args.gate.lock().await;
+async fn commit(args: StatusArgs, batch: Vec<Pending>, gate: Option<OwnedMutexGuard<()>>) -> BatchEnd {
+    let _gate = match gate {
+        Some(gate) => gate,
+        None => Arc::clone(&args.gate).lock_owned().await,
+    };
     match write(&args, &batch).await {
         Ok(written) => {
             answer(batch, written);

@@ -111,12 +111,6 @@ pub fn admit(request: Request<'_>, pattern: &IdentifierPattern, now: Timestamp) 
     Ok(())
 }
 
-/// How many more runs a flow may start on this worker.
-#[must_use]
-pub fn free_slots(worker_concurrency: u32, running_here: usize) -> usize {
-    usize::try_from(worker_concurrency).unwrap_or(usize::MAX).saturating_sub(running_here)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

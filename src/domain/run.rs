@@ -174,12 +174,16 @@ fn judge(verdict: &Verdict, context: &RunContext<'_>) -> (Option<Outcome>, Optio
         (EndCause::Requested, _) => (Outcome::Cancelled, format!("cancelled; the command ended with {ended}")),
         (EndCause::TimedOut, _) => {
             let ran = humantime::format_duration(Duration::from_secs(verdict.execution.as_secs()));
-            let limit = humantime::format_duration(context.start_to_close_timeout);
+            let limit = context.start_to_close_timeout;
+            // A run gets no longer than is left of its job's time, which may be less than a run may take.
+            let which = if verdict.execution < limit {
+                "all that was left of schedule_to_close_timeout".to_owned()
+            } else {
+                format!("start_to_close_timeout is {}", humantime::format_duration(limit))
+            };
             (
                 Outcome::TimedOut,
-                format!(
-                    "timed out: the command had run for {ran} (start_to_close_timeout is {limit}) and was ended with {ended}"
-                ),
+                format!("timed out: the command had run for {ran} ({which}) and was ended with {ended}"),
             )
         }
     };

@@ -33,6 +33,8 @@ const LARGEST_HEAD: usize = 32 * 1024;
 const MOST_HEADERS: usize = 64;
 /// How long open answers may take once the service stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Probes give up soon; a database that takes longer is not one to be ready on.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The wait after `accept` failed, as it does while no file descriptor is free.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -142,9 +144,11 @@ async fn healthz() -> Response {
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    let mut complaints = shared.health.complaints(shared.clock.now());
-    if let Err(error) = shared.store.ping().await {
-        complaints.push(format!("the database can't be reached: {error}"));
+    let mut complaints = shared.health.complaints();
+    match tokio::time::timeout(PING_TIMEOUT, shared.store.ping()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => complaints.push(format!("the database can't be reached: {error}")),
+        Err(_) => complaints.push(format!("the database has not answered for {} s", PING_TIMEOUT.as_secs())),
     }
     if complaints.is_empty() {
         return ([TEXT, NO_STORE], "ready\n").into_response();

@@ -30,8 +30,7 @@ impl Store {
             dialect.pick("", "FOR NO KEY UPDATE"),
         );
         let (job, token, worker) = (started.job.0, started.token.as_str(), started.worker.as_str());
-        let message = format!("its command was started with process id {}", started.pid);
-        let values = [job.into(), token.into(), worker.into(), message.into()];
+        let values = [job.into(), token.into(), worker.into(), start_message(started.pid).into()];
         if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
             return self.started_before(transaction, started).await;
         }
@@ -116,14 +115,21 @@ impl Store {
             Next::Final(status) => status,
             Next::RetryAt(_) | Next::Requeue => JobStatus::Pending,
         };
+        // A run whose start was not written before its end (it was short, or nobody was there) gets both events here.
         let event = format!(
             "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-             SELECT id, attempt, status, $3, {}, $4, $5 FROM jobs WHERE id = $1 AND run_token = $2 AND {OPEN} {}",
+             SELECT id, attempt, CASE WHEN step.last = 0 OR $6 IS NULL THEN status ELSE 'PROGRESS' END, \
+             CASE WHEN step.last = 0 THEN 'PROGRESS' ELSE $3 END, {}, $4, CASE WHEN step.last = 0 THEN $6 ELSE $5 END \
+             FROM jobs JOIN (SELECT 0 AS last UNION ALL SELECT 1) AS step \
+             ON step.last = 1 OR (jobs.status = 'INQUEUE' AND $6 IS NOT NULL) \
+             WHERE id = $1 AND run_token = $2 AND {OPEN} ORDER BY step.last {}",
             dialect.now(),
-            dialect.pick("", "FOR NO KEY UPDATE"),
+            dialect.pick("", "FOR NO KEY UPDATE OF jobs"),
         );
         let (job, token, worker) = (settlement.job.0, settlement.token.as_str(), settlement.worker.as_str());
-        let values = [job.into(), token.into(), to.as_str().into(), worker.into(), message(settlement).into()];
+        let start = settlement.started_time.and(settlement.pid).map(start_message);
+        let values =
+            [job.into(), token.into(), to.as_str().into(), worker.into(), message(settlement).into(), start.into()];
         if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
             return self.settled_before(transaction, settlement).await;
         }
@@ -277,6 +283,11 @@ impl Store {
         let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
         Ok(if found == 0 { Written::Fenced } else { Written::Applied })
     }
+}
+
+/// What the event of a start says.
+fn start_message(pid: i32) -> String {
+    format!("its command was started with process id {pid}")
 }
 
 /// What the event of a settlement says.
