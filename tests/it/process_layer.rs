@@ -549,6 +549,24 @@ async fn a_killed_zygote_costs_nothing() {
 }
 
 #[tokio::test]
+async fn an_order_that_died_unread_with_its_zygote_is_carried_out_once() {
+    let stage = Stage::new();
+    let mut first = stage.launch(&stage.script("sleep 600")).await;
+    let shim = Process::read(started(&mut first).await).unwrap().parent;
+    let zygote = Process::read(shim).unwrap().parent;
+    let pid = rustix::process::Pid::from_raw(zygote).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let spec = stage.script("echo >> count");
+    let mut link = stage.launch(&spec).await;
+    assert!(!stage.path("count").exists());
+    kill(zygote);
+    assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(0));
+    assert_eq!(fs::read_to_string(stage.path("count")).unwrap(), "\n", "started more than once");
+    first.control.stop_now();
+    told(&mut first).await.verdict();
+}
+
+#[tokio::test]
 async fn a_killed_shim_is_told_as_lost_and_nothing_survives_the_clean_up() {
     let stage = Stage::new();
     let spec = stage.script(&format!("{ESCAPING_TREE} while :; do sleep 1; done"));
