@@ -527,10 +527,14 @@ impl Shim {
         let record = Record::Verdict((&verdict).into());
         let message = ToService::Ended((&verdict).into());
         loop {
-            let written = journal.append(&record).and_then(|()| journal.sync());
-            // A service that has been told has it, and writes it into its database; without one, only the disk
-            // can keep the verdict, and the lock keeps everybody from thinking that the run is lost.
-            if self.report(&message) || written.is_ok() {
+            // Told between the write and the sync: whatever dies now but the machine, the journal has it, and if the
+            // machine does, then within the millisecond that the service needs to commit it anyway. A service that has
+            // been told writes it into its database; without one, only the disk can keep the verdict, and the lock
+            // keeps everybody from thinking that the run is lost.
+            let appended = journal.append(&record);
+            let told = self.report(&message);
+            let synced = appended.and_then(|()| journal.sync());
+            if told || synced.is_ok() {
                 break;
             }
             let pause = timespec(VERDICT_PAUSE);
