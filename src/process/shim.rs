@@ -527,14 +527,13 @@ impl Shim {
         let record = Record::Verdict((&verdict).into());
         let message = ToService::Ended((&verdict).into());
         loop {
-            // Told between the write and the sync: whatever dies now but the machine, the journal has it, and if the
-            // machine does, then within the millisecond that the service needs to commit it anyway. A service that has
-            // been told writes it into its database; without one, only the disk can keep the verdict, and the lock
-            // keeps everybody from thinking that the run is lost.
+            // A service that has been told commits it to its database within the millisecond, and a sync here would hold
+            // that commit up, since both wait for the same disk. Should it die first, the journal has the verdict; should
+            // the machine die first too, nobody can say how the command ended, as if that had come a moment earlier.
+            // Without a service only the disk can keep the verdict, so it is synced. Where that fails (a full disk) it is
+            // tried again, and the lock keeps everybody from thinking that the run is lost.
             let appended = journal.append(&record);
-            let told = self.report(&message);
-            let synced = appended.and_then(|()| journal.sync());
-            if told || synced.is_ok() {
+            if self.report(&message) || appended.and_then(|()| journal.sync()).is_ok() {
                 break;
             }
             let pause = timespec(VERDICT_PAUSE);
