@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::job::{JobActor, JobArgs, JobMessage, JobStart, OwnedRun};
 use super::job_supervisor::JobSupervisorMessage;
-use super::status::StatusMessage;
+use super::status::{Pending, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::admission::{Request, admit};
@@ -47,6 +47,8 @@ pub enum DispatcherMessage {
     Claimed(Option<Vec<Written>>),
     /// Send the claim (again).
     Claim,
+    /// Write the end of a run; its slot is free with that, so the next claim goes into the same transaction.
+    Settle(Pending),
     /// Start this run's JobActor (again).
     Start(Box<JobArgs>),
     /// Claim nothing from here on; answered once no claim is under way.
@@ -146,6 +148,10 @@ impl Actor for DispatcherActor {
                 state.args.port.taken();
                 state.wake(&myself)?;
             }
+            DispatcherMessage::Settle(end) => {
+                state.args.port.taken();
+                state.settle(&myself, end)?;
+            }
             DispatcherMessage::Recover => state.recover(&myself),
             DispatcherMessage::Recovered(None) => {
                 state.again(&myself, DispatcherMessage::Recover);
@@ -196,21 +202,45 @@ impl DispatcherState {
     }
 
     fn wake(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
+        if self.prepare_claim()? {
+            self.claim(myself);
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, myself: &ActorRef<DispatcherMessage>, end: Pending) -> Result<(), ActorProcessingErr> {
+        let mut together = vec![end];
+        if self.prepare_claim()? {
+            together.push(self.pending_claim(myself));
+        }
+        self.args.shared.status.cast(StatusMessage::WriteTogether(together));
+        Ok(())
+    }
+
+    /// Whether a claim is to be made now; where one is under way or can't be yet, there will be another after it.
+    fn prepare_claim(&mut self) -> Result<bool, ActorProcessingErr> {
         match self.phase {
             Phase::Idle if self.args.claims && !self.args.shared.draining.load(Ordering::Relaxed) => {
                 self.noticed = Instant::now();
                 self.woken = false;
                 self.tokens = fresh_tokens(self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM))?;
                 self.phase = Phase::Claiming;
-                self.claim(myself);
+                Ok(true)
             }
-            Phase::Idle | Phase::Stopped => {}
-            Phase::Recovering | Phase::Claiming => self.woken = true,
+            Phase::Idle | Phase::Stopped => Ok(false),
+            Phase::Recovering | Phase::Claiming => {
+                self.woken = true;
+                Ok(false)
+            }
         }
-        Ok(())
     }
 
     fn claim(&mut self, myself: &ActorRef<DispatcherMessage>) {
+        let claim = self.pending_claim(myself);
+        self.args.shared.status.cast(StatusMessage::WriteTogether(vec![claim]));
+    }
+
+    fn pending_claim(&self, myself: &ActorRef<DispatcherMessage>) -> Pending {
         let claim = Write::Claim(Claim {
             flow: self.args.flow.flow.clone(),
             worker: self.args.shared.worker.clone(),
@@ -218,7 +248,7 @@ impl DispatcherState {
             worker_concurrency: self.args.flow.worker_concurrency.get(),
             tokens: self.tokens.clone(),
         });
-        self.args.shared.status.cast(StatusMessage::Write(vec![claim], Reply::to(myself, DispatcherMessage::Claimed)));
+        Pending { writes: vec![claim], reply: Reply::to(myself, DispatcherMessage::Claimed) }
     }
 
     async fn claimed(
@@ -305,7 +335,8 @@ impl DispatcherState {
                 cancel_requested: job.cancel_requested,
             },
             start,
-            slot_freed: slot_freed(&self.args.port),
+            settle: settle_through(&self.args.port),
+            slot_freed: wake_through(&self.args.port),
         }
     }
 
@@ -333,8 +364,17 @@ impl DispatcherState {
     }
 }
 
-/// Tells a flow's dispatcher that a slot is about to be free.
-pub fn slot_freed(port: &Port<DispatcherMessage>) -> Upward<JobId> {
+/// How the end of a run is written: by way of its flow's dispatcher, so that the next claim shares its transaction.
+pub fn settle_through(port: &Port<DispatcherMessage>) -> Upward<Pending> {
+    let port = port.clone();
+    // Where there is no dispatcher just now the reply is dropped, which has the JobActor write it by itself.
+    Arc::new(move |end| {
+        port.cast(DispatcherMessage::Settle(end));
+    })
+}
+
+/// Tells a flow's dispatcher that there may be work.
+pub fn wake_through(port: &Port<DispatcherMessage>) -> Upward<JobId> {
     let port = port.clone();
     Arc::new(move |_| {
         port.cast(DispatcherMessage::Wake);

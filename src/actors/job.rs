@@ -15,7 +15,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::time::Instant;
 
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
-use super::status::{ErrorChain, StatusMessage};
+use super::status::{ErrorChain, Pending, StatusMessage};
 use super::{AbortOnDrop, Reply, Shared, Transition, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -30,6 +30,8 @@ use crate::store::{ProgressNote, Settlement, Started, Write, Written};
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The wait before a launch that failed for reasons of our own is tried again, or a run looked into again.
 const WORK_AGAIN: Duration = Duration::from_secs(1);
+/// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
+const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);
 /// The longest of these waits; each is twice the one before.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -139,7 +141,9 @@ pub struct JobArgs {
     pub run: OwnedRun,
     /// How to begin.
     pub start: JobStart,
-    /// Told once the run's slot is about to be free: its end is on its way to the store.
+    /// Writes the run's end by way of the dispatcher.
+    pub settle: Upward<Pending>,
+    /// Told that the run's slot is about to be free, where the dispatcher does not know.
     pub slot_freed: Upward<JobId>,
 }
 
@@ -312,15 +316,15 @@ impl JobState {
         let guard = self.args.shared.launches.enter(self.args.run.token.clone());
         let launcher = Arc::clone(&self.args.shared.launcher);
         let spec = self.command_spec();
-        let myself = myself.clone();
+        // A panic in there drops it, which answers `None`; the guard, declared after it, is dropped first.
+        let launched = Reply::to(myself, JobMessage::Launched);
         tokio::spawn(async move {
-            // A task in a task, so that a panic in there is an end like any other.
-            let launched = tokio::spawn(async move { launcher.launch(spec).await }).await.ok();
+            let launched = launched;
+            let guard = guard;
+            let result = launcher.launch(spec).await;
             // Over before anybody hears of it: whoever inspects the run from here on sees what there is to see.
             drop(guard);
-            if myself.cast(JobMessage::Launched(launched)).is_err() {
-                tracing::debug!("a launch outlived its JobActor; its successor takes the command over");
-            }
+            launched.send(result);
         });
     }
 
@@ -586,7 +590,7 @@ impl JobState {
             Some(RunOrder::RecordStart) => {
                 self.record_start(myself);
                 self.note_dispatch();
-                self.heartbeat_timer = Some(after(myself, Duration::ZERO, || JobMessage::StartHeartbeat));
+                self.heartbeat_timer = Some(after(myself, FIRST_HEARTBEAT, || JobMessage::StartHeartbeat));
             }
             Some(RunOrder::Stop) => {
                 if let Some(control) = &self.control {
@@ -604,7 +608,11 @@ impl JobState {
                     control.stop_now();
                 }
             }
-            Some(RunOrder::Settle) => self.record_end(myself),
+            Some(RunOrder::Settle) => {
+                if let Some(end) = self.pending_end(myself) {
+                    (self.args.settle)(end);
+                }
+            }
             Some(RunOrder::Leave) => myself.stop(None),
         }
     }
@@ -675,11 +683,17 @@ impl JobState {
         });
     }
 
+    /// Writes the end without the dispatcher, which may be what could not do it.
     fn record_end(&mut self, myself: &ActorRef<JobMessage>) {
-        let Some(settlement) = self.settlement() else { return };
-        let writes = vec![Write::Settle(settlement)];
-        self.args.shared.status.cast(StatusMessage::Write(writes, Reply::to(myself, JobMessage::EndRecorded)));
-        (self.args.slot_freed)(self.args.run.job);
+        if let Some(end) = self.pending_end(myself) {
+            self.args.shared.status.cast(StatusMessage::WriteTogether(vec![end]));
+            (self.args.slot_freed)(self.args.run.job);
+        }
+    }
+
+    fn pending_end(&self, myself: &ActorRef<JobMessage>) -> Option<Pending> {
+        let writes = vec![Write::Settle(self.settlement()?)];
+        Some(Pending { writes, reply: Reply::to(myself, JobMessage::EndRecorded) })
     }
 
     fn settlement(&self) -> Option<Settlement> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef, ActorStatus, SpawnErr};
 use tokio::sync::oneshot;
 
-use super::dispatcher::slot_freed;
+use super::dispatcher::{settle_through, wake_through};
 use super::flow::RecoverRequest;
 use super::job::{JobActor, JobArgs, JobStart, OwnedRun};
 use super::status::{ErrorChain, StatusMessage};
@@ -165,7 +165,8 @@ fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
             cancel_requested: job.cancel_requested,
         },
         start: JobStart::Recover,
-        slot_freed: slot_freed(&site.dispatcher),
+        settle: settle_through(&site.dispatcher),
+        slot_freed: wake_through(&site.dispatcher),
     })
 }
 

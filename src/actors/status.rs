@@ -31,6 +31,8 @@ pub struct StatusActor;
 pub enum StatusMessage {
     /// Write these in one transaction, in this order, and answer once they are committed.
     Write(Vec<Write>, Reply<Vec<Written>>),
+    /// Write all of these in one transaction, in this order, and answer each.
+    WriteTogether(Vec<Pending>),
     /// Answer once everything that was asked for before this is committed.
     Barrier(Reply<()>),
     /// A transaction has ended.
@@ -50,10 +52,12 @@ pub enum BatchEnd {
     Unavailable(Vec<Pending>),
 }
 
-/// A write that is not committed yet.
+/// Writes that are not committed yet, and who is told once they are.
 pub struct Pending {
-    writes: Vec<Write>,
-    reply: Reply<Vec<Written>>,
+    /// What is to be written, in this order.
+    pub writes: Vec<Write>,
+    /// Told what the store answered to each.
+    pub reply: Reply<Vec<Written>>,
 }
 
 enum Entry {
@@ -111,6 +115,10 @@ impl Actor for StatusActor {
             StatusMessage::Write(writes, reply) => {
                 state.args.port.taken();
                 state.queue.push_back(Entry::Write(Pending { writes, reply }));
+            }
+            StatusMessage::WriteTogether(together) => {
+                state.args.port.taken();
+                state.queue.extend(together.into_iter().map(Entry::Write));
             }
             StatusMessage::Barrier(reply) => {
                 state.args.port.taken();

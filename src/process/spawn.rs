@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -177,22 +177,17 @@ pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, St
     let environment = pointers(&prepared.environment);
     let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| prepared.sentence(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
-    let shim = rustix::process::getpid();
-    let child = fork().map_err(|error| {
+    let start = Start {
+        prepared,
+        outlets,
+        shim: rustix::process::getpid(),
+        arguments: &arguments,
+        environment: &environment,
+        tell: tell.as_fd(),
+    };
+    let child = clone_into(&start).map_err(|error| {
         prepared.sentence(Failure { stage: Stage::Fork, errno: error.raw_os_error().unwrap_or_default() })
     })?;
-    let Some(child) = child else {
-        let failure = become_command(prepared, outlets, shim, &arguments, &environment);
-        let stage = match failure.stage {
-            Stage::Fork => 0_u8,
-            Stage::Setup => 1,
-            Stage::Directory => 2,
-            Stage::Exec => 3,
-        };
-        let [a, b, c, d] = failure.errno.to_ne_bytes();
-        let _ = rustix::io::write(&tell, &[stage, a, b, c, d]);
-        exit_now(127);
-    };
     drop(tell);
     match read_failure(&answer) {
         None => Ok(child),
@@ -259,20 +254,64 @@ pub(super) fn ignore(signal: libc::c_int, ignored: bool) {
     }
 }
 
-/// In the forked child: everything up to the exec; returns only where something failed.
-#[expect(unsafe_code, reason = "execve, dup2 onto the standard streams, and the signal mask")]
-fn become_command(
-    prepared: &Prepared,
-    outlets: Outlets<'_>,
+/// What the new process needs until its exec.
+struct Start<'a> {
+    prepared: &'a Prepared,
+    outlets: Outlets<'a>,
     shim: Pid,
-    arguments: &[*const libc::c_char],
-    environment: &[*const libc::c_char],
-) -> Failure {
+    arguments: &'a [*const libc::c_char],
+    environment: &'a [*const libc::c_char],
+    tell: BorrowedFd<'a>,
+}
+
+/// Bytes of stack for the new process until its exec: a few calls deep, and far more than they take.
+const START_STACK: usize = 64 * 1024;
+
+/// Starts a process that becomes the command, as vfork(2) does: in this process' memory, which waits meanwhile.
+///
+/// A fork would copy the page tables, and then each page that either side touches, only for the exec to throw it away.
+#[expect(unsafe_code, reason = "no safe wrapper for clone exists")]
+fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
+    extern "C" fn enter(start: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `clone_into` passes a `Start` that outlives this process' use of its memory.
+        let start = unsafe { &*start.cast::<Start<'_>>() };
+        let failure = become_command(start);
+        let stage = match failure.stage {
+            Stage::Fork => 0_u8,
+            Stage::Setup => 1,
+            Stage::Directory => 2,
+            Stage::Exec => 3,
+        };
+        let [a, b, c, d] = failure.errno.to_ne_bytes();
+        let _ = rustix::io::write(start.tell, &[stage, a, b, c, d]);
+        exit_now(127);
+    }
+    // Of 16-byte units, so that its end is aligned as the ABI wants a stack to be.
+    let mut stack = vec![0_u128; START_STACK / size_of::<u128>()];
+    let argument = std::ptr::from_ref(start).cast_mut().cast::<libc::c_void>();
+    // SAFETY: the stack and the argument live until the call returns, which CLONE_VFORK delays until the child has left
+    // this memory by its exec or its exit. The child allocates nothing, holds no lock, does not unwind and ends by _exit;
+    // this process has one thread, which waits. Descriptors, signal dispositions and the working directory are the child's own.
+    let pid = unsafe {
+        libc::clone(
+            enter,
+            stack.as_mut_ptr_range().end.cast(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            argument,
+        )
+    };
+    Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)
+}
+
+/// In the new process: everything up to the exec; returns only where something failed. Allocates nothing.
+#[expect(unsafe_code, reason = "execve, dup2 onto the standard streams, and the signal mask")]
+fn become_command(start: &Start<'_>) -> Failure {
+    let Start { prepared, outlets, shim, arguments, environment, .. } = start;
     let at = |stage| move |error: Errno| Failure { stage, errno: error.raw_os_error() };
     let set_up = || {
         rustix::process::setsid()?;
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        if rustix::process::getppid() != Some(shim) {
+        if rustix::process::getppid() != Some(*shim) {
             // The shim died before the death signal was set: nobody watches, so nothing may start.
             exit_now(127);
         }
