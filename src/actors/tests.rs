@@ -46,6 +46,8 @@ struct FakeCommands {
     runs: HashMap<RunToken, FakeRun>,
     launched: HashMap<JobId, u32>,
     inspected: u32,
+    /// How many launches are to fail before one succeeds, as on a full disk.
+    failing_launches: u32,
     most_at_once: usize,
 }
 
@@ -102,6 +104,10 @@ impl Launcher for FakeLauncher {
             let (sender, reports) = mpsc::unbounded_channel();
             {
                 let mut commands = self.0.lock().unwrap();
+                if let Some(left) = commands.failing_launches.checked_sub(1) {
+                    commands.failing_launches = left;
+                    return Err(process::Error::Unsupported { what: "this test" });
+                }
                 *commands.launched.entry(spec.job).or_default() += 1;
                 let run = FakeRun { job: spec.job, reports: sender.clone(), verdict: None };
                 assert!(commands.runs.insert(spec.token.clone(), run).is_none(), "a run was launched twice");
@@ -456,6 +462,39 @@ async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
     let row = world.args.shared.store.job(jobs[0]).await.unwrap().unwrap();
     assert_eq!((row.status, row.error.as_deref()), (JobStatus::Error, Some("settled by a test")));
     assert_eq!(world.changes(jobs[0]).await, ["INQUEUE", "PROGRESS", "ERROR"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_that_fails_for_our_own_reasons_costs_no_job_anything() {
+    let world = World::new(1).await;
+    world.launcher.0.lock().unwrap().failing_launches = 1;
+    let jobs = world.enqueue(2).await;
+    eventually("a complaint", async || world.args.shared.health.complaints().len() == 1).await;
+    // It holds its slot meanwhile: the fault must not eat its way through the queue.
+    assert_eq!(world.status(jobs[1]).await, JobStatus::Pending);
+    for job in &jobs {
+        eventually("its command", async || world.launcher.live() == [*job]).await;
+        world.launcher.end(*job, CommandEnd::Exited(0), EndCause::Itself);
+        eventually("COMPLETED", async || world.status(*job).await == JobStatus::Completed).await;
+        assert_eq!(world.changes(*job).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
+    }
+    assert_eq!(world.args.shared.health.complaints(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_cannot_be_launched_can_still_be_cancelled() {
+    let world = World::new(1).await;
+    world.launcher.0.lock().unwrap().failing_launches = 1000;
+    let jobs = world.enqueue(1).await;
+    eventually("a complaint", async || world.args.shared.health.complaints().len() == 1).await;
+    world.args.shared.store.request_cancel(jobs[0]).await.unwrap();
+    eventually("CANCELLED", async || {
+        world.wake();
+        world.status(jobs[0]).await == JobStatus::Cancelled
+    })
+    .await;
+    assert_eq!(world.changes(jobs[0]).await, ["INQUEUE", "CANCELLED"]);
+    assert!(world.launcher.0.lock().unwrap().launched.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -110,8 +110,7 @@ on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on
 async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
     let worker = "node-a";
-    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
-    std::fs::write(service.path("callsheet.toml"), format!("worker_id = \"{worker}\"\n{config}")).unwrap();
+    service.configure(&format!("worker_id = \"{worker}\"\n"));
     let job = service.insert("ONE", &["say:hello"]).await[0];
     // What a crash right after the commit of a claim leaves behind.
     service
@@ -162,6 +161,53 @@ async fn runs_of_a_flow_that_is_no_longer_configured_are_finished(on: On) {
     assert_eq!(service.job(waiting).await.status, JobStatus::Pending);
 }
 on_each_database!(runs_of_a_flow_that_is_no_longer_configured_are_finished);
+
+async fn a_type_that_was_renamed_by_case_only_does_not_stop_the_service(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert("ONE", &["wait+exit:6"]).await[0];
+    service.begun(job, 1).await;
+    service.until(job, JobStatus::Progress).await;
+    service.stop().await;
+    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
+    std::fs::write(service.path("callsheet.toml"), config.replace("[flows.ONE]", "[flows.one]")).unwrap();
+    service.serve().await;
+    let renamed = service.insert("one", &["say:hello"]).await[0];
+    service.until(renamed, JobStatus::Completed).await;
+    service.go();
+    assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(6));
+}
+on_each_database!(a_type_that_was_renamed_by_case_only_does_not_stop_the_service);
+
+async fn a_stop_waits_for_the_commands_where_it_is_told_to(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("[service]\non_stop = \"wait\"\n");
+    service.serve().await;
+    let running = service.insert("ONE", &["run:1+exit:8", "run:1"]).await;
+    service.until(running[0], JobStatus::Progress).await;
+    service.stop().await;
+    assert_eq!(service.job(running[0]).await.exit_code, Some(8));
+    assert_eq!(service.job(running[1]).await.status, JobStatus::Pending, "nothing new is started meanwhile");
+    assert_eq!(service.alive(), []);
+}
+on_each_database!(a_stop_waits_for_the_commands_where_it_is_told_to);
+
+async fn a_stop_cancels_the_commands_where_it_is_told_to(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("[service]\non_stop = \"cancel\"\n");
+    service.serve().await;
+    let running = service.insert("FOUR", &["note-term+wait", "note-term+wait"]).await;
+    for job in &running {
+        service.begun(*job, 1).await;
+        service.until(*job, JobStatus::Progress).await;
+    }
+    service.stop().await;
+    for job in &running {
+        assert_eq!(service.job(*job).await.status, JobStatus::Cancelled);
+        assert!(service.path(&format!("evidence/{job}.1.term")).exists(), "it had its time to end well");
+    }
+    assert_eq!(service.alive(), []);
+}
+on_each_database!(a_stop_cancels_the_commands_where_it_is_told_to);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_service_on_the_same_data_is_refused() {

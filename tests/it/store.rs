@@ -249,6 +249,7 @@ on_every_database!(
     a_job_goes_its_way_with_every_column_and_event,
     a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time,
     a_run_that_never_started_is_put_back_uncounted,
+    an_end_that_overtakes_its_start_is_told_with_it,
     a_run_whose_token_is_not_current_writes_nothing,
     every_write_may_be_repeated,
     a_whole_batch_may_be_repeated,
@@ -529,6 +530,22 @@ async fn a_run_that_never_started_is_put_back_uncounted(db: Db) {
     assert_eq!(again.attempt, Attempt(1));
     assert_eq!(db.apply(Write::Settle(requeue)).await, Written::Fenced);
     assert_eq!(db.steps(job.id).await, steps(&["PENDING", "INQUEUE", "PENDING", "INQUEUE"]));
+}
+
+async fn an_end_that_overtakes_its_start_is_told_with_it(db: Db) {
+    let job = db.claimed("x", 1).await;
+    let end = Settlement { pid: Some(4242), started_time: Some(at(5_000_000_000_000)), ..completed(&job) };
+    for _ in 0..2 {
+        assert_eq!(db.apply(Write::Settle(end.clone())).await, Written::Applied);
+        assert_eq!(db.steps(job.id).await, steps(&["PENDING", "INQUEUE", "PROGRESS", "COMPLETED"]));
+    }
+    let row = db.row(job.id).await;
+    assert_eq!((row.status, row.started_time), (JobStatus::Completed, Some(at(5_000_000_000_000))));
+    let events = db.store.events(job.id).await.unwrap();
+    assert!(events[1].message.as_deref().is_some_and(|message| message.contains("4242")), "{events:?}");
+    // The start comes after all, and changes nothing.
+    assert_eq!(db.apply(started(&job)).await, Written::Applied);
+    assert_eq!(db.steps(job.id).await, steps(&["PENDING", "INQUEUE", "PROGRESS", "COMPLETED"]));
 }
 
 async fn a_run_whose_token_is_not_current_writes_nothing(db: Db) {

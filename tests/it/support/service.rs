@@ -62,7 +62,7 @@ impl Service {
             scratch.path().display()
         );
         let config = format!(
-            "data_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[defaults]\nschedule = \"0 0 1 1 *\"\n{}",
+            "# more\ndata_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[defaults]\nschedule = \"0 0 1 1 *\"\n{}",
             flows.replace("{job}", &command)
         );
         fs::write(scratch.path().join("callsheet.toml"), config).unwrap();
@@ -77,6 +77,13 @@ impl Service {
         let mut service = Self::prepare(on, flows).await?;
         service.serve().await;
         Some(service)
+    }
+
+    /// Adds to the configuration: keys of the top level, then tables.
+    pub fn configure(&self, more: &str) {
+        let config = fs::read_to_string(self.path("callsheet.toml")).unwrap();
+        let (keys, tables) = more.split_at(more.find('[').unwrap_or(more.len()));
+        fs::write(self.path("callsheet.toml"), config.replace("# more\n", keys) + tables).unwrap();
     }
 
     /// Starts the service and waits until it is ready.
