@@ -183,7 +183,7 @@ impl Processes {
         Ok(Self { runs, launcher })
     }
 
-    /// Where a run's files are; see [`run_dir`].
+    /// Where a run's files are; see [`run_dir()`].
     #[must_use]
     pub fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {
         self.runs.join(run_dir_name(job, attempt, token))
