@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sea_orm::sqlx::{self, ConnectOptions};
+use sea_orm::sqlx::{self, ConnectOptions, Connection};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
     TransactionTrait, Value,
@@ -137,6 +137,11 @@ impl Store {
         let instance = if use_ == Use::Service { random_name() } else { String::new() };
         if use_ == Use::Service {
             options = options.options([("callsheet.instance", &instance)]);
+        }
+        // A pool goes on asking a server that refuses, and in the end tells of the waiting only; one connection tells why.
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(&options)).await {
+            Ok(connection) => connection.map_err(opening)?.close().await.map_err(opening)?,
+            Err(_) => return Err(Error::Timeout { action: "open it" }),
         }
         let pool = PgPoolOptions::new()
             .max_connections(if use_ == Use::Service { 8 } else { 2 })
