@@ -13,7 +13,7 @@ use crate::support::service::{On, Service};
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/screen-replacement");
 
 /// The project with its dependencies installed by poetry, in a directory of its own; `None` where there is no poetry.
-fn installed(scratch: &Path) -> Option<()> {
+fn installed(scratch: &Path, groups: &[&str]) -> Option<()> {
     let poetry = Command::new("poetry").arg("--version").output();
     if !poetry.is_ok_and(|output| output.status.success()) {
         assert!(std::env::var_os("CI").is_none(), "CI has no poetry");
@@ -26,7 +26,8 @@ fn installed(scratch: &Path) -> Option<()> {
     assert!(copied.success());
     fs::remove_dir_all(scratch.join("project/.venv")).ok();
     let output = Command::new("poetry")
-        .args(["install", "--only", "main", "--no-root", "--no-interaction"])
+        .args(["install", "--no-root", "--no-interaction"])
+        .args(groups)
         .current_dir(scratch.join("project"))
         .env("POETRY_VIRTUALENVS_IN_PROJECT", "true")
         .env_remove("VIRTUAL_ENV")
@@ -49,7 +50,7 @@ async fn the_old_flows_command_line_runs_for_real() {
         env = { PYTHONUNBUFFERED = \"1\", POETRY_VIRTUALENVS_IN_PROJECT = \"true\" }\n";
     let mut service = Service::prepare(On::Sqlite, flows).await.unwrap();
     let scratch = service.scratch.path().to_owned();
-    if installed(&scratch).is_none() {
+    if installed(&scratch, &["--only", "main"]).is_none() {
         return;
     }
     service.serve().await;
@@ -79,4 +80,21 @@ async fn the_old_flows_command_line_runs_for_real() {
 
     let log = String::from_utf8(service.cli(&["logs", &jobs[0].to_string()]).stdout).unwrap();
     assert!(!log.is_empty(), "the command's own lines are in its log");
+}
+
+#[test]
+fn the_projects_own_tests_pass() {
+    let scratch = tempfile::tempdir().unwrap();
+    if installed(scratch.path(), &[]).is_none() {
+        return;
+    }
+    let output = Command::new("poetry")
+        .args(["run", "pytest", "--quiet", "-p", "no:cacheprovider"])
+        .current_dir(scratch.path().join("project"))
+        .env("POETRY_VIRTUALENVS_IN_PROJECT", "true")
+        .env_remove("VIRTUAL_ENV")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("passed"), "{printed}");
 }
