@@ -141,6 +141,7 @@ pub async fn serve(config: Config, options: ServeOptions) -> Result<(), Error> {
 pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -150,14 +151,24 @@ impl Signals {
     /// Where the system does not allow it.
     pub fn listen() -> Result<Self, Error> {
         let listen = |kind| signal(kind).map_err(Error::Signals);
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
     }
 
     /// The next of them. Safe to cancel.
     pub async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                // By default it would end the service; a terminal that is closed is no reason to.
+                _ = self.hangup.recv() => {
+                    tracing::warn!("SIGHUP: reloading the configuration is not supported yet; restart the service instead");
+                }
+            }
         }
     }
 }

@@ -43,8 +43,8 @@ pub(super) fn service_runtime() -> Result<tokio::runtime::Runtime> {
 pub(super) fn start_logging(context: &Context, verbosity: i8) {
     let level = match verbosity {
         ..0 => "warn",
-        0 => "info,ractor=warn,sqlx=warn,sea_orm=warn,sea_orm_migration=warn",
-        1 => "debug,ractor=info,sqlx=warn,sea_orm=info,hyper=info",
+        0 => "info,ractor=warn,sqlx=warn,sea_orm=warn,sea_orm_migration=warn,tokio_cron_scheduler=warn",
+        1 => "debug,ractor=info,sqlx=warn,sea_orm=info,hyper=info,tokio_cron_scheduler=warn",
         2.. => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

@@ -123,6 +123,7 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Option<(Tcp
 
 fn router(shared: Arc<Shared>) -> Router {
     Router::new()
+        .route("/", get(index))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -138,6 +139,16 @@ const METRICS_TEXT: (HeaderName, HeaderValue) =
     (CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
 /// RFC 9457.
 const PROBLEM: (HeaderName, HeaderValue) = (CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+
+/// What there is to see, for whoever opens the address.
+async fn index() -> Response {
+    let version = env!("CARGO_PKG_VERSION");
+    let text = format!(
+        "callsheet {version}\n\n/healthz  whether the process lives\n/readyz   whether it can work, and if not, why\n\
+         /metrics  for Prometheus\n\nJobs: callsheet list, show, logs; see callsheet --help.\n"
+    );
+    ([TEXT, NO_STORE], text).into_response()
+}
 
 async fn healthz() -> Response {
     ([TEXT, NO_STORE], "ok\n").into_response()

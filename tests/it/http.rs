@@ -51,8 +51,17 @@ async fn the_metrics_tell_what_was_done(on: On) {
     })
     .await;
     assert!(text.contains("callsheet_build_info") && text.contains("process_resident_memory_bytes"));
+    assert!(get(&service, "/").1.contains("/metrics"));
     let (status, body) = get(&service, "/nothing");
     assert_eq!(status, 404);
     assert!(body.contains(r#""status":404"#), "{body}");
 }
 on_each_database!(the_metrics_tell_what_was_done);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hangup_does_not_end_the_service() {
+    let service = Service::start(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
+    service.signal(rustix::process::Signal::HUP);
+    eventually("a word about it", async || service.log().contains("SIGHUP")).await;
+    assert_eq!(get(&service, "/readyz").0, 200);
+}

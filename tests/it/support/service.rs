@@ -130,11 +130,15 @@ impl Service {
         child.wait().unwrap();
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("a running service"));
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Asks the service to stop, and waits until it has.
     pub async fn stop(&mut self) {
+        self.signal(rustix::process::Signal::TERM);
         let mut child = self.child.take().expect("a running service");
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let mut status = None;
         eventually("the service to stop", async || {
             status = child.try_wait().unwrap();
