@@ -65,3 +65,26 @@ async fn a_hangup_does_not_end_the_service() {
     eventually("a word about it", async || service.log().contains("SIGHUP")).await;
     assert_eq!(get(&service, "/readyz").0, 200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_are_none_or_too_much_are_refused() {
+    let service = Service::start(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
+    let answer = |request: &str| {
+        let mut stream = TcpStream::connect(service.address()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).map(ToOwned::to_owned).unwrap_or_default()
+    };
+    let close = "Connection: close\r\n\r\n";
+    assert_eq!(answer(&format!("GET / HTTP/1.1\r\nHost: x\r\n{}{close}", "X: y\r\n".repeat(100))), "431");
+    assert_eq!(answer(&format!("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n{close}")), "405");
+    assert_eq!(answer("nonsense\r\n\r\n"), "400");
+    // A request that never ends is given up, and meanwhile disturbs nobody.
+    let mut slow = TcpStream::connect(service.address()).unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").unwrap();
+    assert_eq!(get(&service, "/healthz").0, 200);
+    let mut rest = Vec::new();
+    slow.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    slow.read_to_end(&mut rest).unwrap();
+}
