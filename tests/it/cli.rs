@@ -334,6 +334,16 @@ fn list_filters_and_pages_newest_first() {
     assert!(!table.contains('\u{1b}'), "no colour but on a terminal");
 }
 
+#[tokio::test]
+async fn a_table_cuts_what_is_too_long_and_json_does_not() {
+    let place = Place::new(CONFIG);
+    let long = "x".repeat(200_000);
+    place.store().await.enqueue(&[new_job(&long)]).await.unwrap();
+    let table = place.run(&["list"]).exits(0).prints(&format!("  {}…  PENDING", "x".repeat(39))).stdout;
+    assert!(table.lines().all(|line| line.len() < 200), "{}", &table[..500]);
+    assert_eq!(place.json(&["--json", "list"])["jobs"][0]["identifier"], json!(long));
+}
+
 #[test]
 fn cancel_says_what_became_of_each() {
     let place = Place::new(CONFIG);
