@@ -39,6 +39,15 @@ impl Output {
         io::stdout().is_terminal()
     }
 
+    /// Whether standard output is a pipe whose reader has gone, which a write would only find out later.
+    pub(super) fn is_unread(self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let stdout = io::stdout();
+        let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut asked, Some(&now)).is_ok_and(|_| asked[0].revents().contains(PollFlags::ERR))
+    }
+
     /// One line of what was asked for.
     pub(super) fn line(self, text: impl Display) -> Printed {
         self.raw(format!("{text}\n").as_bytes())

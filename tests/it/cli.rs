@@ -667,6 +667,21 @@ async fn the_demo_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn the_demo_ends_when_nobody_reads_it() {
+    let (mut demo, output, scratch) = demo_with("PROGRESS");
+    drop(output);
+    let mut ended = None;
+    eventually("the demo to end", async || {
+        ended = demo.try_wait().unwrap();
+        ended.is_some()
+    })
+    .await;
+    assert!(ended.unwrap().success());
+    assert!(!Path::new(&scratch).exists(), "{scratch} is still there");
+    eventually("every process of the demo to be gone", async || touching(&scratch).is_empty()).await;
+}
+
+#[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "the program under test, to be sent a signal")]
 async fn ctrl_c_while_waiting_leaves_the_job_and_says_so() {
     let place = Place::new(CONFIG);
