@@ -19,6 +19,7 @@ mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -26,7 +27,7 @@ use self::failure::{Exit, Failure, Result};
 use self::output::Output;
 use crate::config::{Config, Overrides};
 use crate::domain::database_url::DatabaseUrl;
-use crate::store::{self, Store, Use};
+use crate::store::{self, Store, Use, WorkerRow, WorkerState};
 
 /// Runs the rows of a jobs table as supervised commands
 ///
@@ -172,6 +173,17 @@ async fn open_for_service(config: &Config) -> Result<Store> {
         make_private_directory(directory)?;
     }
     Ok(Store::connect(&config.database_url, Use::Service).await?)
+}
+
+/// The workers that have shown a sign of life lately and have not ended, by the clock of the database.
+async fn live_workers(store: &Store) -> Result<Vec<WorkerRow>> {
+    /// A live service writes its `heartbeat_time` three times in this long.
+    const SILENCE: Duration = Duration::from_secs(30);
+    let now = store.now().await?;
+    let mut workers = store.workers().await?;
+    workers
+        .retain(|worker| worker.state != WorkerState::Stopped.as_str() && now.since(worker.heartbeat_time) <= SILENCE);
+    Ok(workers)
 }
 
 fn make_private_directory(directory: &std::path::Path) -> Result {

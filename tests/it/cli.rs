@@ -9,6 +9,7 @@ use callsheet::domain::run::{Next, Usage};
 use callsheet::domain::{FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::process::run_dir;
 use callsheet::store::{Claim, Due, NewJob, ProgressNote, Settlement, Started, Store, Use, Write, Written};
+use sea_orm::{ConnectionTrait, Database};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -611,6 +612,43 @@ async fn waiting_for_many_prints_each_as_json() {
         .collect();
     ended.sort();
     assert_eq!(ended, [(1, "COMPLETED".to_owned()), (2, "CANCELLED".to_owned())]);
+}
+
+/// Adds a worker, and makes its last sign of life so many seconds old.
+async fn add_worker(place: &Place, store: &Store, age: u32) {
+    let worker = callsheet::store::Worker {
+        worker: "hand".parse().unwrap(),
+        incarnation: "1".to_owned(),
+        hostname: "here".to_owned(),
+        version: "1".to_owned(),
+    };
+    store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
+    let foreign = Database::connect(format!("sqlite://{}", place.database())).await.unwrap();
+    let sql = format!("UPDATE workers SET heartbeat_time = heartbeat_time - {age} * 1000");
+    foreign.execute_unprepared(&sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn cancelling_a_running_job_says_whether_a_worker_lives() {
+    let place = Place::new(CONFIG);
+    place.run(&["enqueue", "SEQ", "a"]).exits(0);
+    let hand = Hand::new(&place).await;
+    hand.start().await;
+    add_worker(&place, &hand.store, 40).await;
+    place.run(&["cancel", "1"]).exits(0).prints("1: the request is recorded, but no live worker was seen");
+    add_worker(&place, &hand.store, 0).await;
+    place.run(&["cancel", "1"]).exits(0).prints("1: somebody had asked already; its command is being ended");
+}
+
+#[tokio::test]
+async fn waiting_without_a_live_worker_says_so() {
+    let place = Place::new(CONFIG);
+    let store = place.store().await;
+    add_worker(&place, &store, 40).await;
+    let mut command = place.command(&["enqueue", "SEQ", "a", "--wait"]);
+    let came = command.timeout(Duration::from_secs(5)).output().unwrap();
+    let said = String::from_utf8(came.stderr).unwrap();
+    assert!(said.contains("no worker seems to be running"), "{said}");
 }
 
 /// The live processes that have the demo's scratch directory in their command line, environment or open files.
