@@ -199,6 +199,37 @@ fn check_prints_every_problem_with_its_place() {
 }
 
 #[test]
+fn check_says_one_thing_about_each_mistake() {
+    let place = Place::new("[flows.A]\ncommand = \"echo hi\"\nschedule = \"0 25 * * *\"\n");
+    let came = place.run(&["check"]).exits(2);
+    let came = came
+        .says("`command` must be a list of texts, not a text")
+        .says("the hour, \"25\": one of its numbers is out of bounds")
+        .says("has 2 problems; programs, directories and the database were not looked at yet");
+    assert!(!came.stderr.contains("Component error"), "{}", came.stderr);
+    place.run(&["list"]).exits(2).says("has 2 problems; nothing was done");
+    std::fs::write(place.path("file"), "").unwrap();
+    let config = "\
+[flows.A]
+command = [\"/nowhere/program\"]
+[flows.B]
+command = [\"./program\"]
+working_dir = \"file/below\"
+";
+    std::fs::write(place.path("callsheet.toml"), config).unwrap();
+    let came = place.run(&["check"]).exits(2).says("found 2 problems");
+    let came = came.says("the program \"/nowhere/program\" of A does not exist").says("/file is no directory");
+    assert!(!came.stderr.contains("relative to working_dir"), "{}", came.stderr);
+}
+
+#[test]
+fn check_finds_programs_without_a_path_as_serve_does() {
+    let place = Place::new("[flows.A]\ncommand = [\"sh\"]\n");
+    came(place.command(&["check"]).env_remove("PATH")).exits(0);
+    came(place.command(&["check"]).env("PATH", "/nowhere")).exits(2).says("is not in any directory of PATH");
+}
+
+#[test]
 fn check_starts_and_writes_nothing() {
     let place = Place::new(CONFIG);
     place.run(&["check"]).exits(0);
