@@ -140,6 +140,17 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Arguments that are none; the first paragraph says what is wrong with them, the others what to write.
+impl From<clap::Error> for Failure {
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let text = text.trim_end().trim_start_matches("error: ");
+        let (message, help) = text.split_once("\n\n").unwrap_or((text, ""));
+        let failure = Self::new(Exit::Usage, message);
+        if help.is_empty() { failure } else { failure.help(help.trim_start()) }
+    }
+}
+
 impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
         match error {

@@ -109,7 +109,10 @@ struct Context {
 /// Runs the command line that this process was started with.
 #[must_use]
 pub fn run() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(error),
+    };
     let output = Output::new(global.json, global.quiet);
     // An empty variable of the environment is one that is not set, as everywhere else.
     let config = global.config.filter(|path| !path.as_os_str().is_empty());
@@ -124,6 +127,15 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(output),
     }
+}
+
+/// Help that was asked for, or arguments that are wrong; where they ask for JSON, a refusal is JSON too.
+fn refuse(error: clap::Error) -> ExitCode {
+    let asks_for_json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if error.use_stderr() && asks_for_json {
+        return Failure::from(error).report(Output::new(true, false));
+    }
+    error.exit()
 }
 
 impl Context {

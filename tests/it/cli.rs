@@ -230,6 +230,17 @@ fn check_finds_programs_without_a_path_as_serve_does() {
 }
 
 #[test]
+fn wrong_values_are_told_with_what_to_write() {
+    let place = Place::new(CONFIG);
+    place.run(&["enqueue", "SEQ", "a", "--delay", "-5s"]).exits(2).says("a delay is not negative");
+    place.run(&["enqueue", "SEQ", "a", "--run-at", "2026-11-23"]).exits(2).says("write 2026-11-23T08:00:00Z");
+    let came = place.run(&["list", "--bogus", "--json"]).exits(2).prints_nothing();
+    let error: Value = serde_json::from_str(&came.stderr).unwrap();
+    assert_eq!((&error["error"], &error["exit_code"]), (&json!("unexpected argument '--bogus' found"), &json!(2)));
+    place.run(&["list", "--json", "--help"]).exits(0).prints("Usage: callsheet list");
+}
+
+#[test]
 fn check_starts_and_writes_nothing() {
     let place = Place::new(CONFIG);
     place.run(&["check"]).exits(0);
