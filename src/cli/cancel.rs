@@ -5,7 +5,9 @@ use serde_json::json;
 use super::failure::{Exit, Failure, Result};
 use super::list;
 use super::show::{job_id, no_such_job};
-use super::{Context, Output};
+use super::{Context, Output, live_workers};
+use crate::config::Config;
+use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{JobId, JobStatus};
 use crate::store::{CancelResult, JobFilter, Store};
 
@@ -42,7 +44,11 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let mut failures = Vec::new();
     for id in ids {
         let result = store.request_cancel(id).await?;
-        report(context.output, id, result)?;
+        let live = match result {
+            CancelResult::Requested | CancelResult::AlreadyRequested => has_live_worker(&config, &store, id).await?,
+            CancelResult::NotFound | CancelResult::NotPossible(_) | CancelResult::Cancelled => false,
+        };
+        report(context.output, id, result, live)?;
         match result {
             CancelResult::NotFound => failures.push(no_such_job(id)),
             // One that was chosen by its status and has ended since is none that anybody asked for.
@@ -81,15 +87,35 @@ async fn chosen(store: &Store, args: &Args) -> Result<Vec<JobId>> {
     }
 }
 
-fn report(output: Output, id: JobId, result: CancelResult) -> Result {
+/// Whether a worker is there that sees to this open job.
+async fn has_live_worker(config: &Config, store: &Store, id: JobId) -> Result<bool> {
+    let live = live_workers(store).await?;
+    // An embedded database has one service, which takes over what any before it left.
+    let owner = match config.database_url {
+        DatabaseUrl::Sqlite(_) => None,
+        DatabaseUrl::Postgres(_) => store.job(id).await?.and_then(|job| job.worker_id),
+    };
+    Ok(live.iter().any(|worker| owner.as_ref().is_none_or(|owner| *owner == worker.worker_id)))
+}
+
+/// Says what became of the request; `live` tells whether somebody is there to end the command of an open job.
+fn report(output: Output, id: JobId, result: CancelResult, live: bool) -> Result {
     let (word, text) = match result {
         CancelResult::NotFound => ("not_found", None),
         CancelResult::NotPossible(_) => ("not_possible", None),
         CancelResult::Cancelled => ("cancelled", Some("cancelled before it started")),
-        CancelResult::Requested => ("requested", Some("its command is being ended")),
-        CancelResult::AlreadyRequested => {
+        CancelResult::Requested if live => ("requested", Some("its command is being ended")),
+        CancelResult::Requested => (
+            "requested",
+            Some("the request is recorded, but no live worker was seen; its command is ended once one is back"),
+        ),
+        CancelResult::AlreadyRequested if live => {
             ("already_requested", Some("somebody had asked already; its command is being ended"))
         }
+        CancelResult::AlreadyRequested => (
+            "already_requested",
+            Some("somebody had asked already, but no live worker was seen; its command is ended once one is back"),
+        ),
     };
     if output.json {
         output.json(&json!({ "id": id.0, "result": word }))?;

@@ -67,6 +67,10 @@ fn invalid(context: &Context, error: crate::config::Error) -> Result<Failure> {
         context.output.json(&CheckJson { ok: false, problems, warnings: Vec::new() })?;
         return Ok(Failure::said(Exit::Usage));
     }
+    if let crate::config::Error::Invalid(complaints) = error {
+        let rest = "programs, directories and the database were not looked at yet";
+        return Ok(Failure::invalid(complaints, rest));
+    }
     Ok(error.into())
 }
 
@@ -134,7 +138,11 @@ impl Findings<'_> {
             && !directory.is_dir()
         {
             let key = format!("flows.{}.working_dir", flow.flow);
-            let state = if directory.exists() { "is no directory" } else { "does not exist" };
+            let state = match directory.ancestors().find(|ancestor| ancestor.exists()) {
+                Some(found) if found == directory => "is no directory".to_owned(),
+                Some(found) if !found.is_dir() => format!("can't exist, since {} is no directory", found.display()),
+                _ => "does not exist".to_owned(),
+            };
             let message = format!("the working_dir {} of {} {state}", directory.display(), flow.flow);
             self.problem(
                 &key,
@@ -147,21 +155,21 @@ impl Findings<'_> {
         let own_path = flow.env.iter().find(|(name, _)| name == "PATH");
         let path = match own_path {
             Some((_, template)) => template.as_plain().map(Into::into),
-            None => std::env::var_os("PATH"),
+            None => Some(std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())),
         };
         let (key, kind) = (format!("flows.{}.command", flow.flow), flow.flow.clone());
+        let is_relative = program.contains('/') && !program.starts_with('/');
         match find_program(program, directory, path) {
             Found::Executable => {}
             Found::NotExecutable(path) => {
                 let message = format!("the program {} of {kind} can't be executed by this user", path.display());
                 self.problem(&key, message, format!("chmod +x {}", path.display()));
             }
+            // Where its directory is wrong nothing can be said about the program.
+            Found::Nothing if is_relative && directory.is_some_and(|directory| !directory.is_dir()) => {}
             Found::Nothing if program.contains('/') => {
-                self.problem(
-                    &key,
-                    format!("the program {program:?} of {kind} does not exist"),
-                    "a relative path is relative to working_dir",
-                );
+                let help = if is_relative { "a relative path is relative to working_dir" } else { "check its path" };
+                self.problem(&key, format!("the program {program:?} of {kind} does not exist"), help);
             }
             Found::Nothing => {
                 let help = "install it, write its whole path, or set PATH for the service";
@@ -244,6 +252,9 @@ impl Findings<'_> {
         }
     }
 }
+
+/// Where programs are looked for without a `PATH`, as `process::spawn` does when it starts them.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 enum Found {
     Executable,

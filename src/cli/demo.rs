@@ -77,7 +77,7 @@ async fn serve(output: Output, config: Config, scratch: &Path) -> Result {
     if let Ok(mut hangup) = signal(SignalKind::hangup()) {
         tokio::spawn(async move {
             hangup.recv().await;
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+            stop();
         });
     }
     let service = Service::start(config, ServeOptions { migrate: true }).await?;
@@ -87,6 +87,11 @@ async fn serve(output: Output, config: Config, scratch: &Path) -> Result {
     let ended = service.run(&mut signals).await;
     teller.abort();
     Ok(ended?)
+}
+
+/// Ends this service as a signal from outside does.
+fn stop() {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
 }
 
 fn jobs() -> Result<Vec<NewJob>> {
@@ -117,11 +122,17 @@ fn greet(output: Output, address: Option<SocketAddr>, scratch: &Path) -> Result 
     Ok(())
 }
 
-/// Prints what becomes of the jobs, until the service ends.
+/// Prints what becomes of the jobs, until the service ends; ends it where nobody reads that any more.
 async fn tell(output: Output, store: Store, count: usize) {
     let mut seen: BTreeMap<JobId, (JobStatus, u32, u8)> = BTreeMap::new();
     let mut ended = 0;
-    loop {
+    let mut all_have_ended = false;
+    // Asked each time, not only heard from a write: a reader may leave when there is nothing more to tell.
+    while !output.is_unread() {
+        if all_have_ended {
+            tokio::time::sleep(POLL).await;
+            continue;
+        }
         let filter = JobFilter { limit: 1000, ..JobFilter::default() };
         // A look that failed is repeated; a terminal that is gone ends with its hangup.
         if let Ok(page) = store.list(&filter).await {
@@ -131,7 +142,9 @@ async fn tell(output: Output, store: Store, count: usize) {
                 let now = (row.status, row.attempt.0, quarters);
                 if seen.insert(row.id, now) != Some(now) {
                     ended += usize::from(row.status.is_final());
-                    let _ = tell_one(output, row);
+                    if tell_one(output, row).is_err() {
+                        return stop();
+                    }
                 }
             }
         }
@@ -139,10 +152,11 @@ async fn tell(output: Output, store: Store, count: usize) {
             output.note(
                 "\nall jobs have ended; the service runs on, and takes what `callsheet enqueue` gives it, until Ctrl-C",
             );
-            return;
+            all_have_ended = true;
         }
         tokio::time::sleep(POLL).await;
     }
+    stop();
 }
 
 fn tell_one(output: Output, row: &JobRow) -> std::io::Result<()> {

@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
     /// Not before this has passed, such as 10min
-    #[arg(long, value_name = "DUR", value_parser = delay, conflicts_with = "run_at")]
+    #[arg(long, value_name = "DUR", value_parser = delay, allow_hyphen_values = true, conflicts_with = "run_at")]
     delay: Option<Duration>,
     /// Not before this time, such as 2026-11-23T10:00:00Z
     #[arg(long, value_name = "RFC3339", value_parser = time)]
@@ -58,6 +58,9 @@ pub(super) struct Args {
 
 fn delay(text: &str) -> std::result::Result<Duration, String> {
     const TEN_YEARS: Duration = Duration::from_secs(10 * 31_557_600);
+    if text.starts_with('-') {
+        return Err("a delay is not negative; write 30s, 10min or 2d".to_owned());
+    }
     let delay = humantime::parse_duration(text).map_err(|error| format!("{error}; write 30s, 10min or 2d"))?;
     if delay > TEN_YEARS { Err("a delay is at most ten years".to_owned()) } else { Ok(delay) }
 }
@@ -65,7 +68,7 @@ fn delay(text: &str) -> std::result::Result<Duration, String> {
 fn time(text: &str) -> std::result::Result<Timestamp, String> {
     DateTime::parse_from_rfc3339(text)
         .map(|time| Timestamp::from_unix_millis(time.timestamp_millis()))
-        .map_err(|error| format!("{error}; write 2026-11-23T10:00:00Z, or +01:00 for Z"))
+        .map_err(|_| "a time has a date, an hour and a zone: write 2026-11-23T08:00:00Z, or +01:00 for Z".to_owned())
 }
 
 fn key(text: &str) -> std::result::Result<String, String> {

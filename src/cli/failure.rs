@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::output::Output;
-use crate::config::{self, Complaint};
+use crate::config::{self, Complaint, Complaints};
 use crate::{app, process, store};
 
 /// What a command came to.
@@ -42,6 +42,15 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Self { exit, message: message.into(), help: None, complaints: Vec::new(), unread: false }
+    }
+
+    /// A configuration that is wrong; `rest` says what was left undone for it.
+    pub(super) fn invalid(complaints: Complaints, rest: &str) -> Self {
+        let count = complaints.0.len();
+        let problems = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
+        let file = complaints.0.first().and_then(|complaint| complaint.place.as_ref());
+        let file = file.map(|place| place.file.display().to_string()).unwrap_or_default();
+        Self { complaints: complaints.0, ..Self::new(Exit::Usage, format!("{file} has {problems}; {rest}")) }
     }
 
     /// A failure that has been shown to the user in another way.
@@ -131,17 +140,21 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Arguments that are none; the first paragraph says what is wrong with them, the others what to write.
+impl From<clap::Error> for Failure {
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let text = text.trim_end().trim_start_matches("error: ");
+        let (message, help) = text.split_once("\n\n").unwrap_or((text, ""));
+        let failure = Self::new(Exit::Usage, message);
+        if help.is_empty() { failure } else { failure.help(help.trim_start()) }
+    }
+}
+
 impl From<config::Error> for Failure {
     fn from(error: config::Error) -> Self {
         match error {
-            config::Error::Invalid(complaints) => {
-                let count = complaints.0.len();
-                let problems = if count == 1 { "1 problem".to_owned() } else { format!("{count} problems") };
-                let file = complaints.0.first().and_then(|complaint| complaint.place.as_ref());
-                let file = file.map(|place| place.file.display().to_string()).unwrap_or_default();
-                let message = format!("{file} has {problems}; nothing was done");
-                Self { complaints: complaints.0, ..Self::new(Exit::Usage, message) }
-            }
+            config::Error::Invalid(complaints) => Self::invalid(complaints, "nothing was done"),
             config::Error::Nothing => Self::new(Exit::Usage, chain(&error))
                 .help("`callsheet init` writes a callsheet.toml to start from; --config PATH names another one"),
             config::Error::NotFound(_) => Self::new(Exit::Usage, chain(&error))

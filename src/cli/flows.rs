@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::failure::Result;
-use super::output::{age, one_line};
+use super::output::{age, cut};
 use crate::clock;
 use crate::http::json::rfc3339;
 use crate::store::FlowState;
@@ -67,7 +67,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         };
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![
-            Cell::new(one_line(name)),
+            Cell::new(cut(name, 40)),
             Cell::new(json.concurrency.map(|count| count.to_string()).unwrap_or_default()),
             Cell::new(json.pending),
             Cell::new(json.runnable),

@@ -4,7 +4,7 @@ use comfy_table::Cell;
 
 use super::Context;
 use super::failure::Result;
-use super::output::{age, duration_of, one_line};
+use super::output::{age, columns, cut, duration_of};
 use crate::clock;
 use crate::domain::{JobId, JobStatus, Timestamp};
 use crate::http::json::JobsJson;
@@ -61,25 +61,69 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
         return Ok(());
     }
     let now = clock::now();
-    let rows = page.rows.iter().map(|row| {
-        vec![
-            Cell::new(row.id),
-            Cell::new(one_line(&row.job_type)),
-            Cell::new(one_line(&row.identifier)),
-            output.status(row.status),
-            Cell::new(row.attempt),
-            Cell::new(row.progress.map(|progress| format!("{progress}%")).unwrap_or_default()),
-            Cell::new(age(row.created_time, now)),
-            Cell::new(ran(row, now)),
-            Cell::new(detail(row, now)),
-        ]
+    let mut lines: Vec<Vec<String>> = page.rows.iter().map(|row| line(row, now)).collect();
+    let header = fit(&mut lines, output.terminal_width().map(usize::from));
+    let rows = page.rows.iter().zip(lines).map(|(row, line)| {
+        let cell = |(index, text)| if index == STATUS { output.status(row.status) } else { Cell::new(text) };
+        line.into_iter().enumerate().map(cell).collect()
     });
-    let header = ["ID", "TYPE", "IDENTIFIER", "STATUS", "ATTEMPT", "PROGRESS", "AGE", "RAN", "DETAIL"];
-    output.table(&header, &["ID", "ATTEMPT", "PROGRESS", "AGE", "RAN"], rows.collect())?;
+    output.table_of_lines(header, &["ID", "ATTEMPT", "PROGRESS", "AGE", "RAN"], rows.collect())?;
     if let Some(cursor) = page.next_cursor {
         output.note(format_args!("there are more: --cursor {cursor}"));
     }
     Ok(())
+}
+
+const HEADER: [&str; 9] = ["ID", "TYPE", "IDENTIFIER", "STATUS", "ATTEMPT", "PROGRESS", "AGE", "RAN", "DETAIL"];
+const TYPE: usize = 1;
+const IDENTIFIER: usize = 2;
+const STATUS: usize = 3;
+const DETAIL: usize = 8;
+
+/// How wide a type or an identifier is at most shown, wherever the table goes to, in columns.
+const WIDEST: usize = 40;
+
+/// How narrow a terminal may make them.
+const NARROWEST: usize = 12;
+
+/// The cells of a job, in the order of [`HEADER`].
+fn line(row: &JobRow, now: Timestamp) -> Vec<String> {
+    vec![
+        row.id.to_string(),
+        cut(&row.job_type, WIDEST),
+        cut(&row.identifier, WIDEST),
+        row.status.to_string(),
+        row.attempt.to_string(),
+        row.progress.map(|progress| format!("{progress}%")).unwrap_or_default(),
+        age(row.created_time, now),
+        ran(row, now),
+        detail(row, now),
+    ]
+}
+
+/// Cuts the cells so that each job keeps to one line of `width` columns, and gives the header of what is left: the
+/// details give way first, and go where nothing of them would fit; then identifiers, then types.
+fn fit(lines: &mut [Vec<String>], width: Option<usize>) -> &'static [&'static str] {
+    const GAP: usize = 2;
+    let Some(width) = width else { return &HEADER };
+    let widest = |lines: &[Vec<String>], index: usize| {
+        lines.iter().map(|line| columns(&line[index])).chain([HEADER[index].len()]).max().unwrap_or(0)
+    };
+    let used: usize = (0..DETAIL).map(|index| widest(lines, index) + GAP).sum();
+    if used + HEADER[DETAIL].len() <= width {
+        lines.iter_mut().for_each(|line| line[DETAIL] = cut(&line[DETAIL], width - used));
+        return &HEADER;
+    }
+    // After the last column there is nothing to keep a distance from.
+    let mut over = (used - GAP).saturating_sub(width);
+    for index in [IDENTIFIER, TYPE] {
+        let now = widest(lines, index);
+        let then = now.saturating_sub(over).max(NARROWEST.min(now));
+        lines.iter_mut().for_each(|line| line[index] = cut(&line[index], then));
+        over -= now - then;
+    }
+    lines.iter_mut().for_each(|line| line.truncate(DETAIL));
+    &HEADER[..DETAIL]
 }
 
 fn ran(row: &JobRow, now: Timestamp) -> String {
@@ -101,6 +145,39 @@ fn detail(row: &JobRow, now: Timestamp) -> String {
         (_, Some(message)) => message.clone(),
         _ => String::new(),
     };
-    let cut: String = one_line(&text).chars().take(60).collect();
-    if cut.chars().count() < text.chars().count() { format!("{cut}…") } else { cut }
+    cut(&text, 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines() -> Vec<Vec<String>> {
+        let line = |identifier: &str, detail: &str| {
+            let kind = "SCREEN_REPLACEMENT_GENERATION";
+            ["17", kind, identifier, "PROGRESS", "1", "40%", "5m", "4m 10s", detail].map(str::to_owned).to_vec()
+        };
+        vec![line("abc", "frame 12 of 30"), line("a-much-longer-identifier", "")]
+    }
+
+    fn widths(width: Option<usize>) -> (usize, usize) {
+        let mut lines = lines();
+        let header = fit(&mut lines, width);
+        assert!(lines.iter().all(|line| line.len() == header.len()));
+        let widest =
+            |index: usize| lines.iter().map(|line| columns(&line[index])).max().unwrap().max(header[index].len());
+        (header.len(), (0..header.len()).map(|index| widest(index) + 2).sum::<usize>() - 2)
+    }
+
+    #[test]
+    fn a_job_keeps_to_one_line_of_the_terminal() {
+        let (columns, whole) = widths(None);
+        assert_eq!((columns, widths(Some(whole))), (9, (9, whole)));
+        assert_eq!(widths(Some(whole - 3)), (9, whole - 3), "the details are cut");
+        for width in [80, 90, 100] {
+            let (columns, fitted) = widths(Some(width));
+            assert!(columns == 8 && fitted <= width, "{fitted} columns on {width}");
+        }
+        assert_eq!(widths(Some(10)), widths(Some(20)), "less than a least width nothing is cut to");
+    }
 }

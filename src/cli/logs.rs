@@ -1,6 +1,8 @@
 //! `logs`: what a run's command wrote.
 
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -83,11 +85,13 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             run.worker_id.as_deref().unwrap_or("unknown")
         )));
     }
-    let mut printers = Vec::new();
-    for stream in args.stream.all() {
-        let reader = LogReader::open(&directory, *stream);
-        printers.push(Printer::new(context.output, reader, *stream, args.stream == Streams::Both));
-    }
+    let readers: Vec<_> =
+        args.stream.all().iter().map(|stream| (*stream, LogReader::open(&directory, *stream))).collect();
+    let wrote = |reader: &LogReader| reader.read(0, 1).is_ok_and(|chunk| !chunk.bytes.is_empty());
+    let both = readers.len() > 1 && readers.iter().all(|(_, reader)| wrote(reader));
+    let titles = Rc::new(Titles { both, last: Cell::new(None) });
+    let printer = |(stream, reader)| Printer::new(context.output, reader, stream, Rc::clone(&titles));
+    let mut printers: Vec<Printer> = readers.into_iter().map(printer).collect();
     for printer in &mut printers {
         printer.first(args.tail)?;
     }
@@ -160,21 +164,35 @@ async fn follow(store: &Store, run: &RunRow, printers: &mut [Printer]) -> Result
     }
 }
 
+/// Which stream a terminal shows, so that each change of it is told, and nothing where there is only one.
+struct Titles {
+    /// Whether both streams have something to show from the start.
+    both: bool,
+    /// The stream that was shown last.
+    last: Cell<Option<Stream>>,
+}
+
+impl Titles {
+    /// Whether what is shown next, of this stream, needs its title.
+    fn wants(&self, stream: Stream) -> bool {
+        self.last.replace(Some(stream)).map_or(self.both, |last| last != stream)
+    }
+}
+
 /// Prints one stream of a run from where it stands.
 struct Printer {
     output: Output,
     reader: LogReader,
     stream: Stream,
-    /// Whether a terminal needs to be told which stream this is.
-    titled: bool,
+    titles: Rc<Titles>,
     offset: u64,
     /// What has been read and not printed, since its last line is not whole.
     held: Vec<u8>,
 }
 
 impl Printer {
-    fn new(output: Output, reader: LogReader, stream: Stream, titled: bool) -> Self {
-        Self { output, reader, stream, titled, offset: 0, held: Vec::new() }
+    fn new(output: Output, reader: LogReader, stream: Stream, titles: Rc<Titles>) -> Self {
+        Self { output, reader, stream, titles, offset: 0, held: Vec::new() }
     }
 
     fn first(&mut self, tail: Option<usize>) -> Result {
@@ -227,7 +245,7 @@ impl Printer {
             let offset = self.offset.saturating_sub((self.held.len() + lines.len()) as u64);
             return Ok(self.output.json(&json!({ "stream": self.stream.as_str(), "offset": offset, "text": text }))?);
         }
-        if self.titled {
+        if self.titles.wants(self.stream) {
             let title = format!("==> {} <==", self.stream.as_str());
             self.output.line(self.output.bold(&title))?;
         }
@@ -246,4 +264,20 @@ impl Printer {
 
 fn unreadable(error: std::io::Error) -> Failure {
     Failure::new(Exit::Failed, format!("can't read the logs: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_tells_a_change_of_the_stream() {
+        use Stream::{Stderr, Stdout};
+        let titled = |both, streams: &[Stream]| {
+            let titles = Titles { both, last: Cell::new(None) };
+            streams.iter().map(|stream| titles.wants(*stream)).collect::<Vec<_>>()
+        };
+        assert_eq!(titled(false, &[Stdout, Stdout, Stderr, Stderr, Stdout]), [false, false, true, false, true]);
+        assert_eq!(titled(true, &[Stdout, Stderr, Stderr]), [true, true, false]);
+    }
 }

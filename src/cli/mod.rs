@@ -19,6 +19,7 @@ mod wait;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -26,7 +27,7 @@ use self::failure::{Exit, Failure, Result};
 use self::output::Output;
 use crate::config::{Config, Overrides};
 use crate::domain::database_url::DatabaseUrl;
-use crate::store::{self, Store, Use};
+use crate::store::{self, Store, Use, WorkerRow, WorkerState};
 
 /// Runs the rows of a jobs table as supervised commands
 ///
@@ -108,7 +109,10 @@ struct Context {
 /// Runs the command line that this process was started with.
 #[must_use]
 pub fn run() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+    let Cli { global, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(error),
+    };
     let output = Output::new(global.json, global.quiet);
     // An empty variable of the environment is one that is not set, as everywhere else.
     let config = global.config.filter(|path| !path.as_os_str().is_empty());
@@ -123,6 +127,15 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(output),
     }
+}
+
+/// Help that was asked for, or arguments that are wrong; where they ask for JSON, a refusal is JSON too.
+fn refuse(error: clap::Error) -> ExitCode {
+    let asks_for_json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if error.use_stderr() && asks_for_json {
+        return Failure::from(error).report(Output::new(true, false));
+    }
+    error.exit()
 }
 
 impl Context {
@@ -172,6 +185,17 @@ async fn open_for_service(config: &Config) -> Result<Store> {
         make_private_directory(directory)?;
     }
     Ok(Store::connect(&config.database_url, Use::Service).await?)
+}
+
+/// The workers that have shown a sign of life lately and have not ended, by the clock of the database.
+async fn live_workers(store: &Store) -> Result<Vec<WorkerRow>> {
+    /// A live service writes its `heartbeat_time` three times in this long.
+    const SILENCE: Duration = Duration::from_secs(30);
+    let now = store.now().await?;
+    let mut workers = store.workers().await?;
+    workers
+        .retain(|worker| worker.state != WorkerState::Stopped.as_str() && now.since(worker.heartbeat_time) <= SILENCE);
+    Ok(workers)
 }
 
 fn make_private_directory(directory: &std::path::Path) -> Result {

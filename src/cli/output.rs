@@ -39,6 +39,15 @@ impl Output {
         io::stdout().is_terminal()
     }
 
+    /// Whether standard output is a pipe whose reader has gone, which a write would only find out later.
+    pub(super) fn is_unread(self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let stdout = io::stdout();
+        let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut asked, Some(&now)).is_ok_and(|_| asked[0].revents().contains(PollFlags::ERR))
+    }
+
     /// One line of what was asked for.
     pub(super) fn line(self, text: impl Display) -> Printed {
         self.raw(format!("{text}\n").as_bytes())
@@ -76,9 +85,26 @@ impl Output {
         let mut table = Table::new();
         table.load_style(NOTHING).set_header(header.to_vec());
         // Fitted to the terminal, unless that would leave columns of one letter.
-        if self.is_terminal() && table.width().is_some_and(|width| width >= NARROWEST) {
-            table.set_content_arrangement(ContentArrangement::Dynamic);
+        if let Some(width) = self.terminal_width().filter(|width| *width >= NARROWEST) {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
         }
+        self.print_table(table, header, right, rows)
+    }
+
+    /// The same with every row on one line, which is longer than a narrow terminal where nothing more can be left out.
+    pub(super) fn table_of_lines(self, header: &[&str], right: &[&str], rows: Vec<Vec<Cell>>) -> Printed {
+        let mut table = Table::new();
+        table.load_style(NOTHING).set_header(header.to_vec());
+        self.print_table(table, header, right, rows)
+    }
+
+    /// How many characters fit on a line; `None` where standard output is no terminal.
+    pub(super) fn terminal_width(self) -> Option<u16> {
+        // Asked of a table that is not told whether it may be coloured, since that is no matter of the layout.
+        if self.is_terminal() { Table::new().width() } else { None }
+    }
+
+    fn print_table(self, mut table: Table, header: &[&str], right: &[&str], rows: Vec<Vec<Cell>>) -> Printed {
         if self.colour {
             table.enforce_styling();
         } else {
@@ -141,6 +167,46 @@ pub(super) fn duration_of(milliseconds: i64) -> String {
     }
 }
 
+/// The text on one line as [`one_line`] shows it, with `…` for what does not fit in `width` columns.
+pub(super) fn cut(text: &str, width: usize) -> String {
+    // What made safe has no more than one line of a few columns need not be read to its end.
+    let enough = text.char_indices().nth(width.saturating_mul(8)).map_or(text, |(end, _)| &text[..end]);
+    let shown = one_line(enough);
+    if columns(&shown) <= width && enough.len() == text.len() {
+        return shown;
+    }
+    let mut room = width.saturating_sub(1);
+    let fits = |character: &char| {
+        let left = room.checked_sub(columns_of(*character));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let mut cut: String = shown.chars().take_while(fits).collect();
+    cut.push('…');
+    cut
+}
+
+/// How many columns of a terminal the text takes.
+pub(super) fn columns(text: &str) -> usize {
+    text.chars().map(columns_of).sum()
+}
+
+/// Two for the scripts and symbols that terminals show wide (UAX #11, by block), one for all others.
+fn columns_of(character: char) -> usize {
+    match character {
+        '\u{1100}'..='\u{115f}'
+        | '\u{2e80}'..='\u{a4cf}'
+        | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}'
+        | '\u{fe30}'..='\u{fe6f}'
+        | '\u{ff00}'..='\u{ff60}'
+        | '\u{ffe0}'..='\u{ffe6}'
+        | '\u{1f300}'..='\u{1faff}'
+        | '\u{20000}'..='\u{3fffd}' => 2,
+        _ => 1,
+    }
+}
+
 /// The text on one line, with nothing in it that could move a terminal's cursor or turn its direction.
 pub(super) fn one_line(text: &str) -> String {
     many_lines(text).replace(['\n', '\t'], " ")
@@ -164,6 +230,14 @@ mod tests {
             [7, 1_550, 61_000, 4_800_000, 176_400_000].map(duration_of),
             ["7ms", "1.5s", "1m 1s", "1h 20m", "2d 1h"]
         );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut() {
+        assert_eq!([cut("abcd", 4), cut("abcde", 4), cut("", 4)], ["abcd", "abc…", ""]);
+        assert_eq!(cut("映画の", 6), "映画の");
+        assert_eq!(cut("映画の最後", 6), "映画…");
+        assert_eq!(cut(&"a".repeat(200_000), 40).chars().count(), 40);
     }
 
     #[test]

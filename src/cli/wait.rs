@@ -7,12 +7,12 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Context;
 use super::failure::{Exit, Failure, Result};
 use super::output::{duration_of, one_line};
+use super::{Context, live_workers};
 use crate::domain::{JobId, JobStatus};
 use crate::http::json::JobJson;
-use crate::store::{JobRow, Store, WorkerRow, WorkerState};
+use crate::store::{JobRow, Store, WorkerState};
 
 /// How long to wait between two looks where nothing has told of a change.
 const POLL: Duration = Duration::from_millis(250);
@@ -61,7 +61,8 @@ struct Watch<'a> {
     bar: ProgressBar,
     began: tokio::time::Instant,
     any_started: bool,
-    wondered: bool,
+    /// When to ask next whether there is a service; `None` once it has been said that there is none.
+    wonder_at: Option<tokio::time::Instant>,
 }
 
 #[derive(PartialEq)]
@@ -79,9 +80,9 @@ impl<'a> Watch<'a> {
         let target = if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(length), target);
         let template = if single {
-            "{elapsed_precise} [{bar:30}] {pos}% {msg}"
+            "{elapsed_precise} [{bar:30}] {pos}% {wide_msg}"
         } else {
-            "{elapsed_precise} [{bar:30}] {pos}/{len} {msg}"
+            "{elapsed_precise} [{bar:30}] {pos}/{len} {wide_msg}"
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
@@ -95,7 +96,7 @@ impl<'a> Watch<'a> {
             bar,
             began: tokio::time::Instant::now(),
             any_started: false,
-            wondered: false,
+            wonder_at: Some(tokio::time::Instant::now() + PATIENCE),
         }
     }
 
@@ -164,12 +165,15 @@ impl<'a> Watch<'a> {
 
     /// Says so once, where nothing seems to be there that could run the jobs.
     async fn wonder(&mut self, store: &Store) -> Result {
-        if self.any_started || self.wondered || self.began.elapsed() < PATIENCE {
+        let now = tokio::time::Instant::now();
+        if self.any_started || self.wonder_at.is_none_or(|time| now < time) {
             return Ok(());
         }
-        self.wondered = true;
-        let is_there = |worker: &WorkerRow| worker.state == WorkerState::Active.as_str();
-        if !store.workers().await?.iter().any(is_there) {
+        // Again later: a service that has just died looks alive for a while.
+        self.wonder_at = Some(now + PATIENCE);
+        // One that drains claims nothing more.
+        if !live_workers(store).await?.iter().any(|worker| worker.state == WorkerState::Active.as_str()) {
+            self.wonder_at = None;
             let hint = "no worker seems to be running; the jobs wait until `callsheet serve` is started";
             self.bar.suspend(|| self.context.output.note(hint));
         }

@@ -163,7 +163,7 @@ schedule = \"* * * *\"
             "11:8: the flow x has no `command`",
             "11:8: the job types X and x would both use the task queue name \"x\"",
             "12:12: \"* * * *\" is no cron line of five fields (minute, hour, day of month, month, day of week): \
-             Invalid pattern: Pattern must have 5 fields when seconds are disallowed.",
+             it has 4",
         ]
     );
 }

@@ -276,10 +276,12 @@ impl Validator<'_> {
             }
             taken.extend(queues.map(|queue| (queue, flow.clone())));
             let Some(command) = &merged.command else {
-                self.notes
-                    .add(name.span(), format!("the flow {flow} has no `command`"))
-                    .help("write command = [\"program\", \"--id\", \"{identifier}\"]")
-                    .missing();
+                if !merged.command_refused {
+                    self.notes
+                        .add(name.span(), format!("the flow {flow} has no `command`"))
+                        .help("write command = [\"program\", \"--id\", \"{identifier}\"]")
+                        .missing();
+                }
                 continue;
             };
             self.place(
@@ -628,6 +630,7 @@ impl Flow {
         let inherited = inherited.cloned().collect::<Vec<_>>();
         env.extend(inherited);
         Self {
+            command_refused: self.command_refused || defaults.command_refused,
             command: either(self.command, &defaults.command),
             working_dir: either(self.working_dir, &defaults.working_dir),
             env,

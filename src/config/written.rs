@@ -37,6 +37,8 @@ pub(super) struct Token {
 #[derive(Clone, Default)]
 pub(super) struct Flow {
     pub(super) command: Field<Vec<Spanned<String>>>,
+    /// There is a `command` that is no list, which has been complained about.
+    pub(super) command_refused: bool,
     pub(super) working_dir: Field<String>,
     pub(super) env: Vec<(Spanned<String>, Spanned<String>)>,
     pub(super) schedule: Field<String>,
@@ -306,6 +308,7 @@ impl<'t, 'i> Table<'t, 'i> {
             let words = values.iter().filter_map(|value| self.as_string("command", value, COMMAND)).collect();
             flow.command = Some(Spanned::new(span, words));
         }
+        flow.command_refused = flow.command.is_none() && self.get("command").is_some();
         if let Some(mut retry) = self.table("retry", &format!("[{path}.retry]")) {
             flow.maximum_attempts = retry.integer("maximum_attempts");
             flow.initial_interval = retry.string("initial_interval", DURATION);

@@ -5,6 +5,7 @@
 use chrono::{DateTime, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::Cron;
+use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
 
 use super::Timestamp;
@@ -45,12 +46,8 @@ impl Schedule {
     /// Where the line is not five fields, never comes due, or the zone is unknown.
     pub fn new(line: &str, timezone: &str) -> Result<Self, InvalidSchedule> {
         let timezone = timezone.parse::<Tz>().map_err(|_| InvalidSchedule::UnknownTimezone(timezone.to_owned()))?;
-        let cron = CronParser::builder()
-            .seconds(Seconds::Disallowed)
-            .year(Year::Disallowed)
-            .build()
-            .parse(line)
-            .map_err(|error| InvalidSchedule::Syntax { line: line.to_owned(), reason: error.to_string() })?;
+        let cron = parse(line)
+            .map_err(|error| InvalidSchedule::Syntax { line: line.to_owned(), reason: reason(line, &error) })?;
         let schedule = Self { line: line.to_owned(), cron, timezone };
         // From a fixed day, so that whether a configuration is valid does not depend on when it is read.
         if schedule.next_after(Timestamp::from_unix_millis(0)).is_none() {
@@ -80,6 +77,42 @@ impl Schedule {
     pub fn is_due(&self, last: Timestamp, now: Timestamp) -> bool {
         self.next_after(last).is_some_and(|next| next <= now)
     }
+}
+
+fn parse(line: &str) -> Result<Cron, CronError> {
+    CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build().parse(line)
+}
+
+/// What is wrong with a line, and in which field, which the parser does not tell.
+fn reason(line: &str, error: &CronError) -> String {
+    const FIELDS: [&str; 5] = ["minute", "hour", "day of month", "month", "day of week"];
+    let written: Vec<&str> = line.split_whitespace().collect();
+    if written.first().is_none_or(|first| first.starts_with('@')) {
+        return said(error);
+    }
+    if written.len() != FIELDS.len() {
+        return format!("it has {}", written.len());
+    }
+    // Alone among fields that are right, the wrong one gives itself away.
+    let wrong = FIELDS.iter().zip(&written).enumerate().find_map(|(index, (name, text))| {
+        let mut alone = ["*"; FIELDS.len()];
+        alone[index] = text;
+        Some((name, text, parse(&alone.join(" ")).err()?))
+    });
+    match wrong {
+        Some((name, text, error)) => format!("the {name}, {text:?}: {}", said(&error)),
+        None => said(error),
+    }
+}
+
+/// The parser's words without its own names for things.
+fn said(error: &CronError) -> String {
+    let text = match error {
+        CronError::ComponentError(text) if text.contains("out of bounds") => "one of its numbers is out of bounds",
+        CronError::ComponentError(text) | CronError::InvalidPattern(text) | CronError::IllegalCharacters(text) => text,
+        _ => &error.to_string(),
+    };
+    text.trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]
@@ -112,6 +145,16 @@ mod tests {
         assert!(matches!(Schedule::new("61 * * * *", "UTC"), Err(InvalidSchedule::Syntax { .. })));
         assert!(matches!(Schedule::new("0 0 31 2 *", "UTC"), Err(InvalidSchedule::NeverDue(_))));
         assert!(matches!(Schedule::new("* * * * *", "Mars/Olympus"), Err(InvalidSchedule::UnknownTimezone(_))));
+    }
+
+    #[test]
+    fn a_wrong_line_is_told_by_its_field() {
+        let said =
+            |line| Schedule::new(line, "UTC").unwrap_err().to_string().split_once("week): ").unwrap().1.to_owned();
+        assert_eq!(said("0 25 * * *"), "the hour, \"25\": one of its numbers is out of bounds");
+        assert_eq!(said("* * 40 13 *"), "the day of month, \"40\": one of its numbers is out of bounds");
+        assert_eq!(said("* * *"), "it has 3");
+        assert!(said("* * * * tuesdayish").starts_with("the day of week, \"tuesdayish\": "));
     }
 
     proptest! {

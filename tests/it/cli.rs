@@ -9,6 +9,7 @@ use callsheet::domain::run::{Next, Usage};
 use callsheet::domain::{FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::process::run_dir;
 use callsheet::store::{Claim, Due, NewJob, ProgressNote, Settlement, Started, Store, Use, Write, Written};
+use sea_orm::{ConnectionTrait, Database};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -198,6 +199,48 @@ fn check_prints_every_problem_with_its_place() {
 }
 
 #[test]
+fn check_says_one_thing_about_each_mistake() {
+    let place = Place::new("[flows.A]\ncommand = \"echo hi\"\nschedule = \"0 25 * * *\"\n");
+    let came = place.run(&["check"]).exits(2);
+    let came = came
+        .says("`command` must be a list of texts, not a text")
+        .says("the hour, \"25\": one of its numbers is out of bounds")
+        .says("has 2 problems; programs, directories and the database were not looked at yet");
+    assert!(!came.stderr.contains("Component error"), "{}", came.stderr);
+    place.run(&["list"]).exits(2).says("has 2 problems; nothing was done");
+    std::fs::write(place.path("file"), "").unwrap();
+    let config = "\
+[flows.A]
+command = [\"/nowhere/program\"]
+[flows.B]
+command = [\"./program\"]
+working_dir = \"file/below\"
+";
+    std::fs::write(place.path("callsheet.toml"), config).unwrap();
+    let came = place.run(&["check"]).exits(2).says("found 2 problems");
+    let came = came.says("the program \"/nowhere/program\" of A does not exist").says("/file is no directory");
+    assert!(!came.stderr.contains("relative to working_dir"), "{}", came.stderr);
+}
+
+#[test]
+fn check_finds_programs_without_a_path_as_serve_does() {
+    let place = Place::new("[flows.A]\ncommand = [\"sh\"]\n");
+    came(place.command(&["check"]).env_remove("PATH")).exits(0);
+    came(place.command(&["check"]).env("PATH", "/nowhere")).exits(2).says("is not in any directory of PATH");
+}
+
+#[test]
+fn wrong_values_are_told_with_what_to_write() {
+    let place = Place::new(CONFIG);
+    place.run(&["enqueue", "SEQ", "a", "--delay", "-5s"]).exits(2).says("a delay is not negative");
+    place.run(&["enqueue", "SEQ", "a", "--run-at", "2026-11-23"]).exits(2).says("write 2026-11-23T08:00:00Z");
+    let came = place.run(&["list", "--bogus", "--json"]).exits(2).prints_nothing();
+    let error: Value = serde_json::from_str(&came.stderr).unwrap();
+    assert_eq!((&error["error"], &error["exit_code"]), (&json!("unexpected argument '--bogus' found"), &json!(2)));
+    place.run(&["list", "--json", "--help"]).exits(0).prints("Usage: callsheet list");
+}
+
+#[test]
 fn check_starts_and_writes_nothing() {
     let place = Place::new(CONFIG);
     place.run(&["check"]).exits(0);
@@ -332,6 +375,16 @@ fn list_filters_and_pages_newest_first() {
     assert_eq!(cells[0], ["ID", "TYPE", "IDENTIFIER", "STATUS", "ATTEMPT", "PROGRESS", "AGE", "RAN", "DETAIL"]);
     assert_eq!(cells[1][..5], ["4", "PAR", "d", "PENDING", "0"]);
     assert!(!table.contains('\u{1b}'), "no colour but on a terminal");
+}
+
+#[tokio::test]
+async fn a_table_cuts_what_is_too_long_and_json_does_not() {
+    let place = Place::new(CONFIG);
+    let long = "x".repeat(200_000);
+    place.store().await.enqueue(&[new_job(&long)]).await.unwrap();
+    let table = place.run(&["list"]).exits(0).prints(&format!("  {}…  PENDING", "x".repeat(39))).stdout;
+    assert!(table.lines().all(|line| line.len() < 200), "{}", &table[..500]);
+    assert_eq!(place.json(&["--json", "list"])["jobs"][0]["identifier"], json!(long));
 }
 
 #[test]
@@ -603,6 +656,43 @@ async fn waiting_for_many_prints_each_as_json() {
     assert_eq!(ended, [(1, "COMPLETED".to_owned()), (2, "CANCELLED".to_owned())]);
 }
 
+/// Adds a worker, and makes its last sign of life so many seconds old.
+async fn add_worker(place: &Place, store: &Store, age: u32) {
+    let worker = callsheet::store::Worker {
+        worker: "hand".parse().unwrap(),
+        incarnation: "1".to_owned(),
+        hostname: "here".to_owned(),
+        version: "1".to_owned(),
+    };
+    store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
+    let foreign = Database::connect(format!("sqlite://{}", place.database())).await.unwrap();
+    let sql = format!("UPDATE workers SET heartbeat_time = heartbeat_time - {age} * 1000");
+    foreign.execute_unprepared(&sql).await.unwrap();
+}
+
+#[tokio::test]
+async fn cancelling_a_running_job_says_whether_a_worker_lives() {
+    let place = Place::new(CONFIG);
+    place.run(&["enqueue", "SEQ", "a"]).exits(0);
+    let hand = Hand::new(&place).await;
+    hand.start().await;
+    add_worker(&place, &hand.store, 40).await;
+    place.run(&["cancel", "1"]).exits(0).prints("1: the request is recorded, but no live worker was seen");
+    add_worker(&place, &hand.store, 0).await;
+    place.run(&["cancel", "1"]).exits(0).prints("1: somebody had asked already; its command is being ended");
+}
+
+#[tokio::test]
+async fn waiting_without_a_live_worker_says_so() {
+    let place = Place::new(CONFIG);
+    let store = place.store().await;
+    add_worker(&place, &store, 40).await;
+    let mut command = place.command(&["enqueue", "SEQ", "a", "--wait"]);
+    let came = command.timeout(Duration::from_secs(5)).output().unwrap();
+    let said = String::from_utf8(came.stderr).unwrap();
+    assert!(said.contains("no worker seems to be running"), "{said}");
+}
+
 /// The live processes that have the demo's scratch directory in their command line, environment or open files.
 fn touching(directory: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -652,6 +742,21 @@ async fn the_demo_leaves_nothing_behind() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     drop(std::io::read_to_string(output));
     assert!(demo.wait().unwrap().success());
+    assert!(!Path::new(&scratch).exists(), "{scratch} is still there");
+    eventually("every process of the demo to be gone", async || touching(&scratch).is_empty()).await;
+}
+
+#[tokio::test]
+async fn the_demo_ends_when_nobody_reads_it() {
+    let (mut demo, output, scratch) = demo_with("PROGRESS");
+    drop(output);
+    let mut ended = None;
+    eventually("the demo to end", async || {
+        ended = demo.try_wait().unwrap();
+        ended.is_some()
+    })
+    .await;
+    assert!(ended.unwrap().success());
     assert!(!Path::new(&scratch).exists(), "{scratch} is still there");
     eventually("every process of the demo to be gone", async || touching(&scratch).is_empty()).await;
 }
