@@ -1,17 +1,17 @@
 //! The service's side: ordering runs from the zygote, and following their shims.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 
 use super::link::{LARGEST_ORDER, LARGEST_REPORT, Order, ToService, ToShim};
-use super::run_dir::{self, Ended, FORMAT, JOURNAL, Look, Record, SpecRecord};
+use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
 use super::{cgroup, spawn, tree};
@@ -42,14 +42,8 @@ pub(super) struct Launcher {
 
 /// A run on its way to the zygote, or refused on the way.
 enum Launched {
-    /// The order is kept until the shim has answered, in case the zygote dies with it.
-    Ordered {
-        link: OwnedFd,
-        order: Vec<u8>,
-    },
-    Refused {
-        reason: String,
-    },
+    Ordered { link: OwnedFd },
+    Refused { reason: String },
 }
 
 impl Launcher {
@@ -57,7 +51,12 @@ impl Launcher {
     pub(super) fn open(runs: &Path, executable: PathBuf) -> Result<Self, Error> {
         let failed = |source| Error::RunsDirectory { path: runs.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(runs).map_err(failed)?;
-        run_dir::refuse_foreign(runs, &runs.symlink_metadata().map_err(failed)?)?;
+        let found = runs.symlink_metadata().map_err(failed)?;
+        run_dir::refuse_foreign(runs, &found)?;
+        if found.permissions().mode() & 0o022 != 0 {
+            // Whoever can rename a run's directory could make it look as if it had never started.
+            return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
+        }
         Ok(Self { executable, boot_id: run_dir::boot_id(), zygote: Mutex::new(None) })
     }
 
@@ -66,7 +65,7 @@ impl Launcher {
         let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec)).await;
         let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
         Ok(match launched {
-            Launched::Ordered { link, order } => self.follow(run_dir, token, Some(link), Some(order)),
+            Launched::Ordered { link } => self.follow(run_dir, token, Some(link)),
             Launched::Refused { reason } => {
                 let (reports, receiver) = mpsc::unbounded_channel();
                 // The receiver is right here, so this can't fail.
@@ -93,7 +92,7 @@ impl Launcher {
         let sent =
             serde_json::to_vec(&order).map_err(|error| SendError::Zygote(started(error.into()))).and_then(|order| {
                 let link = self.send(&order, journal.descriptor())?;
-                Ok(Launched::Ordered { link, order })
+                Ok(Launched::Ordered { link })
             });
         match sent {
             Ok(launched) => Ok(launched),
@@ -157,20 +156,6 @@ impl Launcher {
         }
     }
 
-    /// Sends an order again whose zygote died with it; only for runs that were found never to have started.
-    fn send_again(&self, run_dir: &Path, order: &[u8]) -> Result<OwnedFd, Error> {
-        let path = run_dir.join(JOURNAL);
-        let failed = |source: io::Error| Error::RunFile { action: "lock", path: path.clone(), source };
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-        let file = options.open(&path).map_err(failed)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
-        self.send(order, &file).map_err(|error| match error {
-            SendError::Zygote(error) => error,
-            SendError::TooLong => Error::Zygote { action: "reached", source: Errno::MSGSIZE.into() },
-        })
-    }
-
     pub(super) async fn inspect(self: &Arc<Self>, run_dir: PathBuf, token: &RunToken) -> Result<Evidence, Error> {
         let begun = tokio::time::Instant::now();
         let mut pause = FIRST_PAUSE;
@@ -185,7 +170,7 @@ impl Launcher {
                     }
                     let link = connect_to_shim(&run_dir).ok();
                     if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
-                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, None)));
+                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link)));
                     }
                 }
             }
@@ -205,24 +190,11 @@ impl Launcher {
         removed.await.map_err(|error| failed(error.into()))?.map_err(failed)
     }
 
-    fn follow(
-        self: &Arc<Self>,
-        run_dir: PathBuf,
-        token: RunToken,
-        link: Option<OwnedFd>,
-        order: Option<Vec<u8>>,
-    ) -> RunLink {
+    fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>) -> RunLink {
         let (reports, receiver) = mpsc::unbounded_channel();
         let level = watch::Sender::new(StopLevel::Run);
-        let follower = Follower {
-            launcher: Arc::clone(self),
-            run_dir,
-            token,
-            reports,
-            wanted: level.subscribe(),
-            order,
-            started: false,
-        };
+        let follower =
+            Follower { launcher: Arc::clone(self), run_dir, token, reports, wanted: level.subscribe(), started: false };
         tokio::spawn(follower.run(link));
         RunLink { reports: receiver, control: RunControl { level } }
     }
@@ -343,8 +315,6 @@ struct Follower {
     token: RunToken,
     reports: mpsc::UnboundedSender<RunReport>,
     wanted: watch::Receiver<StopLevel>,
-    /// What to send again if the zygote dies with it; `None` from the first answer on.
-    order: Option<Vec<u8>>,
     /// Whether `Started` was reported: a shim repeats it to every new connection.
     started: bool,
 }
@@ -408,7 +378,6 @@ impl Follower {
     }
 
     fn pass_on(&mut self, message: ToService) -> Goes {
-        self.order = None;
         let (report, goes) = match message {
             ToService::Started { pid, time_ms } => {
                 if std::mem::replace(&mut self.started, true) {
@@ -445,7 +414,6 @@ impl Follower {
                     self.report(RunReport::LinkLost { reason: "its run directory is gone".to_owned() });
                     return None;
                 }
-                Ok(Look::Free(Ended::NeverStarted)) if self.order.is_some() => return self.order_again().await,
                 Ok(Look::Free(ended)) => {
                     self.report(ended.into());
                     return None;
@@ -473,22 +441,6 @@ impl Follower {
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
-
-    /// Once more to a new zygote, since the old one died with the order unread.
-    async fn order_again(&mut self) -> Option<OwnedFd> {
-        let order = self.order.take()?;
-        let (launcher, run_dir) = (Arc::clone(&self.launcher), self.run_dir.clone());
-        let sent = tokio::task::spawn_blocking(move || launcher.send_again(&run_dir, &order)).await;
-        match sent {
-            Ok(Ok(link)) => Some(link),
-            Ok(Err(error)) => {
-                self.report(RunReport::SpawnFailed { reason: error.to_string() });
-                None
-            }
-            // The runtime is being shut down.
-            Err(_) => None,
         }
     }
 }

@@ -43,7 +43,7 @@ pub struct Segment {
 
 impl Segment {
     fn end(self) -> u64 {
-        self.offset + self.length
+        self.offset.saturating_add(self.length)
     }
 }
 
@@ -154,7 +154,8 @@ impl LogReader {
         let total = self.total_length()?;
         let mut chunk = Chunk { offset: total, bytes: Vec::new() };
         let mut at = total.saturating_sub(LONGEST);
-        loop {
+        // No further than it reached at first: a command may write faster than anybody reads.
+        while at < total {
             let next = self.read(at, usize::MAX)?;
             if next.bytes.is_empty() {
                 break;

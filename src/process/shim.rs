@@ -331,7 +331,8 @@ impl Shim {
         let mut anybody_left = false;
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if pid == self.command => self.command_ended(status),
+                // Once only: an orphan may be given the number of a command that is gone.
+                Ok(Some((pid, status))) if pid == self.command && self.ended.is_none() => self.command_ended(status),
                 Ok(Some(_)) | Err(Errno::INTR) => {}
                 Ok(None) => {
                     anybody_left = true;
@@ -526,14 +527,16 @@ impl Shim {
         };
         let record = Record::Verdict((&verdict).into());
         let message = ToService::Ended((&verdict).into());
+        let (mut appended, mut told) = (false, false);
         loop {
+            appended = appended || journal.append(&record).is_ok();
+            told = told || self.report(&message);
             // A service that has been told commits it to its database within the millisecond, and a sync here would hold
             // that commit up, since both wait for the same disk. Should it die first, the journal has the verdict; should
             // the machine die first too, nobody can say how the command ended, as if that had come a moment earlier.
-            // Without a service only the disk can keep the verdict, so it is synced. Where that fails (a full disk) it is
-            // tried again, and the lock keeps everybody from thinking that the run is lost.
-            let appended = journal.append(&record);
-            if self.report(&message) || appended.and_then(|()| journal.sync()).is_ok() {
+            // Without a service only the disk can keep the verdict, so it is synced. Until the journal has it (a full
+            // disk) it is tried again, and the lock keeps everybody from thinking that the run is lost.
+            if appended && (told || journal.sync().is_ok()) {
                 break;
             }
             let pause = timespec(VERDICT_PAUSE);
@@ -590,6 +593,8 @@ fn listening_socket(run_dir: &Path) -> std::io::Result<OwnedFd> {
     let directory = rustix::fs::open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    // Whatever the command may have put in its place.
+    let _ = rustix::fs::unlinkat(&directory, CONTROL_SOCKET, rustix::fs::AtFlags::empty());
     bind(&socket, &SocketAddrUnix::new(spawn::path_through(&directory, CONTROL_SOCKET))?)?;
     listen(&socket, 8)?;
     Ok(socket)

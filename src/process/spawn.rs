@@ -300,7 +300,7 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
             argument,
         )
     };
-    Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(io::Error::last_os_error)
+    if pid == -1 { Err(io::Error::last_os_error()) } else { Pid::from_raw(pid).ok_or_else(io::Error::last_os_error) }
 }
 
 /// In the new process: everything up to the exec; returns only where something failed. Allocates nothing.
