@@ -77,7 +77,7 @@ const ACTION: &str = "watch for changes";
 /// When to look again after the files have changed. A commit writes the log before it becomes visible, and becoming
 /// visible (a change of shared memory, after an fsync where the client wants one) is no event.
 const LOOK_AFTER: [Duration; 8] = [
-    Duration::from_millis(1),
+    LOOK_SOON,
     Duration::from_millis(1),
     Duration::from_millis(2),
     Duration::from_millis(4),
@@ -86,6 +86,9 @@ const LOOK_AFTER: [Duration; 8] = [
     Duration::from_millis(120),
     Duration::from_millis(320),
 ];
+/// How long after the first event to look, in quiet times and while this store itself commits.
+const LOOK_SOON: Duration = Duration::from_millis(1);
+const LOOK_LATER: Duration = Duration::from_millis(5);
 /// How often to look without any event: where the directory can't be watched, and as a safety net where it can.
 const LOOK_ANYWAY_UNWATCHED: Duration = Duration::from_millis(500);
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
@@ -98,11 +101,15 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
     }
     let anyway = if watcher.is_ok() { LOOK_ANYWAY } else { LOOK_ANYWAY_UNWATCHED };
     let mut step = LOOK_AFTER.len();
+    let mut first_look = LOOK_SOON;
     loop {
         let pause = LOOK_AFTER.get(step).copied().unwrap_or(anyway);
+        if step == LOOK_AFTER.len() {
+            first_look = LOOK_SOON;
+        }
         if step == 0 {
-            // However fast the files change, there is at most one look a millisecond.
-            sleep(pause).await;
+            // However fast the files change, there are not more looks than this.
+            sleep(first_look).await;
             step = 1;
         } else {
             match timeout(pause, touched.notified()).await {
@@ -115,7 +122,11 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
             && now != version
         {
             version = now;
+            first_look = LOOK_SOON;
             wake.notify_one();
+        } else {
+            // Most likely our own commits, which each look holds up a little.
+            first_look = LOOK_LATER;
         }
     }
 }
