@@ -86,9 +86,11 @@ const LOOK_AFTER: [Duration; 8] = [
     Duration::from_millis(120),
     Duration::from_millis(320),
 ];
-/// How long after the first event to look, in quiet times and while this store itself commits.
+/// How long after the first event to look; later once so many looks in a row have found nothing, since then it is this
+/// store itself that commits all the time, and each look holds its next commit up a little.
 const LOOK_SOON: Duration = Duration::from_millis(1);
 const LOOK_LATER: Duration = Duration::from_millis(5);
+const MANY_IN_VAIN: u32 = 32;
 /// How often to look without any event: where the directory can't be watched, and as a safety net where it can.
 const LOOK_ANYWAY_UNWATCHED: Duration = Duration::from_millis(500);
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
@@ -101,15 +103,16 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
     }
     let anyway = if watcher.is_ok() { LOOK_ANYWAY } else { LOOK_ANYWAY_UNWATCHED };
     let mut step = LOOK_AFTER.len();
-    let mut first_look = LOOK_SOON;
+    let mut in_vain: u32 = 0;
     loop {
         let pause = LOOK_AFTER.get(step).copied().unwrap_or(anyway);
         if step == LOOK_AFTER.len() {
-            first_look = LOOK_SOON;
+            in_vain = 0;
         }
         if step == 0 {
             // However fast the files change, there are not more looks than this.
-            sleep(first_look).await;
+            sleep(if in_vain < MANY_IN_VAIN { LOOK_SOON } else { LOOK_LATER }).await;
+            in_vain = in_vain.saturating_add(1);
             step = 1;
         } else {
             match timeout(pause, touched.notified()).await {
@@ -122,11 +125,8 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
             && now != version
         {
             version = now;
-            first_look = LOOK_SOON;
+            in_vain = 0;
             wake.notify_one();
-        } else {
-            // Most likely our own commits, which each look holds up a little.
-            first_look = LOOK_LATER;
         }
     }
 }
