@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use super::job::JobMessage;
 use super::job_supervisor::JobSupervisorMessage;
 use super::recovery::RecoveryMessage;
 use super::root::{RootActor, RootArgs, RootMessage};
-use super::scheduler::SchedulerMessage;
-use super::status::StatusMessage;
-use super::{Health, Launcher, Launches, Port, Shared};
-use crate::clock::{Clock as _, SystemClock};
+use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
+use super::status::{StatusActor, StatusArgs, StatusMessage};
+use super::{Health, Launcher, Launches, Port, Reply, Shared};
+use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::{Metrics, Role};
 use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
-use crate::store::{Due, NewJob, Store, WorkerNote, Write};
+use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
 
 /// No fact takes longer to come about, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -521,4 +521,111 @@ async fn a_flow_that_keeps_failing_takes_down_only_itself() {
     })
     .await;
     assert!(world.actor(Role::Root).is_some() && world.actor(Role::Status).is_some());
+}
+
+/// A clock that a test sets.
+#[derive(Clone, Default)]
+struct SetClock(Arc<AtomicI64>);
+
+impl Clock for SetClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_unix_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+/// Stands for a dispatcher, and counts how often it is woken.
+struct Probe;
+
+impl Actor for Probe {
+    type Msg = DispatcherMessage;
+    type State = Arc<AtomicU32>;
+    type Arguments = Arc<AtomicU32>;
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<DispatcherMessage>,
+        wakes: Arc<AtomicU32>,
+    ) -> Result<Arc<AtomicU32>, ractor::ActorProcessingErr> {
+        Ok(wakes)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<DispatcherMessage>,
+        message: DispatcherMessage,
+        wakes: &mut Arc<AtomicU32>,
+    ) -> Result<(), ractor::ActorProcessingErr> {
+        wakes.fetch_add(u32::from(matches!(message, DispatcherMessage::Wake)), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
+    const MINUTE: i64 = 60_000;
+    let world = World::new(1).await;
+    let clock = SetClock::default();
+    clock.0.store(10 * MINUTE + 1, Ordering::Relaxed);
+    let old = &world.args.shared;
+    let shared = Shared {
+        store: old.store.clone(),
+        launcher: Arc::clone(&old.launcher),
+        clock: Arc::new(clock.clone()),
+        metrics: Arc::new(Metrics::new("test").unwrap()),
+        worker: old.worker.clone(),
+        status: Port::default(),
+        launches: Launches::default(),
+        health: Health::default(),
+        changed: Arc::default(),
+        draining: AtomicBool::new(false),
+    };
+    let (shared, wakes, port) = (Arc::new(shared), Arc::new(AtomicU32::new(0)), Port::default());
+    let (probe, _) = Actor::spawn(None, Probe, Arc::clone(&wakes)).await.unwrap();
+    port.connect(probe.clone(), shared.metrics.mailbox(Role::Dispatcher));
+    let args = SchedulerArgs { shared: Arc::clone(&shared), flow: Arc::clone(&world.args.flows[0]), dispatcher: port };
+    let (scheduler, _) = Actor::spawn(None, SchedulerActor, args).await.unwrap();
+
+    // In the same minute, in the next, an hour back, and in the minute after that.
+    for (time, woken) in [(10 * MINUTE + 2, 0), (11 * MINUTE, 1), (-49 * MINUTE, 1), (-48 * MINUTE, 2)] {
+        clock.0.store(time, Ordering::Relaxed);
+        scheduler.cast(SchedulerMessage::Tick).unwrap();
+        eventually("the tick", async || {
+            let seen = format!("timestamp_seconds{{type=\"{}\"}} {}\n", world.flow, time as f64 / 1_000.0);
+            shared.metrics.encode().unwrap().contains(&seen)
+        })
+        .await;
+        eventually("the wake-up", async || wakes.load(Ordering::Relaxed) == woken).await;
+    }
+    scheduler.stop(None);
+    probe.stop(None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_queues_up_while_a_transaction_is_in_flight_shares_the_next() {
+    let store = Store::in_memory().await.unwrap();
+    let args = StatusArgs {
+        store,
+        port: Port::default(),
+        gate: Arc::default(),
+        metrics: Arc::new(Metrics::new("test").unwrap()),
+        health: Health::default(),
+        changed: Arc::default(),
+    };
+    let (status, _) = Actor::spawn(None, StatusActor, args.clone()).await.unwrap();
+    let in_flight = args.gate.lock().await;
+    let answers = Arc::new(AtomicU32::new(0));
+    for n in 0..10 {
+        let answered = Arc::clone(&answers);
+        let reply = Reply::new(move |answer: Option<Vec<Written>>| {
+            answered.fetch_add(u32::from(answer.is_some()), Ordering::Relaxed);
+        });
+        let flow = format!("FLOW_{n}").parse().unwrap();
+        assert!(args.port.cast(StatusMessage::Write(vec![Write::RegisterFlows(vec![flow])], reply)));
+    }
+    assert_eq!(answers.load(Ordering::Relaxed), 0, "nothing is acknowledged before its commit");
+    drop(in_flight);
+    eventually("every answer", async || answers.load(Ordering::Relaxed) == 10).await;
+    let batches = args.metrics.store_batches();
+    assert!(batches <= 3, "ten writes took {batches} transactions");
+    status.stop(None);
 }
