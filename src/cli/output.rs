@@ -7,7 +7,8 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use serde::Serialize;
 
-use crate::domain::{JobStatus, Timestamp};
+use crate::domain::JobStatus;
+pub(super) use crate::http::words::{age, duration_of};
 use crate::process::text::made_safe;
 
 /// How to print.
@@ -140,33 +141,6 @@ impl Output {
     }
 }
 
-/// How long ago `time` was, with its one largest unit, such as `5m`; `in 5m` where it lies ahead.
-pub(super) fn age(time: Timestamp, now: Timestamp) -> String {
-    if time > now { format!("in {}", rough(time.since(now).as_secs())) } else { rough(now.since(time).as_secs()) }
-}
-
-fn rough(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-/// A length of time with its two largest units, such as `1h 20m` or `350ms`.
-pub(super) fn duration_of(milliseconds: i64) -> String {
-    let milliseconds = u64::try_from(milliseconds).unwrap_or(0);
-    let (seconds, rest) = (milliseconds / 1000, milliseconds % 1000);
-    match seconds {
-        0 => format!("{rest}ms"),
-        1..60 => format!("{seconds}.{}s", rest / 100),
-        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
-    }
-}
-
 /// The text on one line as [`one_line`] shows it, with `…` for what does not fit in `width` columns.
 pub(super) fn cut(text: &str, width: usize) -> String {
     // What made safe has no more than one line of a few columns need not be read to its end.
@@ -220,17 +194,6 @@ pub(super) fn many_lines(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_shown_roughly() {
-        let at = Timestamp::from_unix_millis;
-        let ages = [(0, 59_000), (0, 61_000), (0, 7_200_000), (0, 400_000_000), (90_000, 0)];
-        assert_eq!(ages.map(|(time, now)| age(at(time), at(now))), ["59s", "1m", "2h", "4d", "in 1m"]);
-        assert_eq!(
-            [7, 1_550, 61_000, 4_800_000, 176_400_000].map(duration_of),
-            ["7ms", "1.5s", "1m 1s", "1h 20m", "2d 1h"]
-        );
-    }
 
     #[test]
     fn what_does_not_fit_is_cut() {

@@ -3,6 +3,7 @@
 //! The address is bound early, before anything is changed, and served once the actors run.
 
 pub mod json;
+pub mod words;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

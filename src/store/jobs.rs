@@ -313,7 +313,11 @@ impl Store {
         self.in_time(ACTION, query).await
     }
 
-    async fn rows<T>(&self, query: &SelectStatement, read: fn(&Row<'_>) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    pub(super) async fn rows<T>(
+        &self,
+        query: &SelectStatement,
+        read: fn(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Vec<T>, Error> {
         const ACTION: &str = "read rows";
         let query = async {
             let results: Vec<QueryResult> = self.reader().query_all(query).await.doing(ACTION)?;
@@ -327,7 +331,7 @@ const ENQUEUE: &str = "enqueue jobs";
 const CANCEL: &str = "cancel a job";
 
 /// All columns of a table, its texts in the shape that [`Row::text`] reads.
-fn select<E: EntityTrait>(dialect: Dialect) -> SelectStatement {
+pub(super) fn select<E: EntityTrait>(dialect: Dialect) -> SelectStatement {
     let mut query = Query::select();
     query.from(E::default());
     for column in E::Column::iter() {
@@ -354,7 +358,7 @@ pub(super) fn entity_status(status: JobStatus) -> jobs::Status {
     }
 }
 
-fn job_row(row: &Row<'_>) -> Result<JobRow, Error> {
+pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow, Error> {
     Ok(JobRow {
         id: row.job("id")?,
         job_type: row.some_text("type")?,

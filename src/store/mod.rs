@@ -6,9 +6,11 @@
 mod claim;
 mod error;
 mod jobs;
+mod overview;
 mod read;
 mod runs;
 mod schema;
+mod search;
 mod sql;
 mod wake;
 mod write;
@@ -27,7 +29,9 @@ use sea_orm::{
 use tokio::sync::watch;
 
 pub use error::Error;
+pub use overview::*;
 pub use read::*;
+pub use search::*;
 pub use wake::Wakes;
 pub use write::*;
 

@@ -15,6 +15,7 @@ mod cli;
 mod ends;
 mod http;
 mod order;
+mod overview;
 mod process_layer;
 mod progress;
 mod recovery;
