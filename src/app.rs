@@ -191,6 +191,7 @@ impl Service {
         store.check_schema().await?;
         let processes = Processes::open(&config.data_dir)?;
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
+        metrics.this_worker(&worker, &hostname());
         let server = match config.http.listen {
             Some(address) => Some(http::Server::bind(address).await?),
             None => None,
@@ -403,6 +404,10 @@ async fn retired_flows(store: &Store, worker: &WorkerId, config: &Config) -> Res
     Ok(flows)
 }
 
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 async fn register<'a>(
     store: &Store,
     worker: &WorkerId,
@@ -411,11 +416,10 @@ async fn register<'a>(
     let mut incarnation = [0; 8];
     getrandom::fill(&mut incarnation)?;
     let incarnation = format!("{:016x}", u64::from_be_bytes(incarnation));
-    let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let this = Worker {
         worker: worker.clone(),
         incarnation: incarnation.clone(),
-        hostname,
+        hostname: hostname(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     store.apply(&[Write::RegisterFlows(flows.cloned().collect()), Write::RegisterWorker(this)]).await?;

@@ -1,9 +1,12 @@
 //! Every metric's name, labels and meaning (CONTRACT §7), and the one place that names `prometheus`.
 //!
-//! Labels are bounded: flow types from the configuration, statuses, outcomes, actor roles. Never a job or a run.
+//! Labels are bounded: flow types from the configuration, statuses, outcomes, actor roles, workers that live. Never a job
+//! or a run. A scrape reads memory only: what the database and the disk say is kept here by tasks that look now and then,
+//! and what grows with time (the age of the oldest waiting job) is told for the moment of the scrape.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
@@ -12,7 +15,8 @@ use prometheus::{
 };
 
 use crate::domain::run::Usage;
-use crate::domain::{FlowType, JobStatus, Outcome, Timestamp};
+use crate::domain::{FlowType, JobStatus, Outcome, Timestamp, WorkerId};
+use crate::store;
 
 /// From 10 ms to two days at readable edges: what a command may take.
 const RUN_SECONDS: [f64; 16] = [
@@ -37,6 +41,10 @@ const MEMORY_BYTES: [f64; 10] = [
     274_877_906_944.0,
 ];
 const BATCH_SIZES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 512.0];
+/// A worker that has been silent for so long is gone, and its series ends; an alert had its time until then.
+const WORKER_GONE: Duration = Duration::from_secs(3_600);
+/// The most workers that get a series of their own, whatever stands in the table.
+const MOST_WORKERS: usize = 200;
 
 /// The part of an actor's name that a label may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,6 +152,52 @@ pub struct Metrics {
     store_write: Histogram,
     store_batch: Histogram,
     store_errors: IntCounterVec,
+    launch_failures: IntCounterVec,
+    flow_up: IntGaugeVec,
+    flow_paused: IntGaugeVec,
+    flow_concurrency: IntGaugeVec,
+    longest_run: GaugeVec,
+    run_timeout_used: GaugeVec,
+    unserved_jobs: IntGauge,
+    backlog_read: Gauge,
+    store_up: IntGauge,
+    worker_info: IntGaugeVec,
+    worker_silence: GaugeVec,
+    disk_free: Gauge,
+    disk_size: Gauge,
+    seen: Mutex<Seen>,
+}
+
+/// What the gauges that change with time are told from.
+#[derive(Debug, Default)]
+struct Seen {
+    flows: BTreeSet<FlowType>,
+    oldest_pending: BTreeMap<FlowType, Timestamp>,
+    runs: HashMap<u64, SeenRun>,
+    next_run: u64,
+    workers: BTreeMap<String, Timestamp>,
+}
+
+#[derive(Debug)]
+struct SeenRun {
+    flow: FlowType,
+    /// Since when its command runs, and how long it may.
+    command: Option<(Timestamp, Duration)>,
+}
+
+/// How a flow's queue stands in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Rows that wait, delayed ones included.
+    pub pending: u64,
+    /// Claimed rows.
+    pub inqueue: u64,
+    /// Running rows.
+    pub progress: u64,
+    /// Since when the row that has waited longest could have run; `None` where none waits.
+    pub oldest: Option<Timestamp>,
+    /// Whether it is paused.
+    pub paused: bool,
 }
 
 /// Why the metrics could not be made or shown: two of one name, or a name that Prometheus does not take.
@@ -183,13 +237,27 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
+        let plain_gauge = |name: &str, help: &str| {
+            let metric = Gauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let plain_int_gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
         let run_cpu = CounterVec::new(
-            Opts::new("callsheet_run_cpu_seconds_total", "CPU seconds that ended runs used, by mode: user or system."),
+            Opts::new(
+                "callsheet_run_cpu_seconds_total",
+                "CPU time that ended runs used, in seconds, by mode: user or system; retries count too.",
+            ),
             &["type", "mode"],
         )?;
         registry.register(Box::new(run_cpu.clone()))?;
         let build_info = Gauge::with_opts(
-            Opts::new("callsheet_build_info", "Always 1; the label holds the version.").const_label("version", version),
+            Opts::new("callsheet_build_info", "Always 1; the label holds the version of the running service.")
+                .const_label("version", version),
         )?;
         build_info.set(1.0);
         registry.register(Box::new(build_info))?;
@@ -198,38 +266,46 @@ impl Metrics {
         let metrics = Self {
             transitions: counter(
                 "callsheet_job_transitions_total",
-                "Status changes of jobs that this worker wrote, by the status changed to.",
+                "Status changes of jobs that this worker wrote, by the status changed to; a retry is one to PENDING.",
                 &["type", "to"],
             )?,
-            jobs: int_gauge("callsheet_jobs", "Jobs that have not ended, by status.", &["type", "status"])?,
+            jobs: int_gauge(
+                "callsheet_jobs",
+                "Jobs in the database that have not ended, by status, of all workers; read at most every half second and at least every 15 s.",
+                &["type", "status"],
+            )?,
             oldest_pending: gauge(
                 "callsheet_oldest_pending_seconds",
-                "How long the oldest job that could run has been waiting; 0 where none waits.",
+                "How long the oldest job that could run has been waiting, in seconds at the moment of the scrape; 0 where none waits.",
                 &["type"],
             )?,
             queue_wait: histogram(
                 "callsheet_queue_wait_seconds",
-                "From the moment a job could run to the start of its command.",
+                "From the moment a job could run (its run_at) to the start of its command, in seconds; an observation an attempt.",
                 &["type"],
                 &RUN_SECONDS,
             )?,
             run_duration: histogram(
                 "callsheet_run_duration_seconds",
-                "How long a command ran, by outcome of the run.",
+                "How long a command ran, in seconds, by outcome of the run; an observation an attempt, 0 where it could not be started.",
                 &["type", "outcome"],
                 &RUN_SECONDS,
             )?,
-            runs_in_progress: int_gauge("callsheet_runs_in_progress", "Runs that this worker watches now.", &["type"])?,
+            runs_in_progress: int_gauge(
+                "callsheet_runs_in_progress",
+                "Runs that this worker watches now: launching, running or being settled.",
+                &["type"],
+            )?,
             dispatch_latency: histogram(
                 "callsheet_dispatch_latency_seconds",
-                "From noticing that there may be work to the exec of the command that came of it.",
+                "From noticing that there may be work to the exec of the command that came of it, in seconds.",
                 &["type"],
                 &SERVICE_SECONDS,
             )?,
             run_cpu,
             run_max_rss: histogram(
                 "callsheet_run_max_rss_bytes",
-                "Largest resident set of any process of a run.",
+                "Largest resident set of any one process of an ended run, in bytes.",
                 &["type"],
                 &MEMORY_BYTES,
             )?,
@@ -240,15 +316,19 @@ impl Metrics {
             )?,
             heartbeat_timeouts: counter(
                 "callsheet_heartbeat_timeouts_total",
-                "Times that a run went unconfirmed for longer than its heartbeat_timeout.",
+                "Times that a run went unconfirmed in the store for longer than its heartbeat_timeout; its command runs on.",
                 &["type"],
             )?,
             recovered_runs: counter(
                 "callsheet_recovered_runs_total",
-                "Open runs without an owner that were settled, by what was found.",
+                "Open runs without an owner that were looked into, by what was found: reattached, finished_while_away, never_started or lost.",
                 &["type", "verdict"],
             )?,
-            scheduler_ticks: counter("callsheet_scheduler_ticks_total", "Ticks of a flow's schedule.", &["type"])?,
+            scheduler_ticks: counter(
+                "callsheet_scheduler_ticks_total",
+                "Times that a flow's schedule was due and the scheduler woke the dispatcher.",
+                &["type"],
+            )?,
             scheduler_last_tick: gauge(
                 "callsheet_scheduler_last_tick_timestamp_seconds",
                 "When a flow's scheduler last looked at its schedule, in seconds since the Unix epoch.",
@@ -256,47 +336,149 @@ impl Metrics {
             )?,
             actor_restarts: counter(
                 "callsheet_actor_restarts_total",
-                "Actors restarted by their supervisors.",
+                "Actors that failed and were started again, by role.",
                 &["actor"],
             )?,
             mailbox_depth: int_gauge(
                 "callsheet_mailbox_depth",
-                "Messages that wait in an actor's mailbox.",
+                "Messages that wait in the mailboxes of the actors of a role.",
                 &["actor"],
             )?,
             store_write: plain_histogram(
                 "callsheet_store_write_seconds",
-                "How long one transaction of status writes took.",
+                "How long one committed transaction of status writes took, in seconds.",
                 &COMMIT_SECONDS,
             )?,
             store_batch: plain_histogram(
                 "callsheet_store_batch_size",
-                "Writes that shared one transaction.",
+                "Status writes that shared one committed transaction.",
                 &BATCH_SIZES,
             )?,
             store_errors: counter(
                 "callsheet_store_errors_total",
-                "Transactions that failed, by kind of failure.",
+                "Transactions of status writes that failed and are tried again, by kind of failure.",
                 &["kind"],
             )?,
+            launch_failures: counter(
+                "callsheet_launch_failures_total",
+                "Commands that could not be launched for reasons of this service or its machine (a full disk, no more processes), and are tried again.",
+                &["type"],
+            )?,
+            flow_up: int_gauge(
+                "callsheet_flow_up",
+                "1 while a flow's actors run, 0 while the flow has failed and waits to be started again.",
+                &["type"],
+            )?,
+            flow_paused: int_gauge(
+                "callsheet_flow_paused",
+                "1 while a flow is paused and nothing of it is claimed.",
+                &["type"],
+            )?,
+            flow_concurrency: int_gauge(
+                "callsheet_flow_concurrency",
+                "How many runs of a flow there may be at once over all workers, from the configuration.",
+                &["type"],
+            )?,
+            longest_run: gauge(
+                "callsheet_longest_run_seconds",
+                "How long the command that runs for the longest time has been running, in seconds at the moment of the scrape; 0 where none runs.",
+                &["type"],
+            )?,
+            run_timeout_used: gauge(
+                "callsheet_run_timeout_used_ratio",
+                "The largest part of its time limit that a running command has used, 0 to 1, at the moment of the scrape; 0 where none runs.",
+                &["type"],
+            )?,
+            unserved_jobs: plain_int_gauge(
+                "callsheet_unserved_jobs",
+                "Jobs that have not ended and whose type no flow of this worker has.",
+            )?,
+            backlog_read: plain_gauge(
+                "callsheet_backlog_read_timestamp_seconds",
+                "When the gauges of the backlog were last read from the database, in seconds since the Unix epoch.",
+            )?,
+            store_up: plain_int_gauge(
+                "callsheet_store_up",
+                "1 where the last use of the database succeeded, 0 where it failed; an idle service uses it every 10 s.",
+            )?,
+            worker_info: int_gauge(
+                "callsheet_worker_info",
+                "Always 1; the labels say which worker this is and on which host.",
+                &["worker_id", "hostname"],
+            )?,
+            worker_silence: gauge(
+                "callsheet_worker_silence_seconds",
+                "How long ago a worker that has not stopped last showed a sign of life, in seconds at the moment of the scrape, for every worker of the database; the series ends an hour after the last one.",
+                &["worker_id"],
+            )?,
+            disk_free: plain_gauge(
+                "callsheet_runs_disk_free_bytes",
+                "Space that this service may still use on the file system of the run directories, in bytes.",
+            )?,
+            disk_size: plain_gauge(
+                "callsheet_runs_disk_size_bytes",
+                "Size of the file system of the run directories, in bytes.",
+            )?,
+            seen: Mutex::default(),
             registry,
         };
         for role in Role::ALL {
             metrics.actor_restarts.with_label_values(&[role.as_str()]);
         }
+        for kind in store::Error::KINDS {
+            metrics.store_errors.with_label_values(&[kind]);
+        }
         Ok(metrics)
     }
 
-    /// The text that Prometheus scrapes, in format 0.0.4.
+    /// The text that Prometheus scrapes, in format 0.0.4. Waits for nothing: neither the database nor the disk is asked.
     ///
     /// # Errors
     /// Where a metric can't be encoded.
     pub fn encode(&self) -> Result<String, Error> {
+        self.encode_at(crate::clock::now())
+    }
+
+    fn encode_at(&self, now: Timestamp) -> Result<String, Error> {
+        self.tell_time(now);
         Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
     }
 
+    /// Sets the gauges that grow by themselves.
+    fn tell_time(&self, now: Timestamp) {
+        let seen = self.seen();
+        let mut flows: BTreeMap<&FlowType, (i64, Duration, f64)> =
+            seen.flows.iter().map(|flow| (flow, (0, Duration::ZERO, 0.0))).collect();
+        for run in seen.runs.values() {
+            // A flow that is being removed has its series for as long as it has runs.
+            let (count, longest, used) = flows.entry(&run.flow).or_default();
+            *count += 1;
+            if let Some((since, limit)) = run.command {
+                let ran = now.since(since);
+                *longest = ran.max(*longest);
+                *used = (ran.as_secs_f64() / limit.as_secs_f64().max(0.001)).max(*used);
+            }
+        }
+        for (flow, (count, longest, used)) in flows {
+            let oldest = seen.oldest_pending.get(flow).map_or(Duration::ZERO, |oldest| now.since(*oldest));
+            let flow = flow.as_str();
+            self.runs_in_progress.with_label_values(&[flow]).set(count);
+            self.longest_run.with_label_values(&[flow]).set(longest.as_secs_f64());
+            self.run_timeout_used.with_label_values(&[flow]).set(used);
+            self.oldest_pending.with_label_values(&[flow]).set(oldest.as_secs_f64());
+        }
+        for (worker, heartbeat) in &seen.workers {
+            self.worker_silence.with_label_values(&[worker]).set(now.since(*heartbeat).as_secs_f64());
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a flow's series appear with zeroes, so that a rate over the first event is no gap.
-    pub fn add_flow(&self, flow: &FlowType) {
+    pub fn add_flow(&self, flow: &FlowType, concurrency: u32) {
+        self.seen().flows.insert(flow.clone());
         let flow = flow.as_str();
         for status in JobStatus::ALL {
             self.transitions.with_label_values(&[flow, status.as_str()]);
@@ -313,28 +495,115 @@ impl Metrics {
         for mode in ["user", "system"] {
             self.run_cpu.with_label_values(&[flow, mode]);
         }
-        self.oldest_pending.with_label_values(&[flow]);
+        self.flow_concurrency.with_label_values(&[flow]).set(i64::from(concurrency));
         self.queue_wait.with_label_values(&[flow]);
-        self.runs_in_progress.with_label_values(&[flow]);
         self.dispatch_latency.with_label_values(&[flow]);
         self.run_max_rss.with_label_values(&[flow]);
         self.heartbeats.with_label_values(&[flow]);
         self.heartbeat_timeouts.with_label_values(&[flow]);
         self.scheduler_ticks.with_label_values(&[flow]);
-        self.scheduler_last_tick.with_label_values(&[flow]);
+        self.launch_failures.with_label_values(&[flow]);
+        self.flow_up.with_label_values(&[flow]);
+        self.flow_paused.with_label_values(&[flow]);
+    }
+
+    /// Ends every series of a flow that is configured no longer and has no runs.
+    pub fn remove_flow(&self, flow: &FlowType) {
+        let mut seen = self.seen();
+        seen.flows.remove(flow);
+        seen.oldest_pending.remove(flow);
+        let flow = flow.as_str();
+        // That a series was not there is as good: every answer of a removal is let go.
+        for status in JobStatus::ALL {
+            let _ = self.transitions.remove_label_values(&[flow, status.as_str()]);
+            let _ = self.jobs.remove_label_values(&[flow, status.as_str()]);
+        }
+        for outcome in Outcome::ALL {
+            let _ = self.run_duration.remove_label_values(&[flow, outcome.as_str()]);
+        }
+        for verdict in RecoveryVerdict::ALL {
+            let _ = self.recovered_runs.remove_label_values(&[flow, verdict.as_str()]);
+        }
+        for mode in ["user", "system"] {
+            let _ = self.run_cpu.remove_label_values(&[flow, mode]);
+        }
+        for gauges in [&self.oldest_pending, &self.scheduler_last_tick, &self.longest_run, &self.run_timeout_used] {
+            let _ = gauges.remove_label_values(&[flow]);
+        }
+        for gauges in [&self.runs_in_progress, &self.flow_up, &self.flow_paused, &self.flow_concurrency] {
+            let _ = gauges.remove_label_values(&[flow]);
+        }
+        for histograms in [&self.queue_wait, &self.dispatch_latency, &self.run_max_rss] {
+            let _ = histograms.remove_label_values(&[flow]);
+        }
+        for counters in [&self.heartbeats, &self.heartbeat_timeouts, &self.scheduler_ticks, &self.launch_failures] {
+            let _ = counters.remove_label_values(&[flow]);
+        }
+    }
+
+    /// A flow's actors run, or have failed and wait to be started again.
+    pub fn flow_up(&self, flow: &FlowType, up: bool) {
+        self.flow_up.with_label_values(&[flow.as_str()]).set(i64::from(up));
+    }
+
+    /// The store holds this many open jobs of a flow.
+    pub fn backlog(&self, flow: &FlowType, backlog: Backlog) {
+        let Backlog { pending, inqueue, progress, oldest, paused } = backlog;
+        for (status, count) in
+            [(JobStatus::Pending, pending), (JobStatus::InQueue, inqueue), (JobStatus::Progress, progress)]
+        {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.jobs.with_label_values(&[flow.as_str(), status.as_str()]).set(count);
+        }
+        self.flow_paused.with_label_values(&[flow.as_str()]).set(i64::from(paused));
+        let mut seen = self.seen();
+        match oldest {
+            Some(oldest) => seen.oldest_pending.insert(flow.clone(), oldest),
+            None => seen.oldest_pending.remove(flow),
+        };
+    }
+
+    /// The backlog of every flow has been read, and of types that no flow has there are this many open jobs.
+    pub fn backlog_read(&self, now: Timestamp, unserved: u64) {
+        self.backlog_read.set(seconds_since_epoch(now));
+        self.unserved_jobs.set(i64::try_from(unserved).unwrap_or(i64::MAX));
+    }
+
+    /// Which worker this is.
+    pub fn this_worker(&self, worker: &WorkerId, hostname: &str) {
+        self.worker_info.with_label_values(&[worker.as_str(), hostname]).set(1);
+    }
+
+    /// The workers that have not stopped, with their last signs of life; the series of every other one ends.
+    pub fn workers(&self, now: Timestamp, workers: impl IntoIterator<Item = (String, Timestamp)>) {
+        let mut workers: Vec<_> =
+            workers.into_iter().filter(|(_, heartbeat)| now.since(*heartbeat) < WORKER_GONE).collect();
+        workers.sort_by_key(|(_, heartbeat)| std::cmp::Reverse(*heartbeat));
+        workers.truncate(MOST_WORKERS);
+        let workers: BTreeMap<_, _> = workers.into_iter().collect();
+        let mut seen = self.seen();
+        for gone in seen.workers.keys().filter(|worker| !workers.contains_key(*worker)) {
+            let _ = self.worker_silence.remove_label_values(&[gone]);
+        }
+        seen.workers = workers;
+    }
+
+    /// The database could be used, or not.
+    pub fn store_up(&self, up: bool) {
+        self.store_up.set(i64::from(up));
+    }
+
+    /// The file system of the run directories has this many bytes, and so many of them free.
+    pub fn disk(&self, size: u64, free: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "nobody needs a disk's last bytes")]
+        let (size, free) = (size as f64, free as f64);
+        self.disk_size.set(size);
+        self.disk_free.set(free);
     }
 
     /// A job's status was changed to `to`.
     pub fn transition(&self, flow: &FlowType, to: JobStatus) {
         self.transitions.with_label_values(&[flow.as_str(), to.as_str()]).inc();
-    }
-
-    /// The store holds this many open jobs of a flow, of which the oldest runnable one has waited this long.
-    pub fn backlog(&self, flow: &FlowType, counts: [(JobStatus, i64); 3], oldest: Duration) {
-        for (status, count) in counts {
-            self.jobs.with_label_values(&[flow.as_str(), status.as_str()]).set(count);
-        }
-        self.oldest_pending.with_label_values(&[flow.as_str()]).set(oldest.as_secs_f64());
     }
 
     /// A command started, this long after its job could have run.
@@ -358,9 +627,19 @@ impl Metrics {
         }
     }
 
-    /// The gauge of runs that this worker watches now.
-    pub fn runs_in_progress(&self, flow: &FlowType, change: i64) {
-        self.runs_in_progress.with_label_values(&[flow.as_str()]).add(change);
+    /// This worker watches a run from here on, until what this answers is dropped.
+    #[must_use]
+    pub fn watch_run(self: &Arc<Self>, flow: &FlowType) -> WatchedRun {
+        let mut seen = self.seen();
+        let id = seen.next_run;
+        seen.next_run += 1;
+        seen.runs.insert(id, SeenRun { flow: flow.clone(), command: None });
+        WatchedRun { metrics: Arc::clone(self), id }
+    }
+
+    /// A command could not be launched, for a reason that is not its own.
+    pub fn launch_failed(&self, flow: &FlowType) {
+        self.launch_failures.with_label_values(&[flow.as_str()]).inc();
     }
 
     /// A run was confirmed in the store.
@@ -380,8 +659,7 @@ impl Metrics {
 
     /// A scheduler looked at its schedule, and found it due or not.
     pub fn scheduler_tick(&self, flow: &FlowType, now: Timestamp, due: bool) {
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double's 53 bits")]
-        self.scheduler_last_tick.with_label_values(&[flow.as_str()]).set(now.unix_millis() as f64 / 1_000.0);
+        self.scheduler_last_tick.with_label_values(&[flow.as_str()]).set(seconds_since_epoch(now));
         if due {
             self.scheduler_ticks.with_label_values(&[flow.as_str()]).inc();
         }
@@ -415,6 +693,33 @@ impl Metrics {
     /// A transaction failed.
     pub fn store_failed(&self, kind: &'static str) {
         self.store_errors.with_label_values(&[kind]).inc();
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double's 53 bits")]
+fn seconds_since_epoch(time: Timestamp) -> f64 {
+    time.unix_millis() as f64 / 1_000.0
+}
+
+/// Counts a run among those in progress for as long as it lives, however its owner ends.
+#[derive(Debug)]
+pub struct WatchedRun {
+    metrics: Arc<Metrics>,
+    id: u64,
+}
+
+impl WatchedRun {
+    /// Its command runs since then, and may run for so long.
+    pub fn started(&self, since: Timestamp, limit: Duration) {
+        if let Some(run) = self.metrics.seen().runs.get_mut(&self.id) {
+            run.command = Some((since, limit));
+        }
+    }
+}
+
+impl Drop for WatchedRun {
+    fn drop(&mut self) {
+        self.metrics.seen().runs.remove(&self.id);
     }
 }
 
@@ -453,12 +758,77 @@ impl Drop for Mailbox {
 mod tests {
     use super::*;
 
+    const fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_millis(seconds * 1_000)
+    }
+
+    /// The value of the one series that this line names.
+    fn value(metrics: &Metrics, now: i64, series: &str) -> Option<f64> {
+        let text = metrics.encode_at(at(now)).unwrap();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    #[test]
+    fn what_grows_with_time_is_told_for_the_moment_of_the_scrape() {
+        let metrics = Arc::new(Metrics::new("1.2.3").unwrap());
+        let flow: FlowType = "FLOW".parse().unwrap();
+        metrics.add_flow(&flow, 2);
+        metrics.backlog(&flow, Backlog { pending: 3, oldest: Some(at(100)), ..Backlog::default() });
+        assert_eq!(value(&metrics, 160, r#"callsheet_oldest_pending_seconds{type="FLOW"}"#), Some(60.0));
+        let (first, second) = (metrics.watch_run(&flow), metrics.watch_run(&flow));
+        first.started(at(100), Duration::from_secs(1_000));
+        second.started(at(150), Duration::from_secs(20));
+        assert_eq!(value(&metrics, 160, r#"callsheet_runs_in_progress{type="FLOW"}"#), Some(2.0));
+        assert_eq!(value(&metrics, 160, r#"callsheet_longest_run_seconds{type="FLOW"}"#), Some(60.0));
+        assert_eq!(value(&metrics, 160, r#"callsheet_run_timeout_used_ratio{type="FLOW"}"#), Some(0.5));
+        drop(second);
+        assert_eq!(value(&metrics, 160, r#"callsheet_run_timeout_used_ratio{type="FLOW"}"#), Some(0.06));
+        drop(first);
+        metrics.backlog(&flow, Backlog::default());
+        for gauge in ["runs_in_progress", "longest_run_seconds", "run_timeout_used_ratio", "oldest_pending_seconds"] {
+            assert_eq!(value(&metrics, 160, &format!(r#"callsheet_{gauge}{{type="FLOW"}}"#)), Some(0.0), "{gauge}");
+        }
+    }
+
+    #[test]
+    fn the_series_of_a_removed_flow_end_and_no_other() {
+        let metrics = Arc::new(Metrics::new("1.2.3").unwrap());
+        let (gone, kept): (FlowType, FlowType) = ("GONE".parse().unwrap(), "KEPT".parse().unwrap());
+        for flow in [&gone, &kept] {
+            metrics.add_flow(flow, 1);
+            metrics.scheduler_tick(flow, at(1), true);
+            metrics.backlog(flow, Backlog { oldest: Some(at(1)), ..Backlog::default() });
+            metrics.run_ended(flow, Outcome::Failed, Duration::from_secs(1), Some(Usage::default()));
+        }
+        let series =
+            |text: &str, flow: &str| text.lines().filter(|line| line.contains(&format!("type=\"{flow}\""))).count();
+        let before = metrics.encode().unwrap();
+        assert_eq!(series(&before, "GONE"), series(&before, "KEPT"));
+        metrics.remove_flow(&gone);
+        let after = metrics.encode().unwrap();
+        assert_eq!(series(&after, "GONE"), 0, "{after}");
+        assert_eq!(series(&after, "KEPT"), series(&before, "KEPT"));
+    }
+
+    #[test]
+    fn the_series_of_a_worker_ends_when_it_stops_or_has_long_been_silent() {
+        let metrics = Metrics::new("1.2.3").unwrap();
+        let silence =
+            |now, worker| value(&metrics, now, &format!(r#"callsheet_worker_silence_seconds{{worker_id="{worker}"}}"#));
+        metrics.workers(at(100), [("a".to_owned(), at(90)), ("b".to_owned(), at(95)), ("old".to_owned(), at(-3_600))]);
+        assert_eq!((silence(100, "a"), silence(100, "b"), silence(100, "old")), (Some(10.0), Some(5.0), None));
+        metrics.workers(at(3_692), [("a".to_owned(), at(90)), ("c".to_owned(), at(3_690))]);
+        assert_eq!((silence(3_692, "a"), silence(3_692, "b"), silence(3_692, "c")), (None, None, Some(2.0)));
+    }
+
     #[test]
     fn every_metric_of_the_contract_is_there_from_the_start() {
         let metrics = Metrics::new("1.2.3").unwrap();
-        metrics.add_flow(&"FLOW".parse().unwrap());
+        metrics.add_flow(&"FLOW".parse().unwrap(), 1);
         metrics.mailbox(Role::Status).entered();
-        metrics.store_failed("unavailable");
+        metrics.scheduler_tick(&"FLOW".parse().unwrap(), at(0), false);
+        metrics.this_worker(&"w".parse().unwrap(), "host");
+        metrics.workers(at(0), [("w".to_owned(), at(0))]);
         let text = metrics.encode().unwrap();
         let names: Vec<&str> = text
             .lines()
@@ -467,12 +837,18 @@ mod tests {
             .collect();
         insta::assert_snapshot!(names.join("\n"), @r"
         callsheet_actor_restarts_total counter
+        callsheet_backlog_read_timestamp_seconds gauge
         callsheet_build_info gauge
         callsheet_dispatch_latency_seconds histogram
+        callsheet_flow_concurrency gauge
+        callsheet_flow_paused gauge
+        callsheet_flow_up gauge
         callsheet_heartbeat_timeouts_total counter
         callsheet_heartbeats_total counter
         callsheet_job_transitions_total counter
         callsheet_jobs gauge
+        callsheet_launch_failures_total counter
+        callsheet_longest_run_seconds gauge
         callsheet_mailbox_depth gauge
         callsheet_oldest_pending_seconds gauge
         callsheet_queue_wait_seconds histogram
@@ -480,12 +856,19 @@ mod tests {
         callsheet_run_cpu_seconds_total counter
         callsheet_run_duration_seconds histogram
         callsheet_run_max_rss_bytes histogram
+        callsheet_run_timeout_used_ratio gauge
+        callsheet_runs_disk_free_bytes gauge
+        callsheet_runs_disk_size_bytes gauge
         callsheet_runs_in_progress gauge
         callsheet_scheduler_last_tick_timestamp_seconds gauge
         callsheet_scheduler_ticks_total counter
         callsheet_store_batch_size histogram
         callsheet_store_errors_total counter
+        callsheet_store_up gauge
         callsheet_store_write_seconds histogram
+        callsheet_unserved_jobs gauge
+        callsheet_worker_info gauge
+        callsheet_worker_silence_seconds gauge
         ");
         #[cfg(target_os = "linux")]
         assert!(text.contains("process_resident_memory_bytes"));

@@ -108,6 +108,7 @@ impl Actor for FlowActor {
         };
         state.start(&myself, Role::Dispatcher).await?;
         state.start(&myself, Role::Scheduler).await?;
+        state.args.site.shared.metrics.flow_up(&state.args.site.flow.flow, true);
         state.args.site.shared.health.flow_started(&state.args.site.flow.flow);
         Ok(state)
     }

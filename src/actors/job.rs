@@ -22,7 +22,7 @@ use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, conclude};
 use crate::domain::template::Placeholder;
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
-use crate::metrics::{RecoveryVerdict, Role};
+use crate::metrics::{RecoveryVerdict, Role, WatchedRun};
 use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
 use crate::store::{ProgressNote, Settlement, Started, Write, Written};
 
@@ -168,7 +168,7 @@ pub struct JobState {
     ask_wait: Duration,
     heartbeat_timer: Option<AbortOnDrop>,
     progress: Progress,
-    _in_progress: InProgress,
+    watched: WatchedRun,
 }
 
 /// What a command said last about itself, on its way to the store: one note at a time, so that none pile up there.
@@ -179,23 +179,13 @@ enum Progress {
     Waiting(ProgressNote),
 }
 
-/// Holds up the gauge of runs in progress for as long as the actor's state lives, however it ends.
-struct InProgress(Arc<Shared>, Arc<FlowConfig>);
-
-impl Drop for InProgress {
-    fn drop(&mut self) {
-        self.0.metrics.runs_in_progress(&self.1.flow, -1);
-    }
-}
-
 impl Actor for JobActor {
     type Msg = JobMessage;
     type State = JobState;
     type Arguments = JobArgs;
 
     async fn pre_start(&self, _myself: ActorRef<Self::Msg>, args: JobArgs) -> Result<JobState, ActorProcessingErr> {
-        args.shared.metrics.runs_in_progress(&args.flow.flow, 1);
-        let in_progress = InProgress(Arc::clone(&args.shared), Arc::clone(&args.flow));
+        let watched = args.shared.metrics.watch_run(&args.flow.flow);
         Ok(JobState {
             args,
             phase: RunPhase::Launching,
@@ -214,7 +204,7 @@ impl Actor for JobActor {
             ask_wait: ASK_AGAIN,
             heartbeat_timer: None,
             progress: Progress::Written,
-            _in_progress: in_progress,
+            watched,
         })
     }
 
@@ -340,6 +330,7 @@ impl JobState {
             // held, so that it does not cost the rest of the queue as well, until it is launched or cancelled.
             Some(Err(error)) => {
                 let error = ErrorChain(&error).to_string();
+                self.args.shared.metrics.launch_failed(&self.args.flow.flow);
                 tracing::error!(
                     job = self.args.run.job.0,
                     r#type = %self.args.flow.flow,
@@ -499,6 +490,8 @@ impl JobState {
         match report {
             RunReport::Started { pid, started_time } => {
                 self.started = Some((pid, started_time));
+                let left = self.schedule_deadline().since(started_time);
+                self.watched.started(started_time, self.args.flow.start_to_close_timeout.min(left));
                 self.step(myself, RunEvent::Started);
             }
             RunReport::SpawnFailed { reason } => self.ended(myself, RunEnd::SpawnFailed(reason)),

@@ -43,7 +43,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, WorkerId};
 use crate::metrics::{MailboxGauge, Metrics};
-use crate::process::{self, CommandSpec, Evidence, Processes, RunLink};
+use crate::process::{self, CommandSpec, Disk, Evidence, Processes, RunLink};
 use crate::store::Store;
 
 use self::status::StatusMessage;
@@ -88,6 +88,8 @@ pub trait Launcher: Send + Sync + 'static {
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
     /// Kills what a run left alive whose shim is gone, and says how many processes that were.
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>>;
+    /// How full the disk of the runs is. Blocks for as long as the file system takes.
+    fn disk(&self) -> Result<Disk, process::Error>;
 }
 
 impl Launcher for Processes {
@@ -110,6 +112,10 @@ impl Launcher for Processes {
 
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>> {
         Box::pin(async move { self.remove_leftovers(&token).await })
+    }
+
+    fn disk(&self) -> Result<Disk, process::Error> {
+        self.disk()
     }
 }
 

@@ -5,8 +5,8 @@
 //! root give up, and the process exits: commands run on, and the next start finds them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -21,10 +21,10 @@ use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
 use crate::config::FlowConfig;
+use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
-use crate::domain::{FlowType, JobStatus};
-use crate::metrics::Role;
-use crate::store::{WorkerNote, Write};
+use crate::metrics::{Backlog, Role};
+use crate::store::{self, FlowState, WorkerNote, WorkerState, Write};
 
 /// For the StatusActor and recovery, without which nothing works.
 const CORE_RESTARTS: RestartPolicy = RestartPolicy {
@@ -47,6 +47,8 @@ const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// How often the gauges of the backlog are read at most, and at least.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(500);
 const BACKLOG_INTERVAL: Duration = Duration::from_secs(15);
+/// How often the free space is read: no sooner than it is scraped.
+const DISK_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The supervisor of all.
 pub struct RootActor;
@@ -102,7 +104,7 @@ pub struct RootState {
     budgets: BTreeMap<Child, RestartBudget>,
     since: Instant,
     timers: Vec<AbortOnDrop>,
-    _background: [AbortOnDrop; 3],
+    _background: [AbortOnDrop; 4],
 }
 
 impl Actor for RootActor {
@@ -116,14 +118,15 @@ impl Actor for RootActor {
             args.flows.into_iter().map(|flow| (flow, true)).chain(args.retired.into_iter().map(|flow| (flow, false)));
         let flows: BTreeMap<FlowType, FlowSite> = sites
             .map(|(flow, claims)| {
-                shared.metrics.add_flow(&flow.flow);
+                shared.metrics.add_flow(&flow.flow, flow.concurrency.get());
                 let site = FlowSite { shared: Arc::clone(&shared), flow, dispatcher: Port::default(), claims };
                 (site.flow.flow.clone(), site)
             })
             .collect();
         let background = [
             watch_database(&shared, &myself),
-            watch_backlog(&shared, flows.keys().cloned().collect()),
+            watch_backlog(&shared, flows.values().map(|site| (site.flow.flow.clone(), site.claims)).collect()),
+            watch_disk(&shared),
             show_life(&shared, args.worker),
         ];
         let mut state = RootState {
@@ -304,6 +307,7 @@ impl RootState {
         };
         tracing::error!(r#type = %flow, why, ?wait, "a flow failed and is started again; its commands run on");
         self.shared.metrics.actor_restarted(Role::Flow);
+        self.shared.metrics.flow_up(&flow, false);
         self.shared.health.flow_failed(&flow, why.to_owned());
         self.timers.push(after(myself, wait, move || RootMessage::Restart(child)));
     }
@@ -331,33 +335,24 @@ fn watch_database(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> Abort
 }
 
 /// Keeps the gauges of the backlog fresh without a scrape ever waiting for the database.
-fn watch_backlog(shared: &Arc<Shared>, flows: Vec<FlowType>) -> AbortOnDrop {
+fn watch_backlog(shared: &Arc<Shared>, flows: BTreeMap<FlowType, bool>) -> AbortOnDrop {
     let shared = Arc::clone(shared);
-    let flows = Arc::new(flows);
+    // With each flow, whether it claims; one that does not ends with its last run.
+    let flows = Arc::new(Mutex::new(flows));
     keep_running("counting the backlog", move || {
         let (shared, flows) = (Arc::clone(&shared), Arc::clone(&flows));
         async move {
             loop {
                 let started = Instant::now();
-                match shared.store.flow_states().await {
-                    Ok(states) => {
-                        let now = shared.clock.now();
-                        for flow in flows.iter() {
-                            let state = states.iter().find(|state| state.job_type == flow.as_str());
-                            let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-                            let (pending, inqueue, progress) =
-                                state.map_or((0, 0, 0), |state| (state.pending, state.inqueue, state.progress));
-                            let oldest = state.and_then(|state| state.oldest_pending);
-                            shared.metrics.backlog(
-                                flow,
-                                [
-                                    (JobStatus::Pending, count(pending)),
-                                    (JobStatus::InQueue, count(inqueue)),
-                                    (JobStatus::Progress, count(progress)),
-                                ],
-                                oldest.map_or(Duration::ZERO, |oldest| now.since(oldest)),
-                            );
-                        }
+                let read = async { Ok((shared.store.flow_states().await?, shared.store.workers().await?)) };
+                let read: Result<_, store::Error> = read.await;
+                shared.metrics.store_up(read.is_ok());
+                match read {
+                    Ok((states, workers)) => {
+                        show_backlog(&shared, &mut flows.lock().unwrap_or_else(PoisonError::into_inner), &states);
+                        let live = workers.into_iter().filter(|worker| worker.state != WorkerState::Stopped.as_str());
+                        let live = live.map(|worker| (worker.worker_id, worker.heartbeat_time));
+                        shared.metrics.workers(shared.clock.now(), live);
                     }
                     Err(error) => tracing::debug!(error = %ErrorChain(&error), "the backlog can't be counted"),
                 }
@@ -365,6 +360,51 @@ fn watch_backlog(shared: &Arc<Shared>, flows: Vec<FlowType>) -> AbortOnDrop {
                 tokio::time::sleep(BACKLOG_PAUSE.max(started.elapsed() * 20)).await;
                 // Whether something changed or the time is over, the gauges are read again.
                 drop(tokio::time::timeout(BACKLOG_INTERVAL, shared.changed.notified()).await);
+            }
+        }
+    })
+}
+
+fn show_backlog(shared: &Shared, flows: &mut BTreeMap<FlowType, bool>, states: &[FlowState]) {
+    let served = |state: &&FlowState| flows.keys().any(|flow| flow.as_str() == state.job_type);
+    let open = |state: &FlowState| state.pending + state.inqueue + state.progress;
+    let unserved = states.iter().filter(|state| !served(state)).map(open).sum();
+    flows.retain(|flow, claims| {
+        let state = states.iter().find(|state| state.job_type == flow.as_str());
+        let backlog = state.map_or_else(Backlog::default, |state| Backlog {
+            pending: state.pending,
+            inqueue: state.inqueue,
+            progress: state.progress,
+            oldest: state.oldest_pending,
+            paused: state.paused,
+        });
+        let kept = *claims || backlog.inqueue + backlog.progress > 0;
+        if kept {
+            shared.metrics.backlog(flow, backlog);
+        } else {
+            shared.metrics.remove_flow(flow);
+        }
+        kept
+    });
+    shared.metrics.backlog_read(shared.clock.now(), unserved);
+}
+
+/// Keeps the gauges of the run directories' disk fresh; a network file system may take its time to answer.
+fn watch_disk(shared: &Arc<Shared>) -> AbortOnDrop {
+    let shared = Arc::clone(shared);
+    keep_running("watching the disk", move || {
+        let shared = Arc::clone(&shared);
+        async move {
+            loop {
+                let launcher = Arc::clone(&shared.launcher);
+                match tokio::task::spawn_blocking(move || launcher.disk()).await {
+                    Ok(Ok(disk)) => shared.metrics.disk(disk.size, disk.free),
+                    Ok(Err(error)) => {
+                        tracing::warn!(error = %ErrorChain(&error), "can't tell how full the disk of the runs is");
+                    }
+                    Err(failure) => tracing::error!(%failure, "looking at the disk of the runs panicked"),
+                }
+                tokio::time::sleep(DISK_INTERVAL).await;
             }
         }
     })

@@ -241,6 +241,7 @@ async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Err
     let (writes, confirmed) = combine(batch);
     let started = Instant::now();
     let result = args.store.apply(&writes).await;
+    args.metrics.store_up(result.is_ok());
     match &result {
         Ok(_) => {
             args.metrics.store_written(started.elapsed(), writes.len());

@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::{Metrics, Role};
-use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
+use crate::process::{self, CommandSpec, Disk, Evidence, RunControl, RunLink, RunReport};
 use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
 
 /// No fact takes longer to come about, on a busy machine too.
@@ -140,6 +140,10 @@ impl Launcher for FakeLauncher {
 
     fn remove_leftovers(&self, _: RunToken) -> super::BoxFuture<'_, Result<usize, process::Error>> {
         Box::pin(async { Ok(0) })
+    }
+
+    fn disk(&self) -> Result<Disk, process::Error> {
+        Ok(Disk { size: 100, free: 40 })
     }
 }
 

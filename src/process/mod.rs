@@ -224,6 +224,29 @@ impl Processes {
     }
 }
 
+impl Processes {
+    /// How full the file system of the run directories is. Blocks for as long as it takes to answer.
+    ///
+    /// # Errors
+    /// Where the system does not tell.
+    pub fn disk(&self) -> Result<Disk, Error> {
+        let answer = rustix::fs::statvfs(&self.runs);
+        let told = answer.map_err(|error| Error::RunsDirectory { path: self.runs.clone(), source: error.into() })?;
+        // What is kept for root alone is no space for anybody else, so a full disk has none free.
+        let free = if rustix::process::geteuid().is_root() { told.f_bfree } else { told.f_bavail };
+        Ok(Disk { size: told.f_blocks * told.f_frsize, free: free * told.f_frsize })
+    }
+}
+
+/// A file system's size and what is free of it, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// All of it.
+    pub size: u64,
+    /// What this user may still use.
+    pub free: u64,
+}
+
 const ZYGOTE_NAME: &str = "callsheet-zygote";
 const ZYGOTE_WORD: &str = "__zygote";
 

@@ -100,6 +100,22 @@ impl Error {
         matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
     }
 
+    /// Every answer of [`Self::kind`].
+    pub const KINDS: [&str; 12] = [
+        "unavailable",
+        "timeout",
+        "no_database",
+        "invalid_url",
+        "refused",
+        "encoding",
+        "schema_missing",
+        "schema_too_new",
+        "corrupt",
+        "unreadable_row",
+        "nul_character",
+        "statement",
+    ];
+
     /// A word for the `kind` label of `callsheet_store_errors_total`.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -14,6 +14,7 @@ mod cancel;
 mod cli;
 mod ends;
 mod http;
+mod metrics;
 mod order;
 mod overview;
 mod process_layer;

@@ -3,7 +3,9 @@
 pub mod postgres;
 #[cfg(target_os = "linux")]
 pub mod processes;
+pub mod scrape;
 pub mod service;
+pub mod tools;
 
 use std::time::{Duration, Instant};
 
