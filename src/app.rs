@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::actors::root::{RootActor, RootArgs, RootMessage};
 use crate::actors::status::StatusMessage;
-use crate::actors::{Health, Launches, Port, Reply, Shared};
+use crate::actors::{Handle, Health, Launches, Port, Reply, Shared};
 use crate::clock::SystemClock;
 use crate::config::{self, Config, FlowConfig, OnStop};
 use crate::domain::database_url::DatabaseUrl;
@@ -119,7 +119,8 @@ pub struct Service {
     http: Option<(SocketAddr, JoinHandle<()>)>,
     stop_http: watch::Sender<bool>,
     worker: WorkerNote,
-    config: Arc<Config>,
+    /// As it was last read; who has to know of a change listens here.
+    config: watch::Sender<Arc<Config>>,
     _locks: Vec<File>,
 }
 
@@ -189,6 +190,8 @@ impl Service {
             }
         }
         store.check_schema().await?;
+        let tokens = config::known_tokens(&config.http)?;
+        let local_key = config::local_key(&config)?;
         let processes = Processes::open(&config.data_dir)?;
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
@@ -207,27 +210,31 @@ impl Service {
             status: Port::default(),
             launches: Launches::default(),
             health: Health::default(),
-            changed: Arc::default(),
+            changed: watch::Sender::default(),
             draining: AtomicBool::new(false),
         });
         let flows = config.flows.values().cloned().collect();
         let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired };
         let (root, root_task) = RootActor::spawn(None, RootActor, args).await?;
         let stop_http = watch::Sender::new(false);
+        let config = watch::Sender::new(Arc::new(config));
         let http = server.map(|server| {
             let address = server.address();
-            (address, tokio::spawn(server.serve(Arc::clone(&shared), stop_http.subscribe())))
+            let handle = Handle::new(Arc::clone(&shared));
+            let settings = http::Settings { handle, config: config.subscribe(), tokens, local_key };
+            (address, tokio::spawn(server.serve(settings, stop_http.subscribe())))
         });
+        let loaded = Arc::clone(&config.borrow());
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             worker_id = %shared.worker,
-            data_dir = %config.data_dir.display(),
-            database = %config.database_url,
+            data_dir = %loaded.data_dir.display(),
+            database = %loaded.database_url,
             http = http.as_ref().map(|(address, _)| address.to_string()).as_deref().unwrap_or("off"),
-            flows = config.flows.len(),
+            flows = loaded.flows.len(),
             "the service is ready"
         );
-        Ok(Self { shared, root, root_task, http, stop_http, worker: note, config: Arc::new(config), _locks: locks })
+        Ok(Self { shared, root, root_task, http, stop_http, worker: note, config, _locks: locks })
     }
 
     /// Where the service listens; `None` where HTTP is off.
@@ -261,9 +268,10 @@ impl Service {
 
     /// Claims nothing more, does to running commands what `on_stop` says, writes what has ended, and ends.
     async fn stop(self, signals: &mut Signals) {
-        let on_stop = self.config.service.on_stop;
+        let service = self.config.borrow().service.clone();
+        let on_stop = service.on_stop;
         tracing::info!(?on_stop, running = self.running(), "the service stops; a second signal hastens it");
-        let deadline = Instant::now() + self.config.service.stop_deadline;
+        let deadline = Instant::now() + service.stop_deadline;
         tokio::select! {
             () = self.wind_down(on_stop, deadline) => {}
             () = signals.next() => tracing::warn!("a second signal: the service ends at once, and commands run on"),

@@ -5,6 +5,7 @@
 
 mod report;
 mod template;
+mod tokens;
 mod validate;
 mod worker;
 mod written;
@@ -27,7 +28,8 @@ use crate::domain::{FlowType, WorkerId};
 
 pub use report::{Complaint, Complaints, Place, Places};
 pub use template::TEMPLATE;
-pub use worker::worker_id;
+pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};
+pub use worker::{local_key, worker_id};
 
 /// The file that is read where none is named, in the current directory.
 pub const DEFAULT_FILE: &str = "callsheet.toml";
@@ -76,6 +78,8 @@ pub enum OnStop {
 pub struct HttpConfig {
     /// The address to listen on; `None` means "off".
     pub listen: Option<SocketAddr>,
+    /// Who is let in; where there is none, whoever comes from a loopback address is an operator.
+    pub tokens: Vec<TokenConfig>,
 }
 
 /// `[flows.TYPE]`, with `[defaults]` and the product's own defaults filled in.
@@ -158,6 +162,26 @@ pub enum Error {
         /// What the system says.
         #[source]
         source: std::io::Error,
+    },
+    /// The file that keeps the key of the page's forms can't be read or made.
+    #[error("can't keep the key of the page's forms in {}", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file that keeps the key of the page's forms holds something else.
+    #[error("{} does not hold a key; remove it to get a new one", .0.display())]
+    KeyGarbage(PathBuf),
+    /// A token of the configuration is in no variable of the environment.
+    #[error("the environment variable {variable} of the token {name:?} is not set, or is empty")]
+    TokenUnset {
+        /// The token's name.
+        name: String,
+        /// The variable's name.
+        variable: String,
     },
     /// The file that keeps this worker's id holds something else.
     #[error(
@@ -267,7 +291,7 @@ impl Default for ServiceConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))) }
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))), tokens: Vec::new() }
     }
 }
 

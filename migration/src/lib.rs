@@ -4,6 +4,7 @@ pub use sea_orm_migration::prelude::MigratorTrait;
 use sea_orm_migration::prelude::*;
 
 mod m20261123_000001_first_tables;
+mod m20261125_000004_access;
 mod m20261125_000006_overview;
 
 /// Every step, oldest first.
@@ -12,6 +13,10 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261123_000001_first_tables::Migration), Box::new(m20261125_000006_overview::Migration)]
+        vec![
+            Box::new(m20261123_000001_first_tables::Migration),
+            Box::new(m20261125_000004_access::Migration),
+            Box::new(m20261125_000006_overview::Migration),
+        ]
     }
 }

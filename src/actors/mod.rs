@@ -20,6 +20,7 @@
 
 pub mod dispatcher;
 pub mod flow;
+mod handle;
 pub mod heartbeat;
 pub mod job;
 pub mod job_supervisor;
@@ -36,7 +37,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ractor::{ActorRef, Message};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -46,6 +47,7 @@ use crate::metrics::{MailboxGauge, Metrics};
 use crate::process::{self, CommandSpec, Disk, Evidence, Processes, RunLink};
 use crate::store::Store;
 
+pub use self::handle::Handle;
 use self::status::StatusMessage;
 
 /// How a child tells its parent of an event without importing it.
@@ -72,7 +74,7 @@ pub struct Shared {
     /// What `readyz` tells.
     pub health: Health,
     /// Told whenever the tables have changed, by us or by others.
-    pub changed: Arc<Notify>,
+    pub changed: watch::Sender<()>,
     /// Whether the service is stopping, and nothing new may be claimed; outlives any dispatcher's memory of it.
     pub draining: AtomicBool,
 }

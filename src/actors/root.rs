@@ -136,7 +136,7 @@ impl Actor for RootActor {
                 gate: Arc::default(),
                 metrics: Arc::clone(&shared.metrics),
                 health: shared.health.clone(),
-                changed: Arc::clone(&shared.changed),
+                changed: shared.changed.clone(),
             },
             shared,
             recovery: Port::default(),
@@ -322,7 +322,7 @@ fn watch_database(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> Abort
             match shared.store.watch().await {
                 Ok(mut wakes) => loop {
                     // Before the first wait too: rows may have come while nobody watched.
-                    shared.changed.notify_one();
+                    shared.changed.send_replace(());
                     if myself.cast(RootMessage::Wake).is_err() {
                         return;
                     }
@@ -342,6 +342,7 @@ fn watch_backlog(shared: &Arc<Shared>, flows: BTreeMap<FlowType, bool>) -> Abort
     keep_running("counting the backlog", move || {
         let (shared, flows) = (Arc::clone(&shared), Arc::clone(&flows));
         async move {
+            let mut changes = shared.changed.subscribe();
             loop {
                 let started = Instant::now();
                 let read = async { Ok((shared.store.flow_states().await?, shared.store.workers().await?)) };
@@ -359,7 +360,7 @@ fn watch_backlog(shared: &Arc<Shared>, flows: BTreeMap<FlowType, bool>) -> Abort
                 // Counting a large backlog must stay a small part of the database's work.
                 tokio::time::sleep(BACKLOG_PAUSE.max(started.elapsed() * 20)).await;
                 // Whether something changed or the time is over, the gauges are read again.
-                drop(tokio::time::timeout(BACKLOG_INTERVAL, shared.changed.notified()).await);
+                drop(tokio::time::timeout(BACKLOG_INTERVAL, changes.changed()).await);
             }
         }
     })

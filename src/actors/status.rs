@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
 use super::{AbortOnDrop, Health, Port, Reply, after};
@@ -79,7 +79,7 @@ pub struct StatusArgs {
     /// Told whether the store takes writes.
     pub health: Health,
     /// Told of every commit.
-    pub changed: Arc<Notify>,
+    pub changed: watch::Sender<()>,
 }
 
 /// What a StatusActor knows.
@@ -246,7 +246,7 @@ async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Err
         Ok(_) => {
             args.metrics.store_written(started.elapsed(), writes.len());
             args.health.store(None);
-            args.changed.notify_one();
+            args.changed.send_replace(());
         }
         Err(error) => {
             args.metrics.store_failed(error.kind());

@@ -176,7 +176,7 @@ impl World {
             status: Port::default(),
             launches: Launches::default(),
             health: Health::default(),
-            changed: Arc::default(),
+            changed: tokio::sync::watch::Sender::default(),
             draining: AtomicBool::new(false),
         });
         let worker = WorkerNote {
@@ -580,7 +580,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         status: Port::default(),
         launches: Launches::default(),
         health: Health::default(),
-        changed: Arc::default(),
+        changed: tokio::sync::watch::Sender::default(),
         draining: AtomicBool::new(false),
     };
     let (shared, wakes, port) = (Arc::new(shared), Arc::new(AtomicU32::new(0)), Port::default());
@@ -613,7 +613,7 @@ async fn what_queues_up_while_a_transaction_is_in_flight_shares_the_next() {
         gate: Arc::default(),
         metrics: Arc::new(Metrics::new("test").unwrap()),
         health: Health::default(),
-        changed: Arc::default(),
+        changed: tokio::sync::watch::Sender::default(),
     };
     let (status, _) = Actor::spawn(None, StatusActor, args.clone()).await.unwrap();
     let in_flight = args.gate.lock().await;

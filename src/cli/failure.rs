@@ -163,6 +163,9 @@ impl From<config::Error> for Failure {
                 .help("write sqlite://path/to/callsheet.db or postgres://user@host/database"),
             config::Error::Unreadable { .. }
             | config::Error::CurrentDir(_)
+            | config::Error::KeyFile { .. }
+            | config::Error::KeyGarbage(_)
+            | config::Error::TokenUnset { .. }
             | config::Error::WorkerIdFile { .. }
             | config::Error::WorkerIdGarbage(_) => Self::new(Exit::Usage, chain(&error)),
         }

@@ -288,12 +288,18 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
 }
 
 #[test]
-fn tokens_are_validated_and_then_not_supported_yet() {
-    let text = format!(
-        "[http]\nlisten = \"0.0.0.0:80\"\n[[http.tokens]]\nname = \"ops\"\nrole = \"operator\"\ntoken_sha256 = \"{}\"",
-        "a".repeat(64)
-    );
-    assert_eq!(complaints(&text), ["3:1: `[[http.tokens]]` is not supported yet"]);
+fn with_tokens_any_address_may_be_listened_on() {
+    let token = |name: &str, secret: &str| format!("[[http.tokens]]\nname = \"{name}\"\nrole = \"viewer\"\n{secret}\n");
+    let hash = format!("token_sha256 = \"{}\"", "Aa".repeat(32));
+    let open = "[http]\nlisten = \"0.0.0.0:80\"\n";
+    let text = format!("{open}{}{}", token("a", &hash), token("b", "token_env = \"B\""));
+    let http = Config::parse(&text, Path::new("/srv/callsheet.toml")).unwrap().http;
+    let secrets: Vec<_> = http.tokens.iter().map(|token| (token.name.as_str(), token.secret.clone())).collect();
+    assert_eq!(secrets, [("a", TokenSecret::Sha256([0xaa; 32])), ("b", TokenSecret::Env("B".to_owned()))]);
+    let twice = format!("{}{}", token("a", &hash), token("a", "token_env = \"B\""));
+    assert_eq!(complaints(&twice), ["5:1: two tokens have the name \"a\""]);
+    let long = token(&"n".repeat(101), &hash);
+    assert_eq!(complaints(&long), ["2:8: a token's `name` has at most 100 bytes, none of a control character"]);
 }
 
 #[test]

@@ -11,8 +11,9 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::report::Notes;
+use super::tokens::parse_sha256;
 use super::written::{Flow, Size, Token, Written};
-use super::{FlowConfig, HttpConfig, OnStop, ServiceConfig};
+use super::{AccessRole, FlowConfig, HttpConfig, OnStop, ServiceConfig, TokenConfig, TokenSecret};
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy};
@@ -38,6 +39,9 @@ pub(super) struct Validated {
 /// The most that `concurrency` may be: each run is a process of its own with a shim, and ten thousand of both is more
 /// than one machine's default limits allow.
 const MAXIMUM_CONCURRENCY: i64 = 10_000;
+
+/// In bytes; it stands in every line of the audit trail.
+const LONGEST_TOKEN_NAME: usize = 100;
 
 /// What a duration may be, and why.
 struct Bounds {
@@ -94,10 +98,10 @@ impl Validator<'_> {
                 .duration("stop_deadline", written.stop_deadline.as_ref(), &STOP_DEADLINE)
                 .unwrap_or(ServiceConfig::default().stop_deadline),
         };
-        let http = HttpConfig { listen: self.listen(written.listen.as_ref(), written.tokens.is_empty()) };
-        for token in &written.tokens {
-            self.token(token);
-        }
+        let http = HttpConfig {
+            listen: self.listen(written.listen.as_ref(), written.tokens.is_empty()),
+            tokens: self.tokens(&written.tokens),
+        };
         for (key, value) in &written.retention {
             if self.duration(key, Some(value), &KEPT).is_some() {
                 self.not_supported_yet(value.span(), &format!("retention.{key}"), "remove it: rows and logs are kept");
@@ -216,39 +220,70 @@ impl Validator<'_> {
         }
     }
 
-    fn token(&mut self, token: &Spanned<Token>) {
-        let Token { name, role, token_sha256, token_env } = token.get_ref();
-        if name.as_ref().is_none_or(|name| name.get_ref().is_empty()) {
-            self.notes.add(token.span(), "this token has no `name`").missing();
-        }
-        match role {
-            None => {
-                self.notes
-                    .add(token.span(), "this token has no `role`")
-                    .help("\"viewer\" reads, \"operator\" also writes")
-                    .missing();
+    fn tokens(&mut self, written: &[Spanned<Token>]) -> Vec<TokenConfig> {
+        let mut tokens: Vec<TokenConfig> = Vec::new();
+        for token in written {
+            let Some(config) = self.token(token) else { continue };
+            if tokens.iter().any(|other| other.name == config.name) {
+                // The audit trail names people by it.
+                let message = format!("two tokens have the name {:?}", config.name);
+                self.notes.add(token.span(), message).help("give each its own, so that one can tell who did what");
             }
-            Some(role) if !["viewer", "operator"].contains(&role.get_ref().as_str()) => {
-                let message = format!("`role` can't be {:?}", role.get_ref());
-                self.notes.add(role.span(), message).help("\"viewer\" reads, \"operator\" also writes");
+            tokens.push(config);
+        }
+        tokens
+    }
+
+    fn token(&mut self, token: &Spanned<Token>) -> Option<TokenConfig> {
+        const ROLES: &str = "\"viewer\" reads, \"operator\" also writes";
+        let Token { name, role, token_sha256, token_env } = token.get_ref();
+        let name = name.as_ref().filter(|name| !name.get_ref().is_empty());
+        match name {
+            None => {
+                self.notes.add(token.span(), "this token has no `name`").missing();
+            }
+            Some(name) if name.get_ref().len() > LONGEST_TOKEN_NAME || name.get_ref().contains(char::is_control) => {
+                let message =
+                    format!("a token's `name` has at most {LONGEST_TOKEN_NAME} bytes, none of a control character");
+                self.notes.add(name.span(), message);
             }
             Some(_) => {}
         }
-        match (token_sha256, token_env) {
+        let role = match role {
+            None => {
+                self.notes.add(token.span(), "this token has no `role`").help(ROLES).missing();
+                None
+            }
+            Some(written) => {
+                let role = AccessRole::ALL.into_iter().find(|role| role.as_str() == written.get_ref());
+                if role.is_none() {
+                    self.notes.add(written.span(), format!("`role` can't be {:?}", written.get_ref())).help(ROLES);
+                }
+                role
+            }
+        };
+        let secret = match (token_sha256, token_env) {
             (Some(hash), None) => {
-                if hash.get_ref().len() != 64 || !hash.get_ref().bytes().all(|b| b.is_ascii_hexdigit()) {
+                let parsed = parse_sha256(hash.get_ref());
+                if parsed.is_none() {
                     self.notes.add(hash.span(), "`token_sha256` is a SHA-256 hash of 64 hexadecimal digits").private();
                 }
+                parsed.map(TokenSecret::Sha256)
             }
-            (None, Some(variable)) => self.variable_name(variable, false),
+            (None, Some(variable)) => {
+                self.variable_name(variable, false);
+                Some(TokenSecret::Env(variable.get_ref().clone()))
+            }
             (Some(_), Some(second)) => {
                 self.notes.add(second.span(), "a token has either `token_sha256` or `token_env`, not both").private();
+                None
             }
             (None, None) => {
                 self.notes.add(token.span(), "this token has neither `token_sha256` nor `token_env`").missing();
+                None
             }
-        }
-        self.not_supported_yet(token.span(), "[[http.tokens]]", "remove it, and let `listen` be a loopback address");
+        };
+        Some(TokenConfig { name: name?.get_ref().clone(), role: role?, secret: secret? })
     }
 
     fn flows(&mut self, written: Vec<(Spanned<String>, Flow)>, defaults: &Flow) -> BTreeMap<FlowType, Arc<FlowConfig>> {

@@ -1,7 +1,7 @@
-//! The id that a worker keeps in its data directory.
+//! What a worker makes up once and keeps in its data directory: its id, and a key for the forms of its page.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -16,42 +16,56 @@ use crate::domain::WorkerId;
 pub fn worker_id(config: &Config) -> Result<WorkerId, Error> {
     match &config.worker_id {
         Some(id) => Ok(id.clone()),
-        None => kept(&config.data_dir),
+        None => kept_id(&config.data_dir),
     }
 }
 
-fn kept(data_dir: &Path) -> Result<WorkerId, Error> {
+/// What the forms of a page that nobody signs in to are recognized by, in `data_dir/http_key`, which is made on first use.
+///
+/// # Errors
+/// Where the file can't be read or made, and where it holds something else than a key.
+pub fn local_key(config: &Config) -> Result<String, Error> {
+    let path = config.data_dir.join("http_key");
+    let key = kept(&path, "key-", 32).map_err(|source| Error::KeyFile { path: path.clone(), source })?;
+    if key.len() == "key-".len() + 64 { Ok(key) } else { Err(Error::KeyGarbage(path)) }
+}
+
+fn kept_id(data_dir: &Path) -> Result<WorkerId, Error> {
     let path = data_dir.join("worker_id");
-    let failed = |source| Error::WorkerIdFile { path: path.clone(), source };
-    match read(&path) {
-        Ok(Some(id)) => return Ok(id),
-        Ok(None) => return Err(Error::WorkerIdGarbage(path)),
+    let id = kept(&path, "worker-", 8).map_err(|source| Error::WorkerIdFile { path: path.clone(), source })?;
+    id.parse().map_err(|_| Error::WorkerIdGarbage(path))
+}
+
+/// The text that the file holds; one of `prefix` and so many random bytes is made where there is no file.
+fn kept(path: &Path, prefix: &str, random_bytes: usize) -> io::Result<String> {
+    match read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
+        text => return text,
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(failed)?;
-    let mut random = [0; 8];
-    getrandom::fill(&mut random).map_err(|error| failed(std::io::Error::other(error)))?;
-    let id = random.iter().fold("worker-".to_owned(), |id, byte| format!("{id}{byte:02x}"));
-    // Linked into place whole, so that nobody reads half an id and of two that start at once one wins.
-    let draft = data_dir.join(format!("{id}.new"));
+    let data_dir = path.parent().unwrap_or_else(|| Path::new("/"));
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
+    let mut random = vec![0; random_bytes];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let text = random.iter().fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"));
+    // Linked into place whole, so that nobody reads half a text and of two that start at once one wins.
+    let draft = data_dir.join(format!("{prefix}{}.new", &text[text.len() - 16..]));
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).and_then(|mut file| {
-        file.write_all(format!("{id}\n").as_bytes())?;
+        file.write_all(format!("{text}\n").as_bytes())?;
         file.sync_all()
     });
-    let linked = written.and_then(|()| std::fs::hard_link(&draft, &path));
+    let linked = written.and_then(|()| std::fs::hard_link(&draft, path));
     let removed = std::fs::remove_file(&draft);
     match linked {
-        Ok(()) => removed.and_then(|()| File::open(data_dir)?.sync_all()).map_err(failed)?,
+        Ok(()) => removed.and_then(|()| File::open(data_dir)?.sync_all())?,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(error),
     }
-    read(&path).map_err(failed)?.ok_or(Error::WorkerIdGarbage(path))
+    read(path)
 }
 
-fn read(path: &Path) -> std::io::Result<Option<WorkerId>> {
-    let mut text = Vec::new();
-    // No worker id is longer; whatever else the file holds is not worth reading.
-    File::open(path)?.take(1024).read_to_end(&mut text)?;
-    Ok(std::str::from_utf8(&text).ok().and_then(|text| text.trim_ascii_end().parse().ok()))
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    // Nothing that is kept so is longer; whatever else the file holds is not worth reading.
+    File::open(path)?.take(1024).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
 }

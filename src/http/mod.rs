@@ -1,29 +1,55 @@
-//! The HTTP server: `healthz`, `readyz` and `metrics`, on hyper with limits on headers, connections and time.
+//! The HTTP server: probes, metrics, the API and the page, on hyper with limits on headers, bodies, connections and time.
 //!
 //! The address is bound early, before anything is changed, and served once the actors run.
+//!
+//! # How a handler is written
+//!
+//! - It is given [`App`] as its state: `State(app): State<App>`; [`App::handle`] leads to the tables and the actors.
+//! - It takes a [`Viewer`] if it reads and an [`Operator`] if it writes, and so never runs for anybody else: the API answers
+//!   401 and 403, and whoever opens a page is led to the sign-in.
+//! - What it changes it changes through [`App::store_for`], so that the audit trail knows who did it.
+//! - A form of the page holds a hidden field [`auth::CSRF_FIELD`] with [`Viewer::csrf_token`], and its handler takes a
+//!   [`PostedForm`], which has checked that. A script of the page repeats the token in the header [`auth::CSRF_HEADER`].
+//! - It answers a [`Problem`] where something is wrong; `?` makes one of a [`store::Error`].
+//!
+//! [`guard`] has checked Host and Origin before, and sets the security headers of every answer: no inline script or style
+//! works in any page.
+//!
+//! [`store::Error`]: crate::store::Error
 
+pub mod auth;
+mod body;
+mod failures;
+mod guard;
 pub mod json;
+pub mod pages;
+pub mod problem;
+mod sign_in;
 pub mod words;
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tower::ServiceExt;
 
-use crate::actors::Shared;
+pub use self::auth::{Operator, PostedForm, Viewer};
+pub use self::problem::{FieldError, Problem};
+use crate::actors::Handle;
+use crate::config::{Config, KnownToken};
+use crate::store::Store;
 
 /// More connections than this wait to be accepted: a scraper and some people need a handful.
 const MOST_CONNECTIONS: usize = 512;
@@ -53,6 +79,72 @@ pub enum Error {
     },
 }
 
+/// What every handler is given.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+struct Parts {
+    handle: Handle,
+    config: watch::Receiver<Arc<Config>>,
+    access: auth::Access,
+    stop: watch::Receiver<bool>,
+}
+
+impl App {
+    /// The running service.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.0.handle
+    }
+
+    /// The tables, for reading.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        self.0.handle.store()
+    }
+
+    /// The tables, with everything that is done through them put down to `viewer` in the audit trail.
+    #[must_use]
+    pub fn store_for(&self, viewer: &Viewer) -> Store {
+        self.store().on_behalf_of(viewer.who())
+    }
+
+    /// The configuration as it was last read.
+    #[must_use]
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.0.config.borrow())
+    }
+
+    /// Says true once the service stops: what goes on for long has to end then.
+    #[must_use]
+    pub fn stop(&self) -> watch::Receiver<bool> {
+        self.0.stop.clone()
+    }
+
+    fn access(&self) -> &auth::Access {
+        &self.0.access
+    }
+}
+
+/// What the server is started with.
+pub struct Settings {
+    /// The running service.
+    pub handle: Handle,
+    /// The configuration, and each that is read later.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// Who is let in.
+    pub tokens: Vec<KnownToken>,
+    /// What the forms of a server without tokens are recognized by; nobody else may know it.
+    pub local_key: String,
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    address: SocketAddr,
+    tls: bool,
+}
+
 /// A bound address that is not served yet.
 pub struct Server {
     listener: TcpListener,
@@ -78,8 +170,10 @@ impl Server {
     }
 
     /// Serves until `stop` says true, then lets open answers finish for a moment.
-    pub async fn serve(self, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-        let service = TowerToHyperService::new(router(shared));
+    pub async fn serve(self, settings: Settings, mut stop: watch::Receiver<bool>) {
+        let Settings { handle, config, tokens, local_key } = settings;
+        let access = auth::Access::new(tokens, local_key);
+        let router = router(App(Arc::new(Parts { handle, config, access, stop: stop.clone() })));
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
@@ -93,8 +187,14 @@ impl Server {
                 _ = stop.wait_for(|stop| *stop) => break,
                 accepted = accept(&self.listener, &permits) => accepted,
             };
-            let Some((stream, permit)) = accepted else { break };
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+            let Some((stream, address, permit)) = accepted else { break };
+            let peer = Peer { address, tls: false };
+            let router = router.clone();
+            let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+                request.extensions_mut().insert(peer);
+                router.clone().oneshot(request)
+            });
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "a connection ended badly");
@@ -109,11 +209,14 @@ impl Server {
 }
 
 /// The next connection, once there is room for one; `None` where the server is being torn down. Safe to cancel.
-async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return Some((stream, permit)),
+            Ok((stream, address)) => return Some((stream, address, permit)),
             Err(error) => {
                 tracing::warn!(%error, "can't accept a connection");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
@@ -122,73 +225,59 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> Option<(Tcp
     }
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+fn router(app: App) -> Router {
     Router::new()
-        .route("/", get(index))
+        .merge(pages::routes())
+        .merge(sign_in::routes())
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(shared)
+        .layer(from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
 }
 
-const NO_STORE: (HeaderName, HeaderValue) = (CACHE_CONTROL, HeaderValue::from_static("no-store"));
 const TEXT: (HeaderName, HeaderValue) = (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
 /// The content type of Prometheus' text format.
 const METRICS_TEXT: (HeaderName, HeaderValue) =
     (CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
-/// RFC 9457.
-const PROBLEM: (HeaderName, HeaderValue) = (CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-
-/// What there is to see, for whoever opens the address.
-async fn index() -> Response {
-    let version = env!("CARGO_PKG_VERSION");
-    let text = format!(
-        "callsheet {version}\n\n/healthz  whether the process lives\n/readyz   whether it can work, and if not, why\n\
-         /metrics  for Prometheus\n\nJobs: callsheet list, show, logs; see callsheet --help.\n"
-    );
-    ([TEXT, NO_STORE], text).into_response()
-}
 
 async fn healthz() -> Response {
-    ([TEXT, NO_STORE], "ok\n").into_response()
+    ([TEXT], "ok\n").into_response()
 }
 
-async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    let mut complaints = shared.health.complaints();
-    match tokio::time::timeout(PING_TIMEOUT, shared.store.ping()).await {
+async fn readyz(State(app): State<App>) -> Response {
+    let mut complaints = app.handle().complaints();
+    match tokio::time::timeout(PING_TIMEOUT, app.store().ping()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => complaints.push(format!("the database can't be reached: {error}")),
         Err(_) => complaints.push(format!("the database has not answered for {} s", PING_TIMEOUT.as_secs())),
     }
     if complaints.is_empty() {
-        return ([TEXT, NO_STORE], "ready\n").into_response();
+        return ([TEXT], "ready\n").into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, [TEXT, NO_STORE], complaints.join("\n") + "\n").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, [TEXT], complaints.join("\n") + "\n").into_response()
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    match shared.metrics.encode() {
-        Ok(text) => ([METRICS_TEXT, NO_STORE], text).into_response(),
+async fn metrics(State(app): State<App>, _: Viewer) -> Result<Response, Problem> {
+    match app.handle().metrics().encode() {
+        Ok(text) => Ok(([METRICS_TEXT], text).into_response()),
         Err(error) => {
             tracing::error!(%error, "the metrics can't be encoded");
-            problem(StatusCode::INTERNAL_SERVER_ERROR, "the metrics can't be encoded; the log says why")
+            let detail = "the metrics can't be encoded; the log says why";
+            Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, detail))
         }
     }
 }
 
-async fn not_found(uri: Uri) -> Result<Response, Infallible> {
-    Ok(problem(StatusCode::NOT_FOUND, &format!("there is nothing at {}", uri.path())))
+async fn not_found(uri: Uri) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
 }
 
-async fn method_not_allowed() -> Result<Response, Infallible> {
-    Ok(problem(StatusCode::METHOD_NOT_ALLOWED, "this address does not take that method"))
-}
-
-fn problem(status: StatusCode, detail: &str) -> Response {
-    let title = status.canonical_reason().unwrap_or_default();
-    let body =
-        serde_json::json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
-    (status, [PROBLEM, NO_STORE], body.to_string()).into_response()
+async fn method_not_allowed() -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this address does not take that method; the header Allow names those it takes",
+    )
 }

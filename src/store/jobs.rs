@@ -52,6 +52,7 @@ impl Store {
                 _ => enqueued.extend(ids.into_iter().map(|id| Enqueued { id, existing: false })),
             }
         }
+        self.deed(&transaction, "enqueue", &enqueued_target(new, &enqueued), "done").await?;
         transaction.commit().await.doing(ENQUEUE)?;
         Ok(enqueued)
     }
@@ -150,6 +151,13 @@ impl Store {
     async fn cancel_once(&self, job: JobId) -> Result<CancelResult, Error> {
         let transaction = self.begin(CANCEL).await?;
         let result = self.cancel_in(&transaction, job).await?;
+        let outcome = match result {
+            CancelResult::NotFound => "refused: there is no such job".to_owned(),
+            CancelResult::Cancelled | CancelResult::Requested => "done".to_owned(),
+            CancelResult::AlreadyRequested => "done: somebody had asked already".to_owned(),
+            CancelResult::NotPossible(status) => format!("refused: it is {status}"),
+        };
+        self.deed(&transaction, "cancel", &format!("job {job}"), &outcome).await?;
         transaction.commit().await.doing(CANCEL)?;
         Ok(result)
     }
@@ -247,13 +255,8 @@ impl Store {
         }
         // One row more than asked for says whether there is another page.
         query.order_by(jobs::Column::Id, Order::Desc).limit(u64::from(limit) + 1);
-        let mut rows = self.rows(&query, job_row).await?;
-        let more = rows.len() > usize::try_from(limit).unwrap_or(usize::MAX);
-        if more {
-            rows.pop();
-        }
-        let next_cursor = if more { rows.last().map(|row| row.id) } else { None };
-        Ok(Page { rows, next_cursor })
+        let rows = self.rows(&query, job_row).await?;
+        Ok(Page::of(rows, limit, |row| row.id))
     }
 
     /// The claimed and running rows that a worker has to account for when it starts: its own and nobody's; on SQLite,
@@ -324,6 +327,22 @@ impl Store {
             results.iter().map(|result| read(&Row { result, dialect: self.dialect() })).collect()
         };
         self.in_time(ACTION, query).await
+    }
+}
+
+/// What an enqueue was about, for the audit trail.
+fn enqueued_target(new: &[NewJob], enqueued: &[Enqueued]) -> String {
+    match (new, enqueued) {
+        ([job], [Enqueued { id, existing: false }]) => format!("job {id} ({} {})", job.flow, job.identifier),
+        ([_], [Enqueued { id, existing: true }]) => format!("job {id}, which had the unique key already"),
+        _ => {
+            let made = enqueued.iter().filter(|job| !job.existing);
+            let (first, last) = (made.clone().map(|job| job.id).min(), made.clone().map(|job| job.id).max());
+            match first.zip(last) {
+                Some((first, last)) => format!("{} jobs, {first} to {last}", made.count()),
+                None => format!("no job: the {} were there already", enqueued.len()),
+            }
+        }
     }
 }
 
@@ -406,7 +425,7 @@ fn run_row(row: &Row<'_>) -> Result<RunRow, Error> {
     })
 }
 
-fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
+pub(super) fn event_row(row: &Row<'_>) -> Result<EventRow, Error> {
     Ok(EventRow {
         id: row.int("id")?,
         job_id: row.job("job_id")?,

@@ -3,14 +3,17 @@
 //! A [`Store`] is opened once and cloned. What runs do goes through [`Store::apply`], one transaction for a whole batch;
 //! the rest is a call each. Nobody waits here for a change: [`Store::watch`] tells when to look again.
 
+mod audit;
 mod claim;
 mod error;
+mod events;
 mod jobs;
 mod overview;
 mod read;
 mod runs;
 mod schema;
 mod search;
+mod sessions;
 mod sql;
 mod wake;
 mod write;
@@ -28,10 +31,13 @@ use sea_orm::{
 };
 use tokio::sync::watch;
 
+pub use audit::{AuditFilter, Who};
 pub use error::Error;
+pub use events::{EventPage, StreamedEvent};
 pub use overview::*;
 pub use read::*;
 pub use search::*;
+pub use sessions::Session;
 pub use wake::Wakes;
 pub use write::*;
 
@@ -51,7 +57,11 @@ pub enum Use {
 
 /// The tables; clones share one set of connections.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Inner>);
+pub struct Store {
+    inner: Arc<Inner>,
+    /// Who acts through this clone; `None` for the service itself, whose work is no deed of anybody's.
+    who: Option<Arc<Who>>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -169,7 +179,8 @@ impl Store {
     }
 
     fn new(dialect: Dialect, writer: DatabaseConnection, reader: DatabaseConnection, place: Place) -> Self {
-        Self(Arc::new(Inner { dialect, writer, reader, place, changed_here: watch::Sender::new(0) }))
+        let inner = Inner { dialect, writer, reader, place, changed_here: watch::Sender::new(0) };
+        Self { inner: Arc::new(inner), who: None }
     }
 
     /// Whether the database answers.
@@ -232,35 +243,35 @@ impl Store {
     /// Closes the connections; on SQLite this also folds the log into the database file. Every clone is closed with it.
     pub async fn close(&self) {
         // What could fail here is the end of connections that nobody needs any more.
-        let _ = self.0.reader.close_by_ref().await;
-        let _ = self.0.writer.close_by_ref().await;
-        if let Place::Server { listeners, .. } = &self.0.place {
+        let _ = self.inner.reader.close_by_ref().await;
+        let _ = self.inner.writer.close_by_ref().await;
+        if let Place::Server { listeners, .. } = &self.inner.place {
             listeners.close().await;
         }
     }
 
     fn dialect(&self) -> Dialect {
-        self.0.dialect
+        self.inner.dialect
     }
 
     fn reader(&self) -> &DatabaseConnection {
-        &self.0.reader
+        &self.inner.reader
     }
 
     fn writer(&self) -> &DatabaseConnection {
-        &self.0.writer
+        &self.inner.writer
     }
 
     fn place(&self) -> &Place {
-        &self.0.place
+        &self.inner.place
     }
 
     fn changed_here(&self) {
-        self.0.changed_here.send_modify(|changes| *changes = changes.wrapping_add(1));
+        self.inner.changed_here.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
     fn changes_here(&self) -> watch::Receiver<u64> {
-        self.0.changed_here.subscribe()
+        self.inner.changed_here.subscribe()
     }
 
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {

@@ -127,11 +127,22 @@ pub struct JobFilter {
 
 /// Some rows, and where the next ones start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page<T> {
+pub struct Page<T, C = JobId> {
     /// The rows.
     pub rows: Vec<T>,
     /// The cursor of the next page; `None` where this is the last.
-    pub next_cursor: Option<JobId>,
+    pub next_cursor: Option<C>,
+}
+
+impl<T, C> Page<T, C> {
+    /// The page of the first `limit` of these rows, of which one more than that was asked for.
+    pub(super) fn of(mut rows: Vec<T>, limit: u32, cursor: impl Fn(&T) -> C) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next_cursor = if more { rows.last().map(cursor) } else { None };
+        Self { rows, next_cursor }
+    }
 }
 
 /// An INQUEUE or PROGRESS row, with what is needed to find out what became of it.
@@ -201,4 +212,25 @@ pub struct WorkerRow {
     pub started_time: Timestamp,
     /// `heartbeat_time`
     pub heartbeat_time: Timestamp,
+}
+
+/// A row of `audit`: one deed of somebody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditRow {
+    /// `id`, ascending.
+    pub id: i64,
+    /// `time`
+    pub time: Timestamp,
+    /// `actor`: a token's name, a user's, or `local` where no token was asked for.
+    pub actor: String,
+    /// `via`: `api`, `page` or `cli`.
+    pub via: String,
+    /// `address`: where from.
+    pub address: Option<String>,
+    /// `action`, such as `cancel`.
+    pub action: String,
+    /// `target`, such as `job 42`.
+    pub target: String,
+    /// `outcome`: `done`, or why not.
+    pub outcome: String,
 }

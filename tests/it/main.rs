@@ -10,6 +10,7 @@
     reason = "a failed test panics, in its helpers too"
 )]
 
+mod access;
 mod cancel;
 mod cli;
 mod ends;

@@ -88,11 +88,16 @@ impl Service {
 
     /// Starts the service and waits until it is ready.
     pub async fn serve(&mut self) {
+        self.serve_with(&[]).await;
+    }
+
+    /// The same with these variables in its environment.
+    pub async fn serve_with(&mut self, variables: &[(&str, &str)]) {
         assert!(self.child.is_none(), "one service at a time");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("service.log")).unwrap();
         let before = self.ready_lines();
         let mut command = self.command();
-        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.arg("serve").envs(variables.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         eventually("the service to be ready", async || {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
