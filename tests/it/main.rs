@@ -14,6 +14,7 @@ mod access;
 mod cancel;
 mod cli;
 mod ends;
+mod grafana;
 mod http;
 mod metrics;
 mod order;

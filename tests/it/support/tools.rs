@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 /// This repository.
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -18,6 +18,15 @@ pub fn program(name: &str) -> Option<PathBuf> {
     missing_unless(found.into_iter().find(|path| path.is_file()), name)
 }
 
+/// The packages of `tests/grafana/package.json`, installed; `None` where they are not.
+///
+/// # Panics
+/// Where they are missing and this is CI.
+pub fn node_modules() -> Option<PathBuf> {
+    let modules = Path::new(ROOT).join("target/ci/node/node_modules");
+    missing_unless(modules.join("@grafana/schema").is_dir().then_some(modules), "node_modules")
+}
+
 fn missing_unless(found: Option<PathBuf>, name: &str) -> Option<PathBuf> {
     if found.is_none() {
         assert!(std::env::var_os("CI").is_none(), "{name} is missing, and CI must not skip this test: see .ci/tools");
@@ -25,6 +34,15 @@ fn missing_unless(found: Option<PathBuf>, name: &str) -> Option<PathBuf> {
         let _ = std::io::stderr().write_all(format!("skipped: no {name} found; .ci/tools installs it\n").as_bytes());
     }
     found
+}
+
+/// Runs a command to its end, which must be a good one, and answers what it said.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = said(&output);
+    assert!(output.status.success(), "{command:?} ended with {}:\n{said}", output.status);
+    said
 }
 
 /// Both streams of a command that has ended.
