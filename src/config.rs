@@ -29,7 +29,7 @@ use crate::domain::{FlowType, WorkerId};
 pub use report::{Complaint, Complaints, Place, Places};
 pub use template::TEMPLATE;
 pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};
-pub use worker::{local_key, worker_id};
+pub use worker::{known_worker_id, local_key, worker_id};
 
 /// The file that is read where none is named, in the current directory.
 pub const DEFAULT_FILE: &str = "callsheet.toml";

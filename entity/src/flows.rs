@@ -9,6 +9,9 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false, column_type = "Text")]
     pub r#type: String,
     pub paused: bool,
+    pub paused_time: Option<i64>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub paused_by: Option<String>,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

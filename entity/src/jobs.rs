@@ -36,6 +36,7 @@ pub struct Model {
     pub priority: i64,
     pub run_at: i64,
     pub attempt: i64,
+    pub attempts_before: i64,
     pub maximum_attempts: Option<i64>,
     #[sea_orm(column_type = "Text", nullable)]
     pub unique_key: Option<String>,

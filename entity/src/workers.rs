@@ -18,6 +18,9 @@ pub struct Model {
     pub state: String,
     pub started_time: i64,
     pub heartbeat_time: i64,
+    pub drain_requested_time: Option<i64>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub drain_requested_by: Option<String>,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

@@ -4,6 +4,7 @@ pub use sea_orm_migration::prelude::MigratorTrait;
 use sea_orm_migration::prelude::*;
 
 mod m20261123_000001_first_tables;
+mod m20261125_000002_control;
 mod m20261125_000004_access;
 mod m20261125_000006_overview;
 
@@ -15,6 +16,7 @@ impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         vec![
             Box::new(m20261123_000001_first_tables::Migration),
+            Box::new(m20261125_000002_control::Migration),
             Box::new(m20261125_000004_access::Migration),
             Box::new(m20261125_000006_overview::Migration),
         ]

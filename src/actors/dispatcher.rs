@@ -246,6 +246,7 @@ impl DispatcherState {
             worker: self.args.shared.worker.clone(),
             concurrency: self.args.flow.concurrency.get(),
             worker_concurrency: self.args.flow.worker_concurrency.get(),
+            schedule_to_close_timeout: self.args.flow.schedule_to_close_timeout,
             tokens: self.tokens.clone(),
         });
         Pending { writes: vec![claim], reply: Reply::to(myself, DispatcherMessage::Claimed) }
@@ -269,7 +270,17 @@ impl DispatcherState {
             let args = self.job_args(job, claimed.now);
             self.start(myself, args).await?;
         }
-        self.timer = claimed.next_due.map(|due| {
+        for (job, attempt) in &claimed.expired {
+            self.note(
+                *job,
+                *attempt,
+                None,
+                JobStatus::Error,
+                "timed out: schedule_to_close_timeout passed while it waited",
+            );
+        }
+        let next = claimed.next_due.into_iter().chain(claimed.next_expiry).min();
+        self.timer = next.map(|due| {
             let wait = due.since(claimed.now).clamp(Duration::from_millis(1), LONGEST_SLEEP);
             let port = self.args.port.clone();
             AbortOnDrop::spawn(async move {
@@ -329,6 +340,7 @@ impl DispatcherState {
                 status: JobStatus::InQueue,
                 identifier: job.identifier.unwrap_or_default(),
                 payload: job.payload.unwrap_or_default(),
+                attempts_before: job.attempts_before,
                 maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.args.flow.retry.maximum_attempts()),
                 schedule_time: job.schedule_time,
                 runnable_since: job.run_at.max(job.created_time),

@@ -19,6 +19,7 @@ use super::status::{ErrorChain, Pending, StatusMessage};
 use super::{AbortOnDrop, Reply, Shared, Transition, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
+use crate::domain::retry::Jitter;
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, conclude};
 use crate::domain::template::Placeholder;
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
@@ -102,7 +103,9 @@ pub struct OwnedRun {
     pub identifier: String,
     /// The job's payload.
     pub payload: Option<Vec<u8>>,
-    /// How many attempts the job has.
+    /// How many attempts the job had had when somebody retried it by hand last.
+    pub attempts_before: u32,
+    /// How many attempts the job has since then.
     pub maximum_attempts: u32,
     /// When the job could run for the first time.
     pub schedule_time: Timestamp,
@@ -563,8 +566,9 @@ impl JobState {
             self.started.get_or_insert((verdict.pid, verdict.started_time));
         }
         let context = RunContext {
-            attempt: self.args.run.attempt,
+            attempt: Attempt(self.args.run.attempt.0.saturating_sub(self.args.run.attempts_before)),
             maximum_attempts: self.args.run.maximum_attempts,
+            jitter: Jitter::of(&self.args.run.token),
             retry: &self.args.flow.retry,
             cancel_requested: self.args.run.cancel_requested,
             start_to_close_timeout: self.args.flow.start_to_close_timeout,
@@ -719,7 +723,7 @@ impl JobState {
             (Next::RetryAt(_), what) => format!(
                 "attempt {} of {} failed and will be retried: {}",
                 self.args.run.attempt,
-                self.args.run.maximum_attempts,
+                self.args.run.attempts_before.saturating_add(self.args.run.maximum_attempts),
                 what.unwrap_or_default()
             ),
             (Next::Final(_), what) => what.unwrap_or_default().to_owned(),

@@ -159,6 +159,7 @@ fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
             status: job.status,
             identifier: job.identifier.clone().unwrap_or_default(),
             payload: None,
+            attempts_before: job.attempts_before,
             maximum_attempts: job.maximum_attempts.unwrap_or_else(|| site.flow.retry.maximum_attempts()),
             schedule_time: job.schedule_time,
             runnable_since: job.schedule_time,

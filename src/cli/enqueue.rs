@@ -74,6 +74,7 @@ fn time(text: &str) -> std::result::Result<Timestamp, String> {
 fn key(text: &str) -> std::result::Result<String, String> {
     match text.len() {
         0 => Err("a key is not empty".to_owned()),
+        1..=255 if text.chars().any(char::is_control) => Err("a key holds no control characters".to_owned()),
         1..=255 => Ok(text.to_owned()),
         _ => Err("a key is at most 255 bytes long".to_owned()),
     }

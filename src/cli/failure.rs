@@ -58,6 +58,11 @@ impl Failure {
         Self::new(exit, "")
     }
 
+    /// The exit code that says so.
+    pub(super) fn exit(&self) -> Exit {
+        self.exit
+    }
+
     pub(super) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self

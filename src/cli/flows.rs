@@ -9,6 +9,7 @@ use super::Context;
 use super::failure::Result;
 use super::output::{age, cut};
 use crate::clock;
+use crate::domain::Timestamp;
 use crate::http::json::rfc3339;
 use crate::store::FlowState;
 
@@ -26,6 +27,8 @@ struct FlowJson {
     /// Whether the configuration has a flow of this type.
     configured: bool,
     paused: bool,
+    paused_time: Option<String>,
+    paused_by: Option<String>,
     concurrency: Option<u32>,
     worker_concurrency: Option<u32>,
     pending: u64,
@@ -52,6 +55,8 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             job_type: name.to_owned(),
             configured: flow.is_some(),
             paused: state.is_some_and(|state| state.paused),
+            paused_time: state.and_then(|state| state.paused_time).map(rfc3339),
+            paused_by: state.and_then(|state| state.paused_by.clone()),
             concurrency: flow.map(|flow| flow.concurrency.get()),
             worker_concurrency: flow.map(|flow| flow.worker_concurrency.get()),
             pending: state.map_or(0, |state| state.pending),
@@ -61,9 +66,9 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             oldest_pending_time: state.and_then(|state| state.oldest_pending).map(rfc3339),
         };
         let remark = match (flow.is_some(), json.paused) {
-            (false, _) if config.path.is_some() => "no flow of the configuration has this type",
-            (_, true) => "paused",
-            _ => "",
+            (false, _) if config.path.is_some() => "no flow of the configuration has this type".to_owned(),
+            (_, true) => paused(state, now),
+            _ => String::new(),
         };
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![
@@ -74,7 +79,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             Cell::new(json.inqueue),
             Cell::new(json.progress),
             Cell::new(oldest.unwrap_or_default()),
-            Cell::new(remark),
+            Cell::new(cut(&remark, 80)),
         ]);
         flows.push(json);
     }
@@ -87,4 +92,11 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     }
     let header = ["TYPE", "CONCURRENCY", "PENDING", "DUE", "INQUEUE", "PROGRESS", "OLDEST", "REMARK"];
     Ok(context.output.table(&header, &header[1..7], rows)?)
+}
+
+fn paused(state: Option<&FlowState>, now: Timestamp) -> String {
+    let Some(state) = state else { return String::new() };
+    let by = state.paused_by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();
+    let since = state.paused_time.map(|time| format!(", {} ago", age(time.min(now), now))).unwrap_or_default();
+    format!("paused{by}{since}")
 }

@@ -13,13 +13,16 @@ mod logs;
 mod migrate;
 mod notify;
 mod output;
+mod pause;
+mod retry;
+mod select;
 mod serve;
 mod show;
 mod wait;
+mod workers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -27,7 +30,7 @@ use self::failure::{Exit, Failure, Result};
 use self::output::Output;
 use crate::config::{Config, Overrides};
 use crate::domain::database_url::DatabaseUrl;
-use crate::store::{self, Store, Use, WorkerRow, WorkerState};
+use crate::store::{self, Store, Use, WorkerRow};
 
 /// Runs the rows of a jobs table as supervised commands
 ///
@@ -90,7 +93,11 @@ enum Command {
     Show(show::Args),
     Logs(logs::Args),
     Cancel(cancel::Args),
+    Retry(retry::Args),
+    Pause(pause::PauseArgs),
+    Resume(pause::ResumeArgs),
     Flows(flows::Args),
+    Workers(workers::Args),
     Migrate(migrate::Args),
     Completions(completions::Args),
     Notify(notify::Args),
@@ -150,7 +157,11 @@ impl Context {
             Command::Show(args) => tool(show::run(self, &args)),
             Command::Logs(args) => tool(logs::run(self, &args)),
             Command::Cancel(args) => tool(cancel::run(self, &args)),
+            Command::Retry(args) => tool(retry::run(self, &args)),
+            Command::Pause(args) => tool(pause::pause(self, &args)),
+            Command::Resume(args) => tool(pause::resume(self, &args)),
             Command::Flows(args) => tool(flows::run(self, &args)),
+            Command::Workers(args) => tool(workers::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
             Command::Completions(args) => completions::run(self, &args),
             Command::Notify(args) => notify::run(&args),
@@ -189,13 +200,19 @@ async fn open_for_service(config: &Config) -> Result<Store> {
 
 /// The workers that have shown a sign of life lately and have not ended, by the clock of the database.
 async fn live_workers(store: &Store) -> Result<Vec<WorkerRow>> {
-    /// A live service writes its `heartbeat_time` three times in this long.
-    const SILENCE: Duration = Duration::from_secs(30);
     let now = store.now().await?;
     let mut workers = store.workers().await?;
-    workers
-        .retain(|worker| worker.state != WorkerState::Stopped.as_str() && now.since(worker.heartbeat_time) <= SILENCE);
+    workers.retain(|worker| worker.is_live(now));
     Ok(workers)
+}
+
+/// Whoever runs this command, for what is kept of who asked.
+fn who() -> String {
+    let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
+    let user = named("LOGNAME").or_else(|| named("USER"));
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{user}@{host} (cli)")
 }
 
 fn make_private_directory(directory: &std::path::Path) -> Result {

@@ -16,7 +16,7 @@ use super::written::{Flow, Size, Token, Written};
 use super::{AccessRole, FlowConfig, HttpConfig, OnStop, ServiceConfig, TokenConfig, TokenSecret};
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
-use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy};
+use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
 use crate::domain::schedule::{InvalidSchedule, Schedule};
 use crate::domain::template::{InvalidTemplate, Template};
 use crate::domain::{FlowType, WorkerId};
@@ -554,6 +554,9 @@ impl Validator<'_> {
                         initial.or_else(|| written.maximum_interval.as_ref().map(Spanned::span))
                     }
                     InvalidRetryPolicy::ImpossibleExitCode => None,
+                    InvalidRetryPolicy::TemporaryFailure => {
+                        codes.iter().find(|code| *code.get_ref() == i64::from(TEMPORARY_FAILURE)).map(Spanned::span)
+                    }
                 };
                 let (initial, maximum) = (humantime::format_duration(initial), humantime::format_duration(maximum));
                 let note = self.notes.add(span.unwrap_or(0..0), format!("{error}"));

@@ -30,6 +30,22 @@ pub fn local_key(config: &Config) -> Result<String, Error> {
     if key.len() == "key-".len() + 64 { Ok(key) } else { Err(Error::KeyGarbage(path)) }
 }
 
+/// The id that [`worker_id`] would give, where it need not be made for that; `None` where no service has run here yet.
+///
+/// # Errors
+/// Where the file can't be read, and where it holds something else than a worker id.
+pub fn known_worker_id(config: &Config) -> Result<Option<WorkerId>, Error> {
+    if let Some(id) = &config.worker_id {
+        return Ok(Some(id.clone()));
+    }
+    let path = config.data_dir.join("worker_id");
+    match read(&path) {
+        Ok(id) => id.parse().map(Some).map_err(|_| Error::WorkerIdGarbage(path)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::WorkerIdFile { path, source }),
+    }
+}
+
 fn kept_id(data_dir: &Path) -> Result<WorkerId, Error> {
     let path = data_dir.join("worker_id");
     let id = kept(&path, "worker-", 8).map_err(|source| Error::WorkerIdFile { path: path.clone(), source })?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::retry::RetryPolicy;
+use super::retry::{Jitter, RetryPolicy, TEMPORARY_FAILURE};
 use super::{Attempt, JobStatus, Outcome, Timestamp};
 
 /// How the command itself ended, as the kernel reported it to its parent (wait(2)).
@@ -77,10 +77,12 @@ pub enum RunEnd {
 /// What the decision about an end depends on besides the end.
 #[derive(Clone, Copy, Debug)]
 pub struct RunContext<'a> {
-    /// The attempt that ended.
+    /// The attempt that ended, counted from the last retry by hand.
     pub attempt: Attempt,
     /// How many attempts the job has, from its row or its flow.
     pub maximum_attempts: u32,
+    /// What spreads the waits of jobs that failed together.
+    pub jitter: Jitter,
     /// The flow's retry policy.
     pub retry: &'a RetryPolicy,
     /// Whether somebody has asked to cancel the job.
@@ -154,7 +156,7 @@ pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Concl
 fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Next {
     let attempts_left = context.attempt.0 < context.maximum_attempts;
     let retryable = exit_code.is_none_or(|code| context.retry.is_retryable_exit_code(code));
-    let due = now.plus(context.retry.wait_after(context.attempt));
+    let due = now.plus(context.retry.wait_after(context.attempt, context.jitter));
     if attempts_left && retryable && due < context.schedule_deadline {
         Next::RetryAt(due)
     } else {
@@ -164,6 +166,9 @@ fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Ne
 
 fn judge(verdict: &Verdict, context: &RunContext<'_>) -> (Option<Outcome>, Option<String>) {
     let ended = match verdict.end {
+        CommandEnd::Exited(TEMPORARY_FAILURE) => {
+            format!("exit code {TEMPORARY_FAILURE} (EX_TEMPFAIL, a temporary failure)")
+        }
         CommandEnd::Exited(code) => format!("exit code {code}"),
         CommandEnd::Signaled(signal) => format!("signal {signal} ({})", signal_name(signal)),
     };
@@ -322,6 +327,7 @@ mod tests {
         let context = RunContext {
             attempt: Attempt(attempt),
             maximum_attempts: retry.maximum_attempts(),
+            jitter: Jitter::NONE,
             retry: &retry,
             cancel_requested,
             start_to_close_timeout: Duration::from_secs(2),
@@ -346,6 +352,9 @@ mod tests {
         assert_eq!(concluded(&end, 2, false).next, Next::RetryAt(Timestamp::from_unix_millis(12_000)));
         assert_eq!(concluded(&end, 3, false).next, Next::Final(JobStatus::Error));
         assert_eq!(concluded(&end, 1, true).next, Next::Final(JobStatus::Cancelled));
+        let temporary = verdict(CommandEnd::Exited(75), EndCause::Itself);
+        assert!(matches!(concluded(&temporary, 2, false).next, Next::RetryAt(_)));
+        assert_eq!(concluded(&temporary, 3, false).next, Next::Final(JobStatus::Error));
         let forbidden = verdict(CommandEnd::Exited(3), EndCause::Itself);
         assert_eq!(concluded(&forbidden, 1, false).next, Next::Final(JobStatus::Error));
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::domain::Timestamp;
-use crate::store::{EventRow, JobRow, Page, RunRow};
+use crate::store::{EventRow, JobRow, Page, RunRow, WorkerRow, WorkerState};
 
 /// A row of `jobs`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -125,6 +125,56 @@ pub struct JobDetailJson {
     pub runs: Vec<RunJson>,
     /// Its events, oldest first.
     pub events: Vec<EventJson>,
+}
+
+/// A row of `workers`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkerJson {
+    /// `worker_id`
+    pub worker_id: String,
+    /// `incarnation`
+    pub incarnation: String,
+    /// `hostname`
+    pub hostname: String,
+    /// `version`
+    pub version: String,
+    /// `state`, or MISSING where it has not stopped and shows no sign of life.
+    pub state: &'static str,
+    /// `started_time`
+    pub started_time: String,
+    /// `heartbeat_time`
+    pub heartbeat_time: String,
+    /// How long ago that was by the database's clock, in seconds.
+    pub heartbeat_age_seconds: u64,
+    /// `drain_requested_time`
+    pub drain_requested_time: Option<String>,
+    /// `drain_requested_by`
+    pub drain_requested_by: Option<String>,
+    /// How many claimed and running jobs it has.
+    pub runs: u64,
+}
+
+impl WorkerJson {
+    /// The row as it is at `now`, the database's time.
+    #[must_use]
+    pub fn new(row: &WorkerRow, now: Timestamp) -> Self {
+        let states = [WorkerState::Active, WorkerState::Draining, WorkerState::Stopped];
+        let state = states.into_iter().map(WorkerState::as_str).find(|state| *state == row.state);
+        let live = row.is_live(now) || row.state == WorkerState::Stopped.as_str();
+        Self {
+            worker_id: row.worker_id.clone(),
+            incarnation: row.incarnation.clone(),
+            hostname: row.hostname.clone(),
+            version: row.version.clone(),
+            state: state.filter(|_| live).unwrap_or("MISSING"),
+            started_time: rfc3339(row.started_time),
+            heartbeat_time: rfc3339(row.heartbeat_time),
+            heartbeat_age_seconds: now.since(row.heartbeat_time).as_secs(),
+            drain_requested_time: row.drain_requested_time.map(rfc3339),
+            drain_requested_by: row.drain_requested_by.clone(),
+            runs: row.runs,
+        }
+    }
 }
 
 /// A page of jobs.

@@ -63,8 +63,10 @@ impl Store {
         let mut claimed = Claimed {
             jobs: Vec::new(),
             cancelled_pending: Vec::new(),
+            expired: Vec::new(),
             cancel_requested: Vec::new(),
             next_due: None,
+            next_expiry: None,
             paused: state.paused,
             open: state.open,
             now: state.now,
@@ -79,6 +81,17 @@ impl Store {
                 claimed.next_due = Some(state.now);
                 return Ok(claimed);
             }
+        }
+        let expiry = state.oldest.map(|oldest| oldest.plus(claim.schedule_to_close_timeout));
+        if expiry.is_some_and(|expiry| expiry <= state.now) {
+            claimed.expired = self.expire(transaction, claim, state.now).await?;
+            // There may be more; where there are none, the next claim finds when the next one has waited too long.
+            claimed.next_expiry = Some(state.now);
+            if claimed.expired.len() == AT_MOST {
+                return Ok(claimed);
+            }
+        } else {
+            claimed.next_expiry = expiry;
         }
         if state.paused {
             return Ok(claimed);
@@ -124,6 +137,7 @@ impl Store {
             open_here: row.count("open_here")?,
             cancel_requested: row.flag("cancel_requested")?,
             tokens_used: row.flag("tokens_used")?,
+            oldest: row.maybe_time("oldest")?,
         })
     }
 
@@ -236,12 +250,15 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<JobId>, Error> {
         let dialect = self.dialect();
-        let update = format!(
-            "UPDATE jobs SET {CANCEL_PENDING} WHERE status = 'PENDING' AND id IN (SELECT id FROM jobs {} WHERE type = $1 \
-             AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} AND status = 'PENDING' \
-             ORDER BY id LIMIT {AT_MOST} {}) RETURNING id, attempt",
+        let requested = format!(
+            "SELECT id FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} \
+             AND status = 'PENDING' ORDER BY id LIMIT {AT_MOST} {}",
             dialect.by_index("jobs_cancel_requested"),
             dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+        );
+        let update = format!(
+            "UPDATE jobs SET {CANCEL_PENDING} WHERE status = 'PENDING' AND {} RETURNING id, attempt",
+            dialect.one_of("id", &requested),
         );
         let values = [claim.flow.as_str().into(), now.unix_millis().into()];
         let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
@@ -255,6 +272,48 @@ impl Store {
         Ok(cancelled.into_iter().map(|(id, _)| id).collect())
     }
 
+    /// Ends rows that have waited for longer than they may, those that have waited longest first.
+    async fn expire(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+        now: Timestamp,
+    ) -> Result<Vec<(JobId, Attempt)>, Error> {
+        let (dialect, timeout) = (self.dialect(), claim.schedule_to_close_timeout);
+        let schedule_time = dialect.schedule_time();
+        let longest_waiting = format!(
+            "SELECT id FROM jobs {} WHERE type = $1 AND status = 'PENDING' AND {schedule_time} <= $3 \
+             ORDER BY {schedule_time} LIMIT {AT_MOST} {}",
+            dialect.by_index("jobs_expiry"),
+            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+        );
+        let update = format!(
+            "UPDATE jobs SET status = 'ERROR', completed_time = $2, error = CASE WHEN attempt = 0 THEN $4 \
+             ELSE $5 || COALESCE('; the last one: ' || error, '') END WHERE status = 'PENDING' AND {} RETURNING id, attempt",
+            dialect.one_of("id", &longest_waiting),
+        );
+        let passed = format!("timed out: schedule_to_close_timeout ({}) passed", humantime::format_duration(timeout));
+        let waiting = format!("{passed} before the command could be started");
+        let between = format!("{passed} while it waited for another attempt");
+        let latest = now.unix_millis().saturating_sub(i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX));
+        let values = [
+            claim.flow.as_str().into(),
+            now.unix_millis().into(),
+            latest.into(),
+            waiting.as_str().into(),
+            between.as_str().into(),
+        ];
+        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let mut expired = Vec::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            expired.push((row.job("id")?, row.attempt()?));
+        }
+        expired.sort_unstable();
+        self.note_ended(transaction, &expired, JobStatus::Error, [&waiting, &between], now).await?;
+        Ok(expired)
+    }
+
     /// Writes the events of rows that were cancelled while they waited.
     pub(super) async fn note_cancelled(
         &self,
@@ -262,17 +321,36 @@ impl Store {
         cancelled: &[(JobId, Attempt)],
         now: Timestamp,
     ) -> Result<(), Error> {
-        if cancelled.is_empty() {
+        let messages = ["cancelled before its command was started", "cancelled while it waited for another attempt"];
+        self.note_ended(transaction, cancelled, JobStatus::Cancelled, messages, now).await
+    }
+
+    /// Writes the events of rows that ended while they waited: before their first attempt, or for another one.
+    async fn note_ended(
+        &self,
+        transaction: &Transaction,
+        ended: &[(JobId, Attempt)],
+        to: JobStatus,
+        messages: [&str; 2],
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if ended.is_empty() {
             return Ok(());
         }
-        let items: Vec<_> = cancelled.iter().map(|(id, attempt)| json!({ "id": id.0, "attempt": attempt.0 })).collect();
+        let items: Vec<_> = ended
+            .iter()
+            .map(|(id, attempt)| {
+                let message = messages[usize::from(attempt.0 > 0)];
+                json!({ "id": id.0, "attempt": attempt.0, "message": message })
+            })
+            .collect();
         let events = format!(
-            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, message) SELECT item.id, item.attempt, \
-             'PENDING', 'CANCELLED', $2, CASE WHEN item.attempt = 0 THEN 'cancelled before its command was started' \
-             ELSE 'cancelled while it waited for another attempt' END FROM {}",
-            self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint")])
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, message) \
+             SELECT item.id, item.attempt, 'PENDING', $3, $2, item.message FROM {}",
+            self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("message", "text")])
         );
-        let values = [serde_json::Value::from(items).to_string().into(), now.unix_millis().into()];
+        let items = serde_json::Value::from(items).to_string();
+        let values = [items.into(), now.unix_millis().into(), to.as_str().into()];
         transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
         Ok(())
     }
@@ -339,6 +417,8 @@ struct FlowNow {
     open_here: u32,
     cancel_requested: bool,
     tokens_used: bool,
+    /// The earliest time that `schedule_to_close_timeout` counts from, of the rows that wait.
+    oldest: Option<Timestamp>,
 }
 
 /// What a waiting row becomes when it is cancelled; `$2` is the time. The error of an earlier attempt stays readable.
@@ -347,7 +427,7 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
     ELSE 'cancelled while it waited for another attempt' || COALESCE('; the last one: ' || error, '') END";
 
 fn flow_now_sql(dialect: Dialect) -> String {
-    let open = dialect.by_index("jobs_open");
+    let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
@@ -355,17 +435,19 @@ fn flow_now_sql(dialect: Dialect) -> String {
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \
          AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
-         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used",
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
+         (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),
         dialect.by_index("jobs_run_token"),
         dialect.among("run_token", "$3"),
+        dialect.by_index("jobs_expiry"),
     )
 }
 
 fn claimed_columns(dialect: Dialect) -> String {
     format!(
-        "id, priority, run_at, attempt, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}",
+        "id, priority, run_at, attempt, attempts_before, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}",
         dialect.text("identifier"),
         dialect.text("payload")
     )
@@ -393,6 +475,7 @@ fn claimed_job(row: &Row<'_>) -> Result<ClaimedJob, Error> {
         id: row.job("id")?,
         token: RunToken::from_bytes([0; 16]),
         attempt: Attempt(attempt),
+        attempts_before: row.count("attempts_before")?,
         identifier: row.identifier()?,
         payload: readable_payload(row.bytes("payload")?),
         maximum_attempts: row.maximum_attempts()?,

@@ -210,14 +210,12 @@ fn classify_postgres(code: &str) -> Class {
     }
 }
 
-/// Whether the transaction lost against another one and should simply be tried again.
+/// Whether the transaction lost against another one and should simply be tried again: it was chosen as the victim, or a
+/// unique key that was free when it looked was not any more when it wrote.
 pub(super) fn lost_a_race(error: &Error) -> bool {
-    let Error::Unavailable {
-        source: DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error)),
-        ..
-    } = error
-    else {
+    let (Error::Unavailable { source, .. } | Error::Statement { source, .. }) = error else { return false };
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = source else {
         return false;
     };
-    matches!(&**error, sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("40001" | "40P01")))
+    matches!(&**error, sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("40001" | "40P01" | "23505")))
 }

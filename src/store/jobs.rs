@@ -41,7 +41,8 @@ impl Store {
 
     async fn enqueue_once(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         let transaction = self.begin(ENQUEUE).await?;
-        self.lock_keys(&transaction, new).await?;
+        let keyed = new.iter().filter(|job| job.unique_key.is_some()).map(|job| job.flow.as_str()).collect();
+        self.lock_keys(&transaction, keyed).await?;
         let mut enqueued = Vec::with_capacity(new.len());
         // A chunk ends at a job with a key, since the rows that a statement did not insert can't be told apart.
         let keyless = |job: &NewJob, next: &NewJob| job.unique_key.is_none() && next.unique_key.is_none();
@@ -59,12 +60,10 @@ impl Store {
 
     /// Lets batches with keys of one flow follow one another on PostgreSQL: two that have the same keys in another order
     /// would wait for each other until the server ends one of them, a second later.
-    async fn lock_keys(&self, transaction: &Transaction, new: &[NewJob]) -> Result<(), Error> {
-        let keyed: BTreeSet<&str> =
-            new.iter().filter(|job| job.unique_key.is_some()).map(|job| job.flow.as_str()).collect();
+    pub(super) async fn lock_keys(&self, transaction: &Transaction, flows: BTreeSet<&str>) -> Result<(), Error> {
         if self.dialect() == Dialect::Postgres {
             let lock = "SELECT CAST(pg_advisory_xact_lock(hashtextextended($1, 1)) AS text) AS locked";
-            for flow in keyed {
+            for flow in flows {
                 transaction
                     .execute_raw(self.statement(lock, [format!("callsheet unique keys of {flow}").into()]))
                     .await
@@ -230,6 +229,13 @@ impl Store {
     /// Where the database fails.
     pub async fn workers(&self) -> Result<Vec<WorkerRow>, Error> {
         let mut query = select::<workers::Entity>(self.dialect());
+        let mut runs = Query::select();
+        runs.expr(Expr::col(jobs::Column::Id).count()).from(jobs::Entity);
+        runs.and_where(jobs::Column::Status.is_in([jobs::Status::InQueue, jobs::Status::Progress]));
+        runs.and_where(
+            Expr::col((jobs::Entity, jobs::Column::WorkerId)).equals((workers::Entity, workers::Column::WorkerId)),
+        );
+        query.expr_as(Expr::SubQuery(None, Box::new(runs.into())), Alias::new("runs"));
         query.order_by(workers::Column::WorkerId, Order::Asc);
         self.rows(&query, worker_row).await
     }
@@ -241,22 +247,24 @@ impl Store {
     pub async fn list(&self, filter: &JobFilter) -> Result<Page<JobRow>, Error> {
         let limit = filter.limit.clamp(1, 1000);
         let mut query = select::<jobs::Entity>(self.dialect());
-        if !filter.types.is_empty() {
-            query.and_where(jobs::Column::Type.is_in(filter.types.iter().map(|text| storable(text))));
-        }
-        if !filter.statuses.is_empty() {
-            query.and_where(jobs::Column::Status.is_in(filter.statuses.iter().map(|&status| entity_status(status))));
-        }
-        if let Some(identifier) = &filter.identifier {
-            query.and_where(jobs::Column::Identifier.eq(storable(identifier)));
-        }
-        if let Some(cursor) = filter.cursor {
-            query.and_where(jobs::Column::Id.lt(cursor.0));
-        }
+        matching(&mut query, filter);
         // One row more than asked for says whether there is another page.
-        query.order_by(jobs::Column::Id, Order::Desc).limit(u64::from(limit) + 1);
+        query.limit(u64::from(limit) + 1);
         let rows = self.rows(&query, job_row).await?;
         Ok(Page::of(rows, limit, |row| row.id))
+    }
+
+    /// Id and status of the jobs that `filter` means, as [`Store::list`] gives them.
+    pub(super) async fn matching_ids(&self, filter: &JobFilter) -> Result<Page<(JobId, JobStatus)>, Error> {
+        let limit = filter.limit.clamp(1, 1000);
+        let mut query = Query::select();
+        query.from(jobs::Entity).column(jobs::Column::Id);
+        let cast = Alias::new(self.dialect().pick("BLOB", "text"));
+        query.expr_as(Expr::col(jobs::Column::Status).cast_as(cast), jobs::Column::Status);
+        matching(&mut query, filter);
+        query.limit(u64::from(limit) + 1);
+        let rows = self.rows(&query, |row| Ok((row.job("id")?, row.status()?))).await?;
+        Ok(Page::of(rows, limit, |(id, _)| *id))
     }
 
     /// The claimed and running rows that a worker has to account for when it starts: its own and nobody's; on SQLite,
@@ -270,7 +278,7 @@ impl Store {
         let columns = ["type", "status", "run_token", "worker_id", "identifier"]
             .map(|column| format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text")));
         let select = format!(
-            "SELECT jobs.id, jobs.attempt, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
+            "SELECT jobs.id, jobs.attempt, jobs.attempts_before, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
              jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \
              FROM jobs LEFT JOIN runs ON runs.run_token = jobs.run_token AND runs.job_id = jobs.id \
              WHERE jobs.{OPEN} AND ($2 IS NULL OR jobs.type = $2) AND {} ORDER BY jobs.id",
@@ -293,16 +301,18 @@ impl Store {
         const ACTION: &str = "read how the queues stand";
         let dialect = self.dialect();
         let select = format!(
-            "SELECT CAST(type AS {}) AS type, CAST(max(paused) AS bigint) AS paused, CAST(sum(pending) AS bigint) AS pending, \
+            "SELECT CAST(type AS {}) AS type, CAST(max(paused) AS bigint) AS paused, max(paused_time) AS paused_time, \
+             CAST(max(paused_by) AS {}) AS paused_by, CAST(sum(pending) AS bigint) AS pending, \
              CAST(sum(runnable) AS bigint) AS runnable, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
              CAST(sum(progress) AS bigint) AS progress FROM (\
-             SELECT type, CASE WHEN paused THEN 1 ELSE 0 END AS paused, 0 AS pending, 0 AS runnable, \
-             CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
-             UNION ALL SELECT type, 0, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), min(run_at), 0, 0 \
+             SELECT type, CASE WHEN paused THEN 1 ELSE 0 END AS paused, CASE WHEN paused THEN paused_time END AS paused_time, \
+             CASE WHEN paused THEN paused_by END AS paused_by, 0 AS pending, 0 AS runnable, CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
+             UNION ALL SELECT type, 0, NULL, NULL, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), min(run_at), 0, 0 \
              FROM jobs {} WHERE status = 'PENDING' GROUP BY type \
-             UNION ALL SELECT type, 0, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
+             UNION ALL SELECT type, 0, NULL, NULL, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
              sum(CASE WHEN status = 'PROGRESS' THEN 1 ELSE 0 END) FROM jobs {} WHERE {OPEN} GROUP BY type) AS parts \
              GROUP BY type ORDER BY type",
+            dialect.pick("BLOB", "text"),
             dialect.pick("BLOB", "text"),
             dialect.by_index("jobs_due"),
             dialect.by_index("jobs_open"),
@@ -364,6 +374,23 @@ pub(super) fn select<E: EntityTrait>(dialect: Dialect) -> SelectStatement {
         };
     }
     query
+}
+
+/// The rows that a filter means, newest first.
+fn matching(query: &mut SelectStatement, filter: &JobFilter) {
+    if !filter.types.is_empty() {
+        query.and_where(jobs::Column::Type.is_in(filter.types.iter().map(|text| storable(text))));
+    }
+    if !filter.statuses.is_empty() {
+        query.and_where(jobs::Column::Status.is_in(filter.statuses.iter().map(|&status| entity_status(status))));
+    }
+    if let Some(identifier) = &filter.identifier {
+        query.and_where(jobs::Column::Identifier.eq(storable(identifier)));
+    }
+    if let Some(cursor) = filter.cursor {
+        query.and_where(jobs::Column::Id.lt(cursor.0));
+    }
+    query.order_by(jobs::Column::Id, Order::Desc);
 }
 
 pub(super) fn entity_status(status: JobStatus) -> jobs::Status {
@@ -447,6 +474,9 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
         state: row.some_text("state")?,
         started_time: row.time("started_time")?,
         heartbeat_time: row.time("heartbeat_time")?,
+        drain_requested_time: row.maybe_time("drain_requested_time")?,
+        drain_requested_by: row.text("drain_requested_by")?,
+        runs: u64::try_from(row.int("runs")?).unwrap_or(0),
     })
 }
 
@@ -458,6 +488,7 @@ fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {
         status: row.status()?,
         token: row.token()?,
         attempt: row.attempt()?,
+        attempts_before: row.count("attempts_before")?,
         worker_id: row.text("worker_id")?,
         identifier: row.identifier()?,
         maximum_attempts: row.maximum_attempts()?,
@@ -473,6 +504,8 @@ fn flow_state(row: &Row<'_>, now: Timestamp) -> Result<FlowState, Error> {
     Ok(FlowState {
         job_type: row.some_text("type")?,
         paused: row.flag("paused")?,
+        paused_time: row.maybe_time("paused_time")?,
+        paused_by: row.text("paused_by")?,
         pending: count("pending")?,
         runnable: count("runnable")?,
         inqueue: count("inqueue")?,

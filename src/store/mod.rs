@@ -5,6 +5,7 @@
 
 mod audit;
 mod claim;
+mod control;
 mod error;
 mod events;
 mod jobs;
@@ -371,6 +372,9 @@ mod tests {
         sendable(&store.apply(&[]));
         sendable(&store.enqueue(&[]));
         sendable(&store.request_cancel(crate::domain::JobId(1)));
+        sendable(&store.cancel_page(&JobFilter::default()));
+        sendable(&store.retry(&[], ""));
+        sendable(&store.retry_page(&JobFilter::default(), ""));
         sendable(&store.list(&JobFilter::default()));
         sendable(&store.flow_states());
         sendable(&store.migrate());

@@ -1,6 +1,8 @@
 //! What can be read: plain rows with the columns of the tables, made safe to show.
 
-use super::write::Unreadable;
+use std::time::Duration;
+
+use super::write::{Unreadable, WorkerState};
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 
 /// A row of `jobs`; its texts are shown lossily where they are no valid UTF-8.
@@ -160,6 +162,8 @@ pub struct OpenJob {
     pub token: Option<RunToken>,
     /// `jobs.attempt`
     pub attempt: Attempt,
+    /// `jobs.attempts_before`
+    pub attempts_before: u32,
     /// `jobs.worker_id`
     pub worker_id: Option<String>,
     /// `jobs.identifier`
@@ -183,6 +187,10 @@ pub struct FlowState {
     pub job_type: String,
     /// Whether it is paused.
     pub paused: bool,
+    /// Since when it is paused; `None` where it is not, or was paused by SQL.
+    pub paused_time: Option<Timestamp>,
+    /// Who paused it, as above.
+    pub paused_by: Option<String>,
     /// Rows that wait, delayed ones included.
     pub pending: u64,
     /// Rows that wait and are due.
@@ -212,6 +220,22 @@ pub struct WorkerRow {
     pub started_time: Timestamp,
     /// `heartbeat_time`
     pub heartbeat_time: Timestamp,
+    /// `drain_requested_time`
+    pub drain_requested_time: Option<Timestamp>,
+    /// `drain_requested_by`
+    pub drain_requested_by: Option<String>,
+    /// How many claimed and running rows it has.
+    pub runs: u64,
+}
+
+impl WorkerRow {
+    /// Whether it has not stopped and has shown a sign of life lately; `now` is the database's time.
+    #[must_use]
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        /// A live service writes its `heartbeat_time` three times in this long.
+        const SILENCE: Duration = Duration::from_secs(30);
+        self.state != WorkerState::Stopped.as_str() && now.since(self.heartbeat_time) <= SILENCE
+    }
 }
 
 /// A row of `audit`: one deed of somebody.

@@ -241,7 +241,9 @@ impl Store {
              VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}) ON CONFLICT (worker_id) DO UPDATE SET \
              incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, \
              state = excluded.state, heartbeat_time = excluded.heartbeat_time, started_time = \
-             CASE WHEN workers.incarnation = excluded.incarnation THEN workers.started_time ELSE excluded.started_time END"
+             CASE WHEN workers.incarnation = excluded.incarnation THEN workers.started_time ELSE excluded.started_time END, \
+             drain_requested_time = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_time END, \
+             drain_requested_by = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_by END"
         );
         let values = [
             worker.worker.as_str().into(),
@@ -252,9 +254,11 @@ impl Store {
         self.applied_where(transaction, "register this worker", &upsert, values).await
     }
 
+    /// A state is never taken back: a sign of life may be on its way while the worker says that it drains or has stopped.
     pub(super) async fn worker_state(&self, transaction: &Transaction, note: &WorkerNote) -> Result<Written, Error> {
         let update = format!(
-            "UPDATE workers SET state = $3, heartbeat_time = {} WHERE worker_id = $1 AND incarnation = $2",
+            "UPDATE workers SET state = CASE WHEN state = 'STOPPED' OR state = 'DRAINING' AND $3 = 'ACTIVE' THEN state \
+             ELSE $3 END, heartbeat_time = {} WHERE worker_id = $1 AND incarnation = $2",
             self.dialect().now()
         );
         let values = [note.worker.as_str().into(), storable(&note.incarnation).into(), note.state.as_str().into()];

@@ -68,6 +68,33 @@ impl Dialect {
         }
     }
 
+    /// Whether `column` is one of the whole numbers of the JSON array in `parameter`; an array for the reason above.
+    pub(super) fn among_ids(self, column: &str, parameter: &str) -> String {
+        match self {
+            Self::Sqlite => format!("{column} IN (SELECT value FROM json_each({parameter}))"),
+            Self::Postgres => {
+                format!("{column} = ANY (ARRAY(SELECT json_array_elements_text({parameter}::json)::bigint))")
+            }
+        }
+    }
+
+    /// Whether `column` is one of the ids that this subquery gives, which is run once: joined to the table, PostgreSQL may
+    /// run it again for each row, and its LIMIT would limit nothing.
+    pub(super) fn one_of(self, column: &str, subquery: &str) -> String {
+        match self {
+            Self::Sqlite => format!("{column} IN ({subquery})"),
+            Self::Postgres => format!("{column} = ANY (ARRAY({subquery}))"),
+        }
+    }
+
+    /// The time that `schedule_to_close_timeout` counts from, word for word as the index `jobs_expiry` has it.
+    pub(super) const fn schedule_time(self) -> &'static str {
+        match self {
+            Self::Sqlite => "COALESCE(schedule_time, max(created_time, run_at))",
+            Self::Postgres => "COALESCE(schedule_time, GREATEST(created_time, run_at))",
+        }
+    }
+
     /// The objects of the JSON array in `parameter`, as a table `item` with these columns of the given SQL types.
     ///
     /// One parameter for any number of rows keeps the statement's text, and so its prepared form, always the same.

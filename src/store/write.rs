@@ -1,5 +1,7 @@
 //! What can be written, and what the store answers: the words between the status actor and the database.
 
+use std::time::Duration;
+
 use crate::domain::run::{Next, Usage};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 
@@ -50,6 +52,8 @@ pub struct Claim {
     pub concurrency: u32,
     /// How many runs of the flow may be open on this worker.
     pub worker_concurrency: u32,
+    /// How long a job may take from the time when it could first run; a row that has waited so long is ended.
+    pub schedule_to_close_timeout: Duration,
     /// A fresh token for each row wanted; at most 500 are used.
     pub tokens: Vec<RunToken>,
 }
@@ -61,10 +65,14 @@ pub struct Claimed {
     pub jobs: Vec<ClaimedJob>,
     /// Pending rows that somebody had asked to cancel: they are CANCELLED now.
     pub cancelled_pending: Vec<JobId>,
+    /// Pending rows that had waited for longer than `schedule_to_close_timeout`: they are ERROR now.
+    pub expired: Vec<(JobId, Attempt)>,
     /// Open runs of this flow on this worker that somebody has asked to cancel.
     pub cancel_requested: Vec<(JobId, RunToken)>,
     /// When another claim may bring more, looked up where this one ran out of due rows; `None` where nothing waits.
     pub next_due: Option<Timestamp>,
+    /// When the next waiting row will have waited too long; `None` where nothing waits.
+    pub next_expiry: Option<Timestamp>,
     /// Whether the flow is paused; then nothing is claimed.
     pub paused: bool,
     /// Open runs of the flow over all workers, those of this claim included.
@@ -87,6 +95,8 @@ pub struct ClaimedJob {
     pub token: RunToken,
     /// Which attempt this is.
     pub attempt: Attempt,
+    /// `jobs.attempts_before`: how many of them an earlier budget of attempts had.
+    pub attempts_before: u32,
     /// `jobs.identifier`.
     pub identifier: Result<String, Unreadable>,
     /// `jobs.payload`: valid JSON.
@@ -247,7 +257,7 @@ pub struct NewJob {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// So long after now, by the database's clock; zero for at once.
-    After(std::time::Duration),
+    After(Duration),
     /// At this time.
     At(Timestamp),
 }
@@ -274,4 +284,66 @@ pub enum CancelResult {
     AlreadyRequested,
     /// It has ended with this status.
     NotPossible(JobStatus),
+}
+
+/// What came of a wish to have a job tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryResult {
+    /// There is no such job.
+    NotFound,
+    /// It waits to be tried again, with as many attempts and as much time as a new one.
+    Retried,
+    /// It has this status; only ERROR and CANCELLED jobs are retried.
+    NotPossible(JobStatus),
+    /// An open job of its flow, this one, has its `unique_key` by now.
+    KeyTaken(JobId),
+}
+
+/// What came of a wish to pause or resume a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseResult {
+    /// No service has ever had such a flow.
+    NotFound,
+    /// It was otherwise, and is as was asked for now.
+    Changed,
+    /// It was so before.
+    Unchanged,
+}
+
+impl PauseResult {
+    /// What the audit trail says came of it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not found",
+            Self::Changed => "done",
+            Self::Unchanged => "was so already",
+        }
+    }
+}
+
+/// What came of a wish to drain a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrainResult {
+    /// There is no such worker.
+    NotFound,
+    /// It has ended.
+    Stopped,
+    /// It will claim nothing new, and end when its runs have ended.
+    Requested,
+    /// Somebody had asked before.
+    AlreadyRequested,
+}
+
+impl DrainResult {
+    /// What the audit trail says came of it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not found",
+            Self::Stopped => "it had stopped",
+            Self::Requested => "done",
+            Self::AlreadyRequested => "was asked already",
+        }
+    }
 }

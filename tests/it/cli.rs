@@ -498,6 +498,7 @@ impl Hand {
                 worker: self.worker.clone(),
                 concurrency: 9,
                 worker_concurrency: 9,
+                schedule_to_close_timeout: Duration::from_secs(86_400),
                 tokens: vec![RunToken::from_bytes([7; 16])],
             };
             let Written::Claimed(answer) = self.store.apply(&[Write::Claim(claim)]).await.unwrap().remove(0) else {

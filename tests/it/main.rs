@@ -13,6 +13,7 @@
 mod access;
 mod cancel;
 mod cli;
+mod control;
 mod ends;
 mod grafana;
 mod http;
@@ -22,6 +23,8 @@ mod overview;
 mod process_layer;
 mod progress;
 mod recovery;
+mod retry;
 mod screen_replacement;
 mod store;
+mod store_control;
 mod support;

@@ -23,8 +23,8 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statemen
 use crate::support::postgres as server;
 
 /// A database of its own, with another client beside the store.
-struct Db {
-    store: Store,
+pub struct Db {
+    pub store: Store,
     url: String,
     /// A client that knows nothing of Callsheet.
     foreign: DatabaseConnection,
@@ -33,14 +33,14 @@ struct Db {
 }
 
 impl Db {
-    async fn sqlite() -> Option<Self> {
+    pub async fn sqlite() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("callsheet.db");
         let url = format!("sqlite://{}", path.display());
         Some(Self::open(url, Some(path), Some(directory)).await)
     }
 
-    async fn postgres() -> Option<Self> {
+    pub async fn postgres() -> Option<Self> {
         Some(Self::open(server::database()?, None, None).await)
     }
 
@@ -51,84 +51,84 @@ impl Db {
         Self { store, url, foreign, path, _directory: directory }
     }
 
-    fn is_sqlite(&self) -> bool {
+    pub fn is_sqlite(&self) -> bool {
         self.path.is_some()
     }
 
     /// Another service on the same database.
-    async fn another(&self) -> Store {
+    pub async fn another(&self) -> Store {
         Store::connect(&self.url.parse().unwrap(), Use::Service).await.unwrap()
     }
 
-    async fn sql(&self, sql: &str) -> Result<u64, sea_orm::DbErr> {
+    pub async fn sql(&self, sql: &str) -> Result<u64, sea_orm::DbErr> {
         self.foreign.execute_unprepared(sql).await.map(|done| done.rows_affected())
     }
 
-    async fn number(&self, sql: &str) -> i64 {
+    pub async fn number(&self, sql: &str) -> i64 {
         let backend = if self.is_sqlite() { DbBackend::Sqlite } else { DbBackend::Postgres };
         let row = self.foreign.query_one_raw(Statement::from_string(backend, sql)).await.unwrap().unwrap();
         row.try_get_by_index(0).unwrap()
     }
 
-    async fn row(&self, job: JobId) -> callsheet::store::JobRow {
+    pub async fn row(&self, job: JobId) -> callsheet::store::JobRow {
         self.store.job(job).await.unwrap().unwrap()
     }
 
     /// `(from, to)` of every event of a job.
-    async fn steps(&self, job: JobId) -> Vec<(String, String)> {
+    pub async fn steps(&self, job: JobId) -> Vec<(String, String)> {
         let events = self.store.events(job).await.unwrap();
         assert!(events.iter().all(|event| event.message.as_ref().is_some_and(|message| !message.is_empty())));
         assert!(events.windows(2).all(|pair| pair[0].id < pair[1].id && pair[0].time <= pair[1].time));
         events.into_iter().map(|event| (event.from_status.unwrap_or_default(), event.to_status)).collect()
     }
 
-    async fn apply(&self, write: Write) -> Written {
+    pub async fn apply(&self, write: Write) -> Written {
         self.store.apply(&[write]).await.unwrap().remove(0)
     }
 
-    async fn claim(&self, tokens: &[RunToken]) -> Claimed {
+    pub async fn claim(&self, tokens: &[RunToken]) -> Claimed {
         claim_with(&self.store, claim(tokens)).await
     }
 
     /// Enqueues a job and claims it.
-    async fn claimed(&self, identifier: &str, n: u8) -> ClaimedJob {
+    pub async fn claimed(&self, identifier: &str, n: u8) -> ClaimedJob {
         self.store.enqueue(&[new(identifier)]).await.unwrap();
         let mut claimed = self.claim(&[token(n)]).await;
         assert_eq!(claimed.jobs.len(), 1, "{claimed:?}");
         claimed.jobs.remove(0)
     }
 
-    async fn running(&self, identifier: &str, n: u8) -> ClaimedJob {
+    pub async fn running(&self, identifier: &str, n: u8) -> ClaimedJob {
         let job = self.claimed(identifier, n).await;
         assert_eq!(self.apply(started(&job)).await, Written::Applied);
         job
     }
 }
 
-async fn claim_with(store: &Store, claim: Claim) -> Claimed {
+pub async fn claim_with(store: &Store, claim: Claim) -> Claimed {
     match store.apply(&[Write::Claim(claim)]).await.unwrap().remove(0) {
         Written::Claimed(claimed) => claimed,
         other => panic!("{other:?}"),
     }
 }
 
-fn flow() -> FlowType {
+pub fn flow() -> FlowType {
     "RENDER".parse().unwrap()
 }
 
-fn worker() -> WorkerId {
+pub fn worker() -> WorkerId {
     "node-a".parse().unwrap()
 }
 
-fn token(n: u8) -> RunToken {
+pub fn token(n: u8) -> RunToken {
     RunToken::from_bytes([n; 16])
 }
 
-fn at(milliseconds: i64) -> Timestamp {
+pub fn at(milliseconds: i64) -> Timestamp {
     Timestamp::from_unix_millis(milliseconds)
 }
 
-fn new(identifier: &str) -> NewJob {
+pub fn new(identifier: &str) -> NewJob {
     NewJob {
         flow: flow(),
         identifier: identifier.to_owned(),
@@ -140,11 +140,21 @@ fn new(identifier: &str) -> NewJob {
     }
 }
 
-fn claim(tokens: &[RunToken]) -> Claim {
-    Claim { flow: flow(), worker: worker(), concurrency: 100, worker_concurrency: 100, tokens: tokens.to_vec() }
+pub fn claim(tokens: &[RunToken]) -> Claim {
+    Claim {
+        flow: flow(),
+        worker: worker(),
+        concurrency: 100,
+        worker_concurrency: 100,
+        schedule_to_close_timeout: LONG,
+        tokens: tokens.to_vec(),
+    }
 }
 
-fn started(job: &ClaimedJob) -> Write {
+/// Longer than any test's rows have waited, whatever times they were given.
+const LONG: Duration = Duration::from_secs(400 * 366 * 86_400);
+
+pub fn started(job: &ClaimedJob) -> Write {
     Write::Started(Started {
         job: job.id,
         token: job.token.clone(),
@@ -155,7 +165,7 @@ fn started(job: &ClaimedJob) -> Write {
     })
 }
 
-fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Settlement {
+pub fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Settlement {
     Settlement {
         job: job.id,
         token: job.token.clone(),
@@ -175,7 +185,7 @@ fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Settlem
     }
 }
 
-fn completed(job: &ClaimedJob) -> Settlement {
+pub fn completed(job: &ClaimedJob) -> Settlement {
     Settlement {
         exit_code: Some(0),
         pid: Some(4242),
@@ -190,7 +200,7 @@ fn completed(job: &ClaimedJob) -> Settlement {
     }
 }
 
-fn failed(job: &ClaimedJob, next: Next) -> Settlement {
+pub fn failed(job: &ClaimedJob, next: Next) -> Settlement {
     Settlement {
         error: Some("the command failed with exit code 3\nlast words\0".to_owned()),
         exit_code: Some(3),
@@ -199,11 +209,11 @@ fn failed(job: &ClaimedJob, next: Next) -> Settlement {
     }
 }
 
-fn steps(words: &[&str]) -> Vec<(String, String)> {
+pub fn steps(words: &[&str]) -> Vec<(String, String)> {
     words.windows(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect()
 }
 
-fn ids(enqueued: &[Enqueued]) -> Vec<JobId> {
+pub fn ids(enqueued: &[Enqueued]) -> Vec<JobId> {
     enqueued.iter().map(|job| job.id).collect()
 }
 
@@ -238,6 +248,7 @@ macro_rules! on_every_database {
         }
     };
 }
+pub(crate) use on_every_database;
 
 on_every_database!(
     a_row_with_a_type_and_an_identifier_is_a_complete_enqueue,
@@ -386,6 +397,7 @@ async fn eight_claimers_at_once_take_every_row_once_and_never_too_many(db: Db) {
                     worker: worker.clone(),
                     concurrency: CONCURRENCY,
                     worker_concurrency: 2,
+                    schedule_to_close_timeout: Duration::from_secs(86_400),
                     tokens,
                 };
                 let claimed = claim_with(&store, claim).await;
