@@ -343,7 +343,7 @@ impl JobState {
                 );
                 self.args.shared.health.launching(&self.args.flow.flow, Some(error));
                 match self.phase {
-                    RunPhase::Stopping => self.ended(myself, RunEnd::CancelledBeforeStart),
+                    RunPhase::Cancelling | RunPhase::Stopping => self.ended(myself, RunEnd::CancelledBeforeStart),
                     RunPhase::Fenced => self.ended(myself, RunEnd::NeverStarted),
                     RunPhase::Launching | RunPhase::Running | RunPhase::Settling | RunPhase::Closed => {
                         self.again(myself, JobMessage::Launch);
@@ -471,7 +471,7 @@ impl JobState {
     fn watch(&mut self, myself: &ActorRef<JobMessage>, link: RunLink) {
         let RunLink { mut reports, control } = link;
         match self.phase {
-            RunPhase::Stopping => control.stop(),
+            RunPhase::Cancelling | RunPhase::Stopping => control.stop(),
             RunPhase::Fenced => control.stop_now(),
             RunPhase::Launching | RunPhase::Running | RunPhase::Settling | RunPhase::Closed => {}
         }
@@ -762,11 +762,7 @@ impl JobState {
             self.args.shared.metrics.run_ended(flow, outcome, ran, None);
         }
         let from = if self.started.is_some() { JobStatus::Progress } else { self.args.run.status };
-        let to = match conclusion.next {
-            Next::Final(status) => status,
-            Next::RetryAt(_) | Next::Requeue => JobStatus::Pending,
-        };
-        self.note(from, to, &self.end_message(conclusion));
+        self.note(from, conclusion.next.status(), &self.end_message(conclusion));
     }
 
     async fn start_heartbeat(&mut self, myself: &ActorRef<JobMessage>) -> Result<(), ActorProcessingErr> {

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod database_url;
 pub mod heartbeat;
+pub mod lifecycle;
 pub mod restart;
 pub mod retry;
 pub mod run;

@@ -104,6 +104,17 @@ pub enum Next {
     Requeue,
 }
 
+impl Next {
+    /// The status that the job has then.
+    #[must_use]
+    pub const fn status(self) -> JobStatus {
+        match self {
+            Self::Final(status) => status,
+            Self::RetryAt(_) | Self::Requeue => JobStatus::Pending,
+        }
+    }
+}
+
 /// What is written about an end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conclusion {
@@ -220,13 +231,15 @@ fn signal_name(signal: i32) -> &'static str {
 }
 
 /// Where a live run stands, as its `JobActor` sees it; the job's status in the store follows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RunPhase {
     /// Claimed; whether its command starts is not known yet.
     Launching,
     /// Its command runs.
     Running,
-    /// Its command has been asked to end, for good or before it started.
+    /// It has been asked to end before it was known whether its command starts.
+    Cancelling,
+    /// Its command runs and has been asked to end.
     Stopping,
     /// The run is no longer ours to write about; its command is being killed.
     Fenced,
@@ -268,23 +281,24 @@ pub enum RunOrder {
 
 impl RunPhase {
     /// Every phase, in the order of a run's life.
-    pub const ALL: [Self; 6] =
-        [Self::Launching, Self::Running, Self::Stopping, Self::Fenced, Self::Settling, Self::Closed];
+    pub const ALL: [Self; 7] =
+        [Self::Launching, Self::Cancelling, Self::Running, Self::Stopping, Self::Fenced, Self::Settling, Self::Closed];
 
     /// The phase after `event`, and what is to be done.
     ///
-    /// "Started" is recorded before "ended" in every order of arrival, a fenced run writes nothing, an end is
-    /// settled once, and [`RunPhase::Closed`] stays closed.
+    /// "Started" is recorded once and before "ended" in every order of arrival (a shim says it again to every service that
+    /// takes the run over), a fenced run writes nothing, an end is settled once, and [`RunPhase::Closed`] stays closed.
     #[must_use]
     pub const fn step(self, event: RunEvent) -> (Self, Option<RunOrder>) {
         match (self, event) {
             (Self::Launching, RunEvent::Started) => (Self::Running, Some(RunOrder::RecordStart)),
-            (Self::Stopping, RunEvent::Started) => (Self::Stopping, Some(RunOrder::RecordStart)),
-            (Self::Launching | Self::Running, RunEvent::CancelRequested) => (Self::Stopping, Some(RunOrder::Stop)),
-            (Self::Launching | Self::Running | Self::Stopping, RunEvent::OwnershipLost) => {
+            (Self::Cancelling, RunEvent::Started) => (Self::Stopping, Some(RunOrder::RecordStart)),
+            (Self::Launching, RunEvent::CancelRequested) => (Self::Cancelling, Some(RunOrder::Stop)),
+            (Self::Running, RunEvent::CancelRequested) => (Self::Stopping, Some(RunOrder::Stop)),
+            (Self::Launching | Self::Cancelling | Self::Running | Self::Stopping, RunEvent::OwnershipLost) => {
                 (Self::Fenced, Some(RunOrder::StopNow))
             }
-            (Self::Launching | Self::Running | Self::Stopping, RunEvent::Ended) => {
+            (Self::Launching | Self::Cancelling | Self::Running | Self::Stopping, RunEvent::Ended) => {
                 (Self::Settling, Some(RunOrder::Settle))
             }
             (Self::Fenced, RunEvent::Ended) | (Self::Settling, RunEvent::Settled) => {
@@ -383,60 +397,89 @@ mod tests {
         assert_eq!(concluded(&RunEnd::NeverStarted, 3, true).next, Next::Final(JobStatus::Cancelled));
     }
 
-    #[test]
-    fn the_table_of_phases_and_events_is_this_one() {
-        let mut table = String::new();
-        for phase in RunPhase::ALL {
-            for event in RunEvent::ALL {
-                let (next, order) = phase.step(event);
-                if next != phase || order.is_some() {
-                    table.push_str(&format!("{phase:?} + {event:?} -> {next:?}, {order:?}\n"));
-                }
-            }
-        }
-        insta::assert_snapshot!(table, @r"
-        Launching + Started -> Running, Some(RecordStart)
-        Launching + CancelRequested -> Stopping, Some(Stop)
-        Launching + OwnershipLost -> Fenced, Some(StopNow)
-        Launching + Ended -> Settling, Some(Settle)
-        Running + CancelRequested -> Stopping, Some(Stop)
-        Running + OwnershipLost -> Fenced, Some(StopNow)
-        Running + Ended -> Settling, Some(Settle)
-        Stopping + Started -> Stopping, Some(RecordStart)
-        Stopping + OwnershipLost -> Fenced, Some(StopNow)
-        Stopping + Ended -> Settling, Some(Settle)
-        Fenced + Ended -> Closed, Some(Leave)
-        Settling + Settled -> Closed, Some(Leave)
-        ");
-    }
-
     fn any_event() -> impl Strategy<Value = RunEvent> {
         proptest::sample::select(RunEvent::ALL.to_vec())
     }
 
+    fn any_end() -> impl Strategy<Value = RunEnd> {
+        let end = prop_oneof![(0..=255).prop_map(CommandEnd::Exited), (1..=64).prop_map(CommandEnd::Signaled)];
+        let cause = prop_oneof![Just(EndCause::Itself), Just(EndCause::Requested), Just(EndCause::TimedOut)];
+        prop_oneof![
+            (end, cause).prop_map(|(end, cause)| verdict(end, cause)),
+            Just(RunEnd::SpawnFailed("reason".to_owned())),
+            Just(RunEnd::Lost("reason".to_owned())),
+            Just(RunEnd::Refused("reason".to_owned())),
+            Just(RunEnd::CancelledBeforeStart),
+            Just(RunEnd::NeverStarted),
+        ]
+    }
+
+    /// Every phase with every event: what no order of arrival can bring about need not be drawn to be seen.
+    #[test]
+    fn every_phase_knows_what_to_do_with_every_event() {
+        for phase in RunPhase::ALL {
+            for event in RunEvent::ALL {
+                let (next, order) = phase.step(event);
+                // Nothing is ordered without a step, so nothing can be ordered for ever.
+                assert!(next != phase || order.is_none(), "{phase:?} + {event:?}");
+                // A life has a direction.
+                assert!(next >= phase, "{phase:?} + {event:?} goes back to {next:?}");
+                // The end of the command is never passed over before somebody is to write it.
+                if event == RunEvent::Ended {
+                    assert!(matches!(next, RunPhase::Settling | RunPhase::Closed), "{phase:?}");
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
-        fn an_end_is_settled_at_most_once_and_never_after_a_fence(events in prop::collection::vec(any_event(), 0..40)) {
+        fn no_order_of_events_starts_stops_or_settles_twice(events in prop::collection::vec(any_event(), 0..40)) {
             let mut phase = RunPhase::Launching;
-            let (mut settled, mut fenced) = (0, false);
+            let mut orders: Vec<RunOrder> = Vec::new();
+            let mut fenced = false;
             for event in events {
                 let (next, order) = phase.step(event);
                 if phase == RunPhase::Closed {
                     prop_assert_eq!((next, order), (RunPhase::Closed, None));
                 }
-                settled += u32::from(order == Some(RunOrder::Settle));
-                prop_assert!(!(fenced && matches!(order, Some(RunOrder::Settle | RunOrder::RecordStart))));
+                if let Some(order) = order {
+                    prop_assert!(!orders.contains(&order), "{order:?} for the second time, after {orders:?}");
+                    // The start stands before the end, and after an end nothing is asked of the command any more.
+                    let after_the_end = matches!(order, RunOrder::RecordStart | RunOrder::Stop | RunOrder::StopNow);
+                    prop_assert!(!(after_the_end && orders.contains(&RunOrder::Settle)), "{order:?} after {orders:?}");
+                    prop_assert!(!(fenced && matches!(order, RunOrder::Settle | RunOrder::RecordStart)));
+                    orders.push(order);
+                }
                 fenced |= next == RunPhase::Fenced;
                 phase = next;
             }
-            prop_assert!(settled <= 1);
+            prop_assert_eq!(phase == RunPhase::Closed, orders.contains(&RunOrder::Leave));
         }
 
         #[test]
-        fn a_last_attempt_is_never_retried(code in 0..=255, cancel_requested: bool) {
-            let conclusion = concluded(&verdict(CommandEnd::Exited(code), EndCause::Itself), 3, cancel_requested);
-            prop_assert!(matches!(conclusion.next, Next::Final(_)));
-            prop_assert_eq!(conclusion.exit_code, Some(code));
+        fn every_end_has_exactly_one_conclusion_that_fits_it(end in any_end(), attempt in 1_u32..6, cancel_requested: bool) {
+            let conclusion = concluded(&end, attempt, cancel_requested);
+            // A job that has ended says how, and one that went well has nothing to say.
+            prop_assert_eq!(conclusion.error.is_none(), matches!(conclusion.next, Next::Final(JobStatus::Completed) | Next::Requeue) || end == RunEnd::NeverStarted);
+            if let Next::Final(status) = conclusion.next {
+                prop_assert!(status.is_final());
+            }
+            // Success is recorded for a command that ended by itself with 0, and for nothing else.
+            let succeeded = matches!(&end, RunEnd::Ended(Verdict { end: CommandEnd::Exited(0), cause: EndCause::Itself, .. }));
+            prop_assert_eq!(conclusion.next == Next::Final(JobStatus::Completed), succeeded);
+            prop_assert_eq!(conclusion.outcome == Some(Outcome::Completed), succeeded);
+            // What somebody asked to cancel does not run again.
+            prop_assert!(!cancel_requested || matches!(conclusion.next, Next::Final(_)));
+            // An attempt that may have run counts; only one that certainly did not is given back.
+            prop_assert_eq!(conclusion.next == Next::Requeue, end == RunEnd::NeverStarted && !cancel_requested);
+            // The exit code is the command's own, or none.
+            let code = if let RunEnd::Ended(Verdict { end: CommandEnd::Exited(code), .. }) = &end { Some(*code) } else { None };
+            prop_assert_eq!(conclusion.exit_code, code);
+            // Attempts are bounded.
+            if attempt >= policy().maximum_attempts() {
+                prop_assert!(!matches!(conclusion.next, Next::RetryAt(_)));
+            }
         }
     }
 }

@@ -111,10 +111,7 @@ impl Store {
     pub(super) async fn settle(&self, transaction: &Transaction, settlement: &Settlement) -> Result<Written, Error> {
         const ACTION: &str = "settle a run";
         let dialect = self.dialect();
-        let to = match settlement.next {
-            Next::Final(status) => status,
-            Next::RetryAt(_) | Next::Requeue => JobStatus::Pending,
-        };
+        let to = settlement.next.status();
         // A run whose start was not written before its end (it was short, or nobody was there) gets both events here.
         let event = format!(
             "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \

@@ -17,6 +17,7 @@ mod control;
 mod ends;
 mod grafana;
 mod http;
+mod lifecycle;
 mod metrics;
 mod order;
 mod overview;
