@@ -29,3 +29,4 @@ mod screen_replacement;
 mod store;
 mod store_control;
 mod support;
+mod takeover;
