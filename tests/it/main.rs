@@ -26,6 +26,9 @@ mod progress;
 mod recovery;
 mod retry;
 mod screen_replacement;
+mod soak;
+#[path = "../soak/engine.rs"]
+mod soak_engine;
 mod store;
 mod store_control;
 mod support;
