@@ -370,11 +370,17 @@ fn make_data_dir(path: &Path) -> Result<(), Error> {
 fn take_locks(config: &Config) -> Result<Vec<File>, Error> {
     let mut locks = vec![take_lock("this data directory", config.data_dir.join("service.lock"))?];
     if let DatabaseUrl::Sqlite(path) = &config.database_url {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".service-lock");
-        locks.push(take_lock("this database", path.with_file_name(name))?);
+        locks.push(take_lock("this database", database_lock(path))?);
     }
     Ok(locks)
+}
+
+/// The file that the one service of a SQLite database holds a lock on.
+#[must_use]
+pub fn database_lock(database: &Path) -> PathBuf {
+    let mut name = database.file_name().unwrap_or_default().to_owned();
+    name.push(".service-lock");
+    database.with_file_name(name)
 }
 
 /// Takes a lock that ends with this process, however it ends.

@@ -4,6 +4,7 @@ mod cancel;
 mod check;
 mod completions;
 mod demo;
+mod doctor;
 mod enqueue;
 mod failure;
 mod flows;
@@ -99,6 +100,7 @@ enum Command {
     Flows(flows::Args),
     Workers(workers::Args),
     Migrate(migrate::Args),
+    Doctor(doctor::Args),
     Completions(completions::Args),
     Notify(notify::Args),
     #[command(name = "__demo-job", hide = true)]
@@ -163,6 +165,7 @@ impl Context {
             Command::Flows(args) => tool(flows::run(self, &args)),
             Command::Workers(args) => tool(workers::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
+            Command::Doctor(args) => tool(doctor::run(self, &args)),
             Command::Completions(args) => completions::run(self, &args),
             Command::Notify(args) => notify::run(&args),
             Command::DemoJob(args) => demo::run_job(self, &args),

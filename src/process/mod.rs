@@ -250,6 +250,15 @@ pub struct Disk {
 const ZYGOTE_NAME: &str = "callsheet-zygote";
 const ZYGOTE_WORD: &str = "__zygote";
 
+/// Whether this process was delegated a control group, so that each run that it starts gets one of its own.
+#[must_use]
+pub fn has_control_groups() -> bool {
+    #[cfg(target_os = "linux")]
+    return cgroup::own_delegated().is_some();
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
 /// Where the files of a run are, for those who only read them:
 /// `data_dir/runs/{job}-{attempt}-{first 8 digits of the token}`.
 #[must_use]

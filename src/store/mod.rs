@@ -16,6 +16,7 @@ mod schema;
 mod search;
 mod sessions;
 mod sql;
+mod trial;
 mod wake;
 mod write;
 

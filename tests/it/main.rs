@@ -14,6 +14,7 @@ mod access;
 mod cancel;
 mod cli;
 mod control;
+mod doctor;
 mod ends;
 mod grafana;
 mod http;
