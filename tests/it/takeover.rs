@@ -282,7 +282,7 @@ impl State {
             None | Some(Command::NotStarted) => {}
             Some(Command::Alive) => self.step(token, RunEvent::Started),
             Some(Command::Refused | Command::Done | Command::Ended | Command::Dead) => {
-                self.step(token, RunEvent::Ended)
+                self.step(token, RunEvent::Ended);
             }
         }
     }

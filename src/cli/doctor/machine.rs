@@ -41,7 +41,7 @@ pub(super) fn files(config: &Config) -> Vec<Finding> {
             findings.push(Finding::ok(NAME, format!("{shown} is not there yet; `serve` makes it, for its owner only")));
         }
         Err(error) => {
-            findings.push(Finding::failed(NAME, format!("{shown}: {error}"), "check its path and its rights"))
+            findings.push(Finding::failed(NAME, format!("{shown}: {error}"), "check its path and its rights"));
         }
     }
     // `runs/JOB-ATTEMPT-TOKEN/notify` with the largest numbers; unix(7) has room for 107 bytes.

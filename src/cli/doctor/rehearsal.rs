@@ -130,7 +130,8 @@ impl Stage {
         let place = if self.own { "in your own tables" } else { "in a scratch database on the same disk" };
         match self.start().await {
             Ok(took) => {
-                report.add(Finding::ok("private service", format!("ready after {}; its rows are {place}", shown(took))))
+                report
+                    .add(Finding::ok("private service", format!("ready after {}; its rows are {place}", shown(took))));
             }
             Err(why) => {
                 report.add(Finding::failed("private service", why, "callsheet check; then callsheet -v serve"));
