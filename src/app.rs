@@ -23,6 +23,7 @@ use crate::actors::status::StatusMessage;
 use crate::actors::{Handle, Health, Launches, Port, Reply, Shared};
 use crate::clock::SystemClock;
 use crate::config::{self, Config, FlowConfig, OnStop};
+use crate::crash::{self, Step};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
@@ -296,6 +297,7 @@ impl Service {
 
     async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        crash::before(Step::WindDown);
         self.write_state(WorkerState::Draining).await;
         let (reply, answered) = answer_channel();
         if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
@@ -321,6 +323,7 @@ impl Service {
         let (reply, answered) = answer_channel();
         self.shared.status.cast(StatusMessage::Barrier(reply));
         drop(tokio::time::timeout_at(last, answered).await);
+        crash::after(Step::WindDown);
     }
 
     async fn wait_for_runs(&self, deadline: Instant, each_time: impl Fn()) {
@@ -363,7 +366,9 @@ fn answer_channel() -> (Reply<()>, oneshot::Receiver<()>) {
 
 fn make_data_dir(path: &Path) -> Result<(), Error> {
     // Only its owner may look into it: logs and payloads are the jobs' business.
+    crash::before(Step::DataDir);
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    crash::after(Step::DataDir);
     made.map_err(|source| Error::DataDir { path: path.to_owned(), source })
 }
 
@@ -385,6 +390,7 @@ pub fn database_lock(database: &Path) -> PathBuf {
 
 /// Takes a lock that ends with this process, however it ends.
 fn take_lock(what: &'static str, path: PathBuf) -> Result<File, Error> {
+    crash::before(Step::ServiceLock);
     let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     let mut file = open.map_err(|source| Error::Lock { path: path.clone(), source })?;
     match file.try_lock() {
@@ -392,6 +398,7 @@ fn take_lock(what: &'static str, path: PathBuf) -> Result<File, Error> {
         Err(std::fs::TryLockError::WouldBlock) => return Err(Error::AlreadyRunning { what, path }),
         Err(std::fs::TryLockError::Error(source)) => return Err(Error::Lock { path, source }),
     }
+    crash::after(Step::ServiceLock);
     // For a person who wonders who holds it; the lock itself is what counts.
     let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     noted.map_err(|source| Error::Lock { path, source })?;

@@ -23,7 +23,8 @@
 //!
 //! [`domain`] decides; [`clock`] and [`config`] say when and how; [`process`] and [`store`] do, each the only place that
 //! names its side of the outside; [`metrics`] names every metric; [`actors`] connect all of it; [`http`] and [`cli`]
-//! show it; [`app`] builds it. A module uses those before it and none after it.
+//! show it; [`app`] builds it. A module uses those before it and none after it. [`crash`] marks, for tests only, where a
+//! process may die.
 //!
 //! # What is always so
 //!
@@ -46,6 +47,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod crash;
 pub mod domain;
 pub mod http;
 pub mod metrics;

@@ -19,7 +19,8 @@ use crate::config::FlowConfig;
 use crate::domain::admission::{Request, admit};
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::Role;
-use crate::store::{Claim, Claimed, ClaimedJob, Write, Written};
+use crate::process;
+use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, Write, Written};
 
 /// The most rows that one claim asks for, so that its transaction stays short.
 const LARGEST_CLAIM: u32 = 64;
@@ -260,6 +261,10 @@ impl DispatcherState {
         for job in &claimed.cancelled_pending {
             self.note(*job, Attempt(0), None, JobStatus::Cancelled, "cancelled before its command was started");
         }
+        for job in &claimed.disowned {
+            tracing::error!(job = job.0, r#type = %self.args.flow.flow, "{DISOWNED}");
+            self.args.shared.metrics.transition(&self.args.flow.flow, JobStatus::Error);
+        }
         for (job, _) in &claimed.cancel_requested {
             self.cancel(*job);
         }
@@ -396,9 +401,9 @@ pub fn wake_through(port: &Port<DispatcherMessage>) -> Upward<JobId> {
 fn fresh_tokens(count: u32) -> Result<Vec<RunToken>, getrandom::Error> {
     (0..count)
         .map(|_| {
-            let mut bytes = [0; 16];
-            getrandom::fill(&mut bytes)?;
-            Ok(RunToken::from_bytes(bytes))
+            let mut random = [0; 12];
+            getrandom::fill(&mut random)?;
+            Ok(RunToken::new(random, process::boot_mark()))
         })
         .collect()
 }

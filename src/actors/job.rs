@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
 use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Reply, Shared, Transition, Upward, after};
+use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
@@ -404,7 +404,7 @@ impl JobState {
         self.work = Some(AbortOnDrop::spawn(async move {
             shared.launches.settled(&run.token).await;
             let launcher = Arc::clone(&shared.launcher);
-            let inspection = tokio::spawn(async move { launcher.inspect(run.job, run.attempt, run.token).await });
+            let inspection = tokio::spawn(async move { evidence_of(launcher.as_ref(), &run).await });
             if myself.cast(JobMessage::Inspected(inspection.await.ok())).is_err() {
                 tracing::debug!("an inspection outlived its JobActor");
             }
@@ -802,6 +802,16 @@ impl JobState {
             RestartDecision::GiveUp => Err(format!("the HeartbeatActor keeps failing: {why}").into()),
         }
     }
+}
+
+/// What became of a run. That its command never started is believed only where nothing of it is alive: somebody may have
+/// removed the run directory under it.
+async fn evidence_of(launcher: &dyn Launcher, run: &OwnedRun) -> Result<Evidence, process::Error> {
+    let evidence = launcher.inspect(run.job, run.attempt, run.token.clone()).await?;
+    if !matches!(evidence, Evidence::NeverStarted) || launcher.remove_leftovers(run.token.clone()).await? == 0 {
+        return Ok(evidence);
+    }
+    Ok(Evidence::Gone { reason: "its run directory was removed while its command was alive".to_owned() })
 }
 
 /// The wait after one that was not long enough.

@@ -140,13 +140,9 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
 fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
     let site = &request.site;
     let Some(token) = job.token.clone() else {
-        tracing::error!(
-            job = job.id.0,
-            r#type = %site.flow.flow,
-            status = %job.status,
-            "this row was set to an open status by somebody else than Callsheet and holds a slot of its flow; \
-             set its status to PENDING to have it run, or to ERROR to be rid of it"
-        );
+        // Somebody else than Callsheet set its status. The next claim settles it, right after recovery; where the flow is
+        // no longer configured there is no next claim.
+        tracing::warn!(job = job.id.0, r#type = %site.flow.flow, status = %job.status, "an open row has no run");
         return None;
     };
     Some(JobArgs {

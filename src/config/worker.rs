@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::{Config, Error};
+use crate::crash::{self, Step};
 use crate::domain::WorkerId;
 
 /// What this worker calls itself: `worker_id` of the configuration, else the id kept in `data_dir/worker_id`, which is
@@ -65,14 +66,22 @@ fn kept(path: &Path, prefix: &str, random_bytes: usize) -> io::Result<String> {
     let text = random.iter().fold(prefix.to_owned(), |text, byte| format!("{text}{byte:02x}"));
     // Linked into place whole, so that nobody reads half a text and of two that start at once one wins.
     let draft = data_dir.join(format!("{prefix}{}.new", &text[text.len() - 16..]));
+    crash::before(Step::WorkerIdDraft);
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).and_then(|mut file| {
         file.write_all(format!("{text}\n").as_bytes())?;
         file.sync_all()
     });
+    crash::after(Step::WorkerIdDraft);
+    crash::before(Step::WorkerIdLink);
     let linked = written.and_then(|()| std::fs::hard_link(&draft, path));
+    crash::after(Step::WorkerIdLink);
     let removed = std::fs::remove_file(&draft);
     match linked {
-        Ok(()) => removed.and_then(|()| File::open(data_dir)?.sync_all())?,
+        Ok(()) => {
+            crash::before(Step::WorkerIdSync);
+            removed.and_then(|()| File::open(data_dir)?.sync_all())?;
+            crash::after(Step::WorkerIdSync);
+        }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }

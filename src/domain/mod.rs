@@ -167,7 +167,31 @@ pub struct RunToken(String);
 #[error("a run token is 32 lower-case hexadecimal digits")]
 pub struct InvalidRunToken;
 
+/// Names one boot of a machine, as far as four bytes can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootMark(pub [u8; 4]);
+
 impl RunToken {
+    /// The token of a claim that is made during this boot: random bytes, then the mark.
+    ///
+    /// So a claim tells for ever, in the very commit that made it, whether the machine was restarted since: what was
+    /// not synced by then (a run directory) may be gone without having proved anything.
+    #[must_use]
+    pub fn new(random: [u8; 12], boot: BootMark) -> Self {
+        let mut bytes = [0; 16];
+        let (front, back) = bytes.split_at_mut(random.len());
+        front.copy_from_slice(&random);
+        back.copy_from_slice(&boot.0);
+        Self::from_bytes(bytes)
+    }
+
+    /// Whether the token was made during this boot. One that was made before tokens had a mark was not.
+    #[must_use]
+    pub fn is_of(&self, boot: BootMark) -> bool {
+        let mark = boot.0.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        self.0.ends_with(&mark)
+    }
+
     /// The token made of these random bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
@@ -26,6 +26,7 @@ use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
 use super::{cgroup, spawn, tree};
+use crate::crash::{self, Step};
 use crate::domain::{RunToken, Timestamp};
 
 /// How long a shim that has lost its service may take until it listens for a new one.
@@ -161,8 +162,13 @@ impl Launcher {
         let mut pause = FIRST_PAUSE;
         loop {
             // A look is a few system calls on files that were written moments ago.
-            match run_dir::look(&run_dir, token, &self.boot_id)? {
-                Look::Missing => return Ok(Evidence::NeverStarted),
+            let look = match run_dir::look(&run_dir, token, &self.boot_id) {
+                // It will not get better by itself, and nothing in there can be believed.
+                Err(error @ Error::Refused { .. }) => return Ok(Evidence::Gone { reason: error.to_string() }),
+                look => look?,
+            };
+            match look {
+                Look::Missing => return Ok(run_dir::without_a_word(token, &self.boot_id).into()),
                 Look::Free(ended) => return Ok(ended.into()),
                 Look::Held(history) => {
                     if let Some(verdict) = history.verdict {
@@ -183,8 +189,10 @@ impl Launcher {
         let failed = |source| Error::RunFile { action: "list", path: "/proc".into(), source };
         let token = token.clone();
         let removed = tokio::task::spawn_blocking(move || {
+            crash::before(Step::Sweep);
             let removed = tree::kill_marked(&token);
             cgroup::remove_of(token.as_str());
+            crash::after(Step::Sweep);
             removed
         });
         removed.await.map_err(|error| failed(error.into()))?.map_err(failed)
@@ -236,11 +244,15 @@ impl Zygote {
         sockopt::set_socket_timeout(&ours, sockopt::Timeout::Send, Some(PATIENCE))?;
         let mut command = Command::new(executable);
         command.arg0(ZYGOTE_NAME).arg(ZYGOTE_WORD).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Self { orders: Some(ours), process: command.spawn()? })
+        crash::before(Step::ZygoteSpawn);
+        let process = command.spawn()?;
+        crash::after(Step::ZygoteSpawn);
+        Ok(Self { orders: Some(ours), process })
     }
 
     fn send(&self, order: &[u8], journal: &File, link: &OwnedFd) -> rustix::io::Result<()> {
         let Some(orders) = &self.orders else { return Err(Errno::PIPE) };
+        crash::before(Step::OrderSend);
         let descriptors = [journal.as_fd(), link.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -250,7 +262,10 @@ impl Zygote {
         loop {
             match sendmsg(orders, &[IoSlice::new(order)], &mut ancillary, SendFlags::NOSIGNAL) {
                 Err(Errno::INTR) => {}
-                outcome => return outcome.map(drop),
+                outcome => {
+                    crash::after(Step::OrderSend);
+                    return outcome.map(drop);
+                }
             }
         }
     }
@@ -273,11 +288,18 @@ impl Drop for Zygote {
 
 /// Connects to a shim that has lost its service.
 fn connect_to_shim(run_dir: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(run_dir, flags, Mode::empty())?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(run_dir, flags | OFlags::DIRECTORY, Mode::empty())?;
+    // The very file rather than its name, so that a link planted there leads nowhere.
+    let control = rustix::fs::openat(&directory, CONTROL_SOCKET, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&control)?.st_mode) != FileType::Socket {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(spawn::path_through(&directory, CONTROL_SOCKET))?)?;
+    crash::before(Step::Adoption);
+    connect(&socket, &SocketAddrUnix::new(spawn::path_of(&control))?)?;
+    crash::after(Step::Adoption);
     if sockopt::socket_peercred(&socket)?.uid != rustix::process::geteuid() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }

@@ -17,6 +17,8 @@ mod cgroup;
 #[cfg(target_os = "linux")]
 mod environment;
 #[cfg(target_os = "linux")]
+mod guard;
+#[cfg(target_os = "linux")]
 mod launch;
 #[cfg(target_os = "linux")]
 mod link;
@@ -48,7 +50,7 @@ pub use self::error::Error;
 use self::launch::Launcher;
 pub use self::spec::CommandSpec;
 use crate::domain::run::Verdict;
-use crate::domain::{Attempt, JobId, RunToken, Timestamp};
+use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};
 
 /// Owns the runs directory and the zygote; one per service, cheap to clone.
 #[derive(Clone, Debug)]
@@ -245,6 +247,19 @@ pub struct Disk {
     pub size: u64,
     /// What this user may still use.
     pub free: u64,
+}
+
+/// The mark that claims of this boot of the machine carry in their run tokens.
+#[must_use]
+pub fn boot_mark() -> BootMark {
+    #[cfg(target_os = "linux")]
+    {
+        static MARK: std::sync::LazyLock<BootMark> = std::sync::LazyLock::new(|| run_dir::mark_of(&run_dir::boot_id()));
+        *MARK
+    }
+    // No command runs there, so none can be lost with a boot.
+    #[cfg(not(target_os = "linux"))]
+    BootMark([0; 4])
 }
 
 const ZYGOTE_NAME: &str = "callsheet-zygote";

@@ -72,15 +72,17 @@ mod socket {
     }
 
     impl Inbox {
-        /// Binds `run_dir/notify`, or an abstract address where that path is too long.
-        pub(crate) fn open(run_dir: &Path, token: &str) -> io::Result<Self> {
+        /// Binds `run_dir/notify`, or an abstract address where that path is too long for a command. `directory` leads
+        /// to the same place whatever becomes of the name.
+        pub(crate) fn open(run_dir: &Path, directory: &Path, token: &str) -> io::Result<Self> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
             sockopt::set_socket_passcred(&socket, true)?;
             let path = run_dir.join("notify");
             if path.as_os_str().as_bytes().len() <= LONGEST_PATH {
-                bind(&socket, &SocketAddrUnix::new(&path)?)?;
-                return Ok(Self { socket, address: path.clone().into(), file: Some(path) });
+                let file = directory.join("notify");
+                bind(&socket, &SocketAddrUnix::new(&file)?)?;
+                return Ok(Self { socket, address: path.into(), file: Some(file) });
             }
             let name = format!("callsheet/{token}");
             bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use super::logs::{Stream, segment_name};
 use super::text;
+use crate::crash::{self, Step};
 
 /// Segments smaller than this are not worth a file of their own.
 const SMALLEST_SEGMENT: u64 = 4096;
@@ -52,7 +53,9 @@ impl Log {
         while !bytes.is_empty() {
             let room = self.room();
             let (now, later) = bytes.split_at(bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            crash::before(Step::LogWrite);
             let written = self.write(now);
+            crash::after(Step::LogWrite);
             if let Some((_, length)) = self.segments.back_mut() {
                 *length += written as u64;
             }
@@ -81,10 +84,14 @@ impl Log {
         // Room for a full one, so that the limit holds whatever comes.
         while self.segments.len() >= MOST_SEGMENTS || self.kept() + size > self.limit.max(2 * SMALLEST_SEGMENT) {
             let Some((start, _)) = self.segments.pop_front() else { break };
+            crash::before(Step::LogDrop);
             let _ = std::fs::remove_file(self.run_dir.join(segment_name(self.stream, start)));
+            crash::after(Step::LogDrop);
         }
+        crash::before(Step::LogFile);
         let path = self.run_dir.join(segment_name(self.stream, self.offset));
         self.current = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path).ok();
+        crash::after(Step::LogFile);
         if self.current.is_some() {
             self.segments.push_back((self.offset, 0));
         }

@@ -16,8 +16,9 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::crash::{self, Step};
 use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
-use crate::domain::{RunToken, Timestamp};
+use crate::domain::{BootMark, RunToken, Timestamp};
 
 /// The format of journals and of what is said over links; raised when an older release could not read them.
 pub(super) const FORMAT: u32 = 1;
@@ -217,10 +218,12 @@ impl Journal {
 ///
 /// Nothing is left behind where it fails.
 pub(super) fn create(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>) -> Result<Journal, Error> {
+    crash::before(Step::RunDir);
     DirBuilder::new().mode(0o700).create(path).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => Error::AlreadyExists { path: path.to_owned() },
         _ => Error::RunFile { action: "make the run directory", path: path.to_owned(), source },
     })?;
+    crash::after(Step::RunDir);
     fill(path, spec, payload).inspect_err(|_| {
         // What can't be removed now is removed with the old run directories; the error that counts is the first.
         let _ = std::fs::remove_dir_all(path);
@@ -235,12 +238,20 @@ fn fill(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>) -> Result<Journa
         options.open(&path).map_err(|source| Error::RunFile { action: "make", path, source })
     };
     let not_written = |name: &str, source: io::Error| Error::RunFile { action: "write", path: path.join(name), source };
+    crash::before(Step::JournalFile);
     let mut journal = Journal { file: new_file(JOURNAL)?, length: 0 };
+    crash::after(Step::JournalFile);
+    crash::before(Step::JournalLock);
     lock_new(&journal.file).map_err(|source| not_written(JOURNAL, source))?;
+    crash::after(Step::JournalLock);
     if let Some(payload) = payload {
+        crash::before(Step::PayloadFile);
         new_file(PAYLOAD)?.write_all(payload).map_err(|source| not_written(PAYLOAD, source))?;
+        crash::after(Step::PayloadFile);
     }
+    crash::before(Step::SpecRecord);
     journal.append(&Record::Spec(spec.clone())).map_err(|source| not_written(JOURNAL, source))?;
+    crash::after(Step::SpecRecord);
     Ok(journal)
 }
 
@@ -334,7 +345,7 @@ pub(super) fn look(path: &Path, token: &RunToken, boot_id: &str) -> Result<Look,
     let file = match options.open(&journal_path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Look::Free(never_started_since(directory.mtime(), "it was being launched")));
+            return Ok(Look::Free(without_a_word(token, boot_id)));
         }
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             return Err(Error::Refused { path: journal_path, problem: "it is a symbolic link" });
@@ -365,10 +376,11 @@ pub(super) fn look(path: &Path, token: &RunToken, boot_id: &str) -> Result<Look,
         version,
         known: FORMAT,
     })?;
-    Ok(if !free {
+    let another = history.spec.as_ref().is_some_and(|spec| spec.token != token.as_str());
+    Ok(if !free && !another {
         Look::Held(Box::new(history))
     } else if bytes.is_empty() {
-        Look::Free(never_started_since(directory.mtime(), "it was being launched"))
+        Look::Free(without_a_word(token, boot_id))
     } else {
         Look::Free(judged(history, token, boot_id))
     })
@@ -388,15 +400,21 @@ pub(super) fn refuse_foreign(path: &Path, found: &std::fs::Metadata) -> Result<(
     Err(Error::Refused { path: path.to_owned(), problem })
 }
 
-/// What is unsynced is lost with a power failure, so silence from before this boot proves nothing.
-fn never_started_since(directory_mtime: i64, doing: &str) -> Ended {
-    let up = boottime();
-    let booted = crate::clock::now().unix_millis() / 1000 - i64::try_from(up.as_secs()).unwrap_or(i64::MAX);
-    if directory_mtime < booted {
-        Ended::Gone { reason: format!("the machine was restarted while {doing}") }
-    } else {
+/// What the absence of a run directory or of any record in it says: nothing is synced before a command starts, so after
+/// a power failure silence proves nothing.
+pub(super) fn without_a_word(token: &RunToken, boot_id: &str) -> Ended {
+    if token.is_of(mark_of(boot_id)) {
         Ended::NeverStarted
+    } else {
+        let reason =
+            "the machine was restarted after it had been claimed, and nothing tells whether its command started";
+        Ended::Gone { reason: reason.to_owned() }
     }
+}
+
+/// The mark of the boot with this id.
+pub(super) fn mark_of(boot_id: &str) -> BootMark {
+    BootMark(crc32fast::hash(boot_id.as_bytes()).to_be_bytes())
 }
 
 /// What the history of an unlocked run amounts to.
@@ -440,10 +458,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-
     fn token() -> RunToken {
-        TOKEN.parse().unwrap()
+        RunToken::new([1; 12], mark_of(&boot_id()))
     }
 
     fn spec() -> SpecRecord {
@@ -451,7 +467,7 @@ mod tests {
             version: FORMAT,
             job: 7,
             attempt: 1,
-            token: TOKEN.to_owned(),
+            token: token().to_string(),
             flow: "F".to_owned(),
             worker: "w".to_owned(),
             boot_id: boot_id(),
@@ -519,6 +535,21 @@ mod tests {
                 matches!(ended(&lines(&records)), Ended::Gone { reason } if reason.contains("machine was restarted"))
             );
         }
+    }
+
+    #[test]
+    fn silence_from_before_a_restart_of_the_machine_proves_nothing() {
+        let earlier = RunToken::new([1; 12], mark_of("another"));
+        let (_scratch, run) = journal_of(b"");
+        for journal in [true, false] {
+            let look = look(&run, &earlier, &boot_id()).unwrap();
+            assert!(matches!(look, Look::Free(Ended::Gone { reason }) if reason.contains("machine was restarted")));
+            if journal {
+                std::fs::remove_file(run.join(JOURNAL)).unwrap();
+            }
+        }
+        assert_eq!(without_a_word(&token(), &boot_id()), Ended::NeverStarted);
+        assert!(matches!(without_a_word(&earlier, &boot_id()), Ended::Gone { .. }));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The shim: one small process a run, which owns the command from its start to the end of all that it started.
 //!
 //! Forked from the zygote by an order of the service; ends by itself when the verdict is on disk. One thread, one
-//! poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but the link.
+//! poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but the link. Only a disk can
+//! hold it up, for which a [`Guard`] stands beside it while there may be something to write.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,7 @@ use rustix::time::{
 };
 
 use super::cgroup::RunGroup;
+use super::guard::{Guard, Guarded};
 use super::link::{Order, ToService, ToShim};
 use super::logs::Stream;
 use super::notify::{Inbox, Said};
@@ -29,6 +31,7 @@ use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
 use super::spawn::{self, Outlets, Prepared};
 use super::{environment, tree};
+use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::run::{CommandEnd, EndCause, Verdict};
 
@@ -43,6 +46,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 const NOT_DYING_AFTER: Duration = Duration::from_secs(60);
 const FIRST_SWEEP_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_SWEEP_PAUSE: Duration = Duration::from_secs(1);
+/// A run that is over by then leaves no record of its start but the verdict, and saves that write.
+const RECORD_START_AFTER: Duration = Duration::from_millis(20);
 /// How often a verdict that can't be written (a full disk) is tried again.
 const VERDICT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -59,7 +64,7 @@ pub(super) struct Surroundings {
 pub(super) fn run(order: Order, mut journal: Journal, link: OwnedFd, surroundings: &Surroundings) {
     match Shim::start(order, &mut journal, link, surroundings) {
         Ok(mut shim) => {
-            shim.watch();
+            shim.watch(&mut journal);
             shim.conclude(&mut journal);
         }
         Err((link, reason)) => refuse(&mut journal, &link, reason),
@@ -69,7 +74,9 @@ pub(super) fn run(order: Order, mut journal: Journal, link: OwnedFd, surrounding
 /// Records and reports that the command could not be started.
 pub(super) fn refuse(journal: &mut Journal, link: &OwnedFd, reason: String) {
     // Where the journal can't be written (a full disk may be the reason itself), the link still tells.
+    crash::before(Step::SpawnFailedRecord);
     let _ = journal.append(&Record::SpawnFailed { reason: reason.clone() });
+    crash::after(Step::SpawnFailedRecord);
     tell(link, &ToService::SpawnFailed { reason });
 }
 
@@ -102,6 +109,7 @@ struct CommandEnded {
 
 struct Shim {
     own_pid: i32,
+    /// The run directory itself, whatever its command does to the name; held open by `_directory`.
     run_dir: PathBuf,
     command: Pid,
     started_time: Timestamp,
@@ -114,6 +122,10 @@ struct Shim {
     control: Option<OwnedFd>,
     children: OwnedFd,
     time_limit: Option<OwnedFd>,
+    guarded: Guarded,
+    guard: Option<Guard>,
+    /// What is to be recorded about the start, until it is.
+    start: Option<StartedRecord>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     stdout_log: Log,
@@ -126,6 +138,8 @@ struct Shim {
     not_dying: Option<String>,
     group: Option<RunGroup>,
     buffer: Vec<u8>,
+    /// Dropped last: what is removed in the end is reached through it.
+    _directory: OwnedFd,
 }
 
 impl Shim {
@@ -138,7 +152,9 @@ impl Shim {
         match Self::try_start(order, journal, surroundings) {
             Ok(mut shim) => {
                 shim.link = Some(link);
+                crash::before(Step::StartedReport);
                 shim.report_started();
+                crash::after(Step::StartedReport);
                 Ok(shim)
             }
             Err(reason) => Err((link, reason)),
@@ -150,13 +166,21 @@ impl Shim {
         // The zygote has its shims reaped by the kernel; a shim has to wait for its command itself.
         spawn::ignore(libc::SIGCHLD, false);
         let children = spawn::child_signals().map_err(not_set_up)?;
+        crash::before(Step::ShimSession);
         rustix::process::setsid().map_err(|error| not_set_up(error.into()))?;
+        crash::after(Step::ShimSession);
         let own = rustix::process::getpid();
         rustix::process::set_child_subreaper(Some(own)).map_err(|error| not_set_up(error.into()))?;
         let own_pid = own.as_raw_nonzero().get();
 
-        let run_dir = PathBuf::from(std::mem::take(&mut order.run_dir));
-        let inbox = Inbox::open(&run_dir, &order.token).ok();
+        let named = PathBuf::from(std::mem::take(&mut order.run_dir));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&named, flags, Mode::empty())
+            .map_err(|error| format!("its run directory {} can't be used: {error}", named.display()))?;
+        let run_dir = PathBuf::from(spawn::path_of(&directory));
+        crash::before(Step::NotifyBind);
+        let inbox = Inbox::open(&named, &run_dir, &order.token).ok();
+        crash::after(Step::NotifyBind);
         let mut added = std::mem::take(&mut order.env);
         if let Some(inbox) = &inbox {
             added.push(("NOTIFY_SOCKET".to_owned(), inbox.address()));
@@ -169,9 +193,11 @@ impl Shim {
             shim_start_ticks: tree::Stat::of(own_pid).map_or(0, |stat| stat.start_ticks),
             boot_id: order.boot_id.clone(),
         };
+        crash::before(Step::StartingRecord);
         journal.append(&Record::Starting(starting)).map_err(|error| {
             format!("its journal can't be written, so nobody could tell later that it was started: {error}")
         })?;
+        crash::after(Step::StartingRecord);
 
         let group = surroundings.groups.as_deref().and_then(|own| RunGroup::create(own, &order.token));
         let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
@@ -181,6 +207,7 @@ impl Shim {
             stderr: stderr_end.as_fd(),
             cgroup: group.as_ref().map(RunGroup::procs),
         };
+        crash::before(Step::CommandSpawn);
         let command = match spawn::start(&prepared, outlets) {
             Ok(command) => command,
             Err(reason) => {
@@ -190,6 +217,7 @@ impl Shim {
                 return Err(reason);
             }
         };
+        crash::after(Step::CommandSpawn);
         let (started, started_time) = (boottime(), crate::clock::now());
         drop((stdout_end, stderr_end));
         for pipe in [&stdout, &stderr] {
@@ -203,8 +231,12 @@ impl Shim {
             boot_id: order.boot_id,
             time_ms: started_time.unix_millis(),
         };
-        // Not worth ending the command for: `starting` already says that it may run.
-        let _ = journal.append(&Record::Started(record));
+        let guarded = Guarded {
+            root: own_pid,
+            command,
+            limit_at: started + Duration::from_millis(order.time_limit_ms),
+            kill_grace: Duration::from_millis(order.kill_grace_ms),
+        };
         let limit = order.output_limit;
         Ok(Self {
             own_pid,
@@ -219,11 +251,15 @@ impl Shim {
             control: None,
             children,
             time_limit: alarm_after(Duration::from_millis(order.time_limit_ms)),
+            guarded,
+            guard: None,
+            start: Some(record),
             stdout: Some(stdout),
             stderr: Some(stderr),
             stdout_log: Log::new(run_dir.clone(), Stream::Stdout, limit),
             stderr_log: Log::new(run_dir.clone(), Stream::Stderr, limit),
             run_dir,
+            _directory: directory,
             inbox,
             said: Said::default(),
             progress_told: Duration::ZERO,
@@ -235,7 +271,7 @@ impl Shim {
     }
 
     /// Until nothing that the command started is alive, and all that it wrote is in its files.
-    fn watch(&mut self) {
+    fn watch(&mut self, journal: &mut Journal) {
         while !self.is_over() {
             let ready = self.wait();
             if ready.children {
@@ -261,6 +297,9 @@ impl Shim {
                 self.welcome();
             }
             self.go_on();
+            if boottime() >= self.started + RECORD_START_AFTER {
+                self.record_start(journal);
+            }
         }
         // What was said right before the end counts, too.
         self.hear();
@@ -301,8 +340,28 @@ impl Shim {
             Phase::Killing { next_sweep, .. } => Some(next_sweep),
             Phase::Draining { until } => Some(until),
         };
+        let start = self.start.is_some().then(|| self.started + RECORD_START_AFTER);
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
-        phase.into_iter().chain(progress).min()
+        phase.into_iter().chain(start).chain(progress).min()
+    }
+
+    /// Before anything is written while the command runs: a disk may hang.
+    fn stand_guard(&mut self) {
+        if self.guard.is_none() && !matches!(self.phase, Phase::Draining { .. }) {
+            self.guard = Guard::start(self.guarded);
+            if let (Some(guard), Phase::Terminating { kill_at }) = (&self.guard, self.phase) {
+                guard.ending(kill_at);
+            }
+        }
+    }
+
+    fn record_start(&mut self, journal: &mut Journal) {
+        let Some(record) = self.start.take() else { return };
+        self.stand_guard();
+        crash::before(Step::StartedRecord);
+        // Not worth ending the command for: `starting` already says that it may run.
+        let _ = journal.append(&Record::Started(record));
+        crash::after(Step::StartedRecord);
     }
 
     /// What is due by the clock.
@@ -329,6 +388,7 @@ impl Shim {
     /// Takes note of every child that has ended: the command, or one of its orphans.
     fn reap(&mut self) {
         let mut anybody_left = false;
+        crash::before(Step::CommandReap);
         loop {
             match wait(WaitOptions::NOHANG) {
                 // Once only: an orphan may be given the number of a command that is gone.
@@ -361,6 +421,10 @@ impl Shim {
             (None, None) => return,
         };
         let execution = boottime().saturating_sub(self.started);
+        if self.guard.as_ref().is_some_and(Guard::has_struck) {
+            self.cause.get_or_insert(EndCause::TimedOut);
+        }
+        crash::after(Step::CommandReap);
         self.ended = Some(CommandEnded { end, time: crate::clock::now(), execution });
     }
 
@@ -380,10 +444,16 @@ impl Shim {
     }
 
     fn start_terminating(&mut self) {
+        crash::before(Step::Terminate);
         tree::signal_all(self.own_pid, Signal::TERM);
         // One that is stopped would never see it.
         tree::signal_all(self.own_pid, Signal::CONT);
-        self.phase = Phase::Terminating { kill_at: boottime() + self.kill_grace };
+        crash::after(Step::Terminate);
+        let kill_at = boottime() + self.kill_grace;
+        self.phase = Phase::Terminating { kill_at };
+        if let Some(guard) = &self.guard {
+            guard.ending(kill_at);
+        }
     }
 
     fn start_killing(&mut self, now: Duration) {
@@ -393,13 +463,16 @@ impl Shim {
     }
 
     fn sweep(&self) {
+        crash::before(Step::Kill);
         if let Some(group) = &self.group {
             group.kill();
         }
         tree::kill_all(self.own_pid);
+        crash::after(Step::Kill);
     }
 
     fn read_output(&mut self, stream: Stream) {
+        self.stand_guard();
         let (pipe, log) = match stream {
             Stream::Stdout => (&mut self.stdout, &mut self.stdout_log),
             Stream::Stderr => (&mut self.stderr, &mut self.stderr_log),
@@ -491,6 +564,7 @@ impl Shim {
     /// Takes a new service in; the newest one counts.
     fn welcome(&mut self) {
         let Some(control) = &self.control else { return };
+        crash::before(Step::ControlAccept);
         let Ok(link) = accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else { return };
         let trusted = sockopt::socket_peercred(&link)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
@@ -500,6 +574,7 @@ impl Shim {
         if let Some(earlier) = self.link.replace(link) {
             tell(&earlier, &ToService::Replaced);
         }
+        crash::after(Step::ControlAccept);
         self.report_started();
         if self.said != Said::default() {
             self.report_progress();
@@ -512,6 +587,7 @@ impl Shim {
     /// Writes the verdict, tells it, and tidies up.
     fn conclude(mut self, journal: &mut Journal) {
         let Some(ended) = self.ended else { return };
+        self.guard = None;
         if let Some(group) = self.group.take() {
             group.remove();
         }
@@ -529,14 +605,18 @@ impl Shim {
         let message = ToService::Ended((&verdict).into());
         let (mut appended, mut told) = (false, false);
         loop {
+            crash::before(Step::VerdictRecord);
             appended = appended || journal.append(&record).is_ok();
+            crash::after(Step::VerdictRecord);
+            crash::before(Step::VerdictReport);
             told = told || self.report(&message);
+            crash::after(Step::VerdictReport);
             // A service that has been told commits it to its database within the millisecond, and a sync here would hold
             // that commit up, since both wait for the same disk. Should it die first, the journal has the verdict; should
             // the machine die first too, nobody can say how the command ended, as if that had come a moment earlier.
             // Without a service only the disk can keep the verdict, so it is synced. Until the journal has it (a full
             // disk) it is tried again, and the lock keeps everybody from thinking that the run is lost.
-            if appended && (told || journal.sync().is_ok()) {
+            if appended && (told || synced(journal)) {
                 break;
             }
             let pause = timespec(VERDICT_PAUSE);
@@ -546,9 +626,18 @@ impl Shim {
             }
         }
         if self.control.take().is_some() {
+            crash::before(Step::ControlUnlink);
             let _ = std::fs::remove_file(self.run_dir.join(CONTROL_SOCKET));
+            crash::after(Step::ControlUnlink);
         }
     }
+}
+
+fn synced(journal: &Journal) -> bool {
+    crash::before(Step::VerdictSync);
+    let synced = journal.sync().is_ok();
+    crash::after(Step::VerdictSync);
+    synced
 }
 
 /// What can be read from without waiting.
@@ -590,12 +679,13 @@ fn alarm_after(time: Duration) -> Option<OwnedFd> {
 }
 
 fn listening_socket(run_dir: &Path) -> std::io::Result<OwnedFd> {
-    let directory = rustix::fs::open(run_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     // Whatever the command may have put in its place.
-    let _ = rustix::fs::unlinkat(&directory, CONTROL_SOCKET, rustix::fs::AtFlags::empty());
-    bind(&socket, &SocketAddrUnix::new(spawn::path_through(&directory, CONTROL_SOCKET))?)?;
+    let _ = std::fs::remove_file(run_dir.join(CONTROL_SOCKET));
+    crash::before(Step::ControlBind);
+    bind(&socket, &SocketAddrUnix::new(run_dir.join(CONTROL_SOCKET))?)?;
     listen(&socket, 8)?;
+    crash::after(Step::ControlBind);
     Ok(socket)
 }

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit, setrlimit};
 
 use super::link::Order;
+use super::tree;
 
 /// Where programs are looked for when the command's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -23,6 +24,8 @@ pub(super) struct Prepared {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     working_dir: Option<CString>,
+    /// See [`tree::mark_of`].
+    mark: u64,
 }
 
 impl Prepared {
@@ -56,6 +59,7 @@ impl Prepared {
             working_dir: working_dir
                 .map(|directory| text(directory.as_os_str().as_bytes().to_vec(), "the working directory"))
                 .transpose()?,
+            mark: tree::mark_of(&order.token),
         })
     }
 
@@ -181,6 +185,7 @@ pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, St
         prepared,
         outlets,
         shim: rustix::process::getpid(),
+        mark: prepared.mark,
         arguments: &arguments,
         environment: &environment,
         tell: tell.as_fd(),
@@ -259,6 +264,7 @@ struct Start<'a> {
     prepared: &'a Prepared,
     outlets: Outlets<'a>,
     shim: Pid,
+    mark: u64,
     arguments: &'a [*const libc::c_char],
     environment: &'a [*const libc::c_char],
     tell: BorrowedFd<'a>,
@@ -306,7 +312,7 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
 /// In the new process: everything up to the exec; returns only where something failed. Allocates nothing.
 #[expect(unsafe_code, reason = "execve, dup2 onto the standard streams, and the signal mask")]
 fn become_command(start: &Start<'_>) -> Failure {
-    let Start { prepared, outlets, shim, arguments, environment, .. } = start;
+    let Start { prepared, outlets, shim, mark, arguments, environment, .. } = start;
     let at = |stage| move |error: Errno| Failure { stage, errno: error.raw_os_error() };
     let set_up = || {
         rustix::process::setsid()?;
@@ -315,6 +321,8 @@ fn become_command(start: &Start<'_>) -> Failure {
             // The shim died before the death signal was set: nobody watches, so nothing may start.
             exit_now(127);
         }
+        // Where it is refused (a limit that is lower already), the run's token in the environment is all that marks it.
+        let _ = setrlimit(Resource::Locks, Rlimit { current: Some(*mark), maximum: Some(*mark) });
         if let Some(group) = outlets.cgroup {
             // Best effort, as all use of control groups: without it the tree is followed by parenthood.
             let _ = rustix::io::write(group, b"0");
@@ -393,9 +401,10 @@ pub(super) fn close_from(first: RawFd) {
     }
 }
 
-/// The path by which a name inside an open directory can be bound or connected to however long the real path is.
-pub(super) fn path_through(directory: &OwnedFd, name: &str) -> String {
-    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd())
+/// The path by which this process reaches an open file or directory, whatever becomes of its name and however long that
+/// is (proc(5)); sockets can be bound below it and connected to.
+pub(super) fn path_of(file: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
 }
 
 #[cfg(test)]

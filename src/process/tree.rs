@@ -145,20 +145,37 @@ pub(super) fn names(root: i32) -> String {
         .join(", ")
 }
 
-/// Kills every process of this user that carries the run's token in its environment, and says how many there were.
+/// The mark that a run's command and everything it starts carry: their limit of file locks.
+///
+/// Linux has not enforced that limit since 2.4.25 (getrlimit(2), RLIMIT_LOCKS), every process inherits it through fork and
+/// exec, a new session, an emptied environment and closed descriptors change nothing about it, and anybody may read it in
+/// `/proc/<pid>/limits`. A pid may be given anew, this number is not: it holds the token's first sixty bits.
+pub(super) fn mark_of(token: &str) -> u64 {
+    1 << 62 | token.get(..15).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
+}
+
+fn is_marked(pid: i32, mark: u64) -> bool {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    let locks = limits.lines().find_map(|line| line.strip_prefix("Max file locks"));
+    locks.is_some_and(|values| values.split_ascii_whitespace().any(|value| value.parse() == Ok(mark)))
+}
+
+/// Kills every process that carries the run's mark, or its token in its environment, with all that is below it, and says
+/// how many there were.
 ///
 /// Bounded: what is not dead after ten seconds of trying (state D) is left.
 ///
 /// # Errors
 /// Where `/proc` can't be listed.
 pub(super) fn kill_marked(token: &RunToken) -> io::Result<usize> {
-    let mark = format!("CALLSHEET_RUN_TOKEN={token}");
+    let entry = format!("CALLSHEET_RUN_TOKEN={token}");
+    let mark = mark_of(token.as_str());
     let mut seen = BTreeSet::new();
     let begun = super::run_dir::boottime();
     loop {
         let mut alive = false;
         for pid in all_processes()? {
-            if let Some(start_ticks) = kill_if_marked(pid, mark.as_bytes()) {
+            if let Some(start_ticks) = kill_if_marked(pid, mark, entry.as_bytes()) {
                 alive = true;
                 seen.insert((pid, start_ticks));
             }
@@ -171,23 +188,26 @@ pub(super) fn kill_marked(token: &RunToken) -> io::Result<usize> {
 }
 
 /// Kills the process where it carries the mark, and tells its start time; `None` where it doesn't, or is dead.
-fn kill_if_marked(pid: i32, mark: &[u8]) -> Option<u64> {
+fn kill_if_marked(pid: i32, mark: u64, entry: &[u8]) -> Option<u64> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    if fs::metadata(format!("/proc/{pid}")).ok()?.uid() != rustix::process::geteuid().as_raw() {
-        return None;
-    }
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    if pid == i32::try_from(std::process::id()).ok()?
-        || !environment.split(|byte| *byte == 0).any(|entry| entry == mark)
-    {
+    if pid == i32::try_from(std::process::id()).ok()? || !(is_marked(pid, mark) || has_in_environment(pid, entry)) {
         return None;
     }
     let stat = Stat::of(pid).filter(|stat| stat.state != 'Z' && stat.state != 'X')?;
-    // The descriptor was opened before the environment was read: both are of one process, or this fails.
+    kill_all(pid);
+    // The descriptor was opened before the mark was read: both are of one process, or this fails.
     match pidfd_send_signal(process, Signal::KILL) {
         Err(Errno::SRCH) => None,
         _ => Some(stat.start_ticks),
     }
+}
+
+/// Anybody may write anything there, so only this user's processes are looked at.
+fn has_in_environment(pid: i32, entry: &[u8]) -> bool {
+    let own =
+        fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw());
+    own && fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|found| found == entry))
 }
 
 #[cfg(test)]

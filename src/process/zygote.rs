@@ -17,6 +17,7 @@ use super::run_dir::Journal;
 use super::shim::{self, Surroundings};
 use super::spawn;
 use super::{cgroup, environment};
+use crate::crash::{self, Step};
 
 /// Serves orders from the socket that stands in for standard input, until its other end is closed.
 pub(super) fn serve() -> ExitCode {
@@ -40,14 +41,18 @@ pub(super) fn serve() -> ExitCode {
     let mut packet = vec![0; LARGEST_ORDER];
     loop {
         match receive(&orders, &mut packet) {
-            Ok(Received::Order(order, journal, link)) => match spawn::fork() {
-                Ok(Some(_)) => {}
-                Ok(None) => {
-                    drop(orders);
-                    become_shim(*order, journal, link, &surroundings);
+            Ok(Received::Order(order, journal, link)) => {
+                crash::after(Step::OrderReceive);
+                crash::before(Step::ShimFork);
+                match spawn::fork() {
+                    Ok(Some(_)) => crash::after(Step::ShimFork),
+                    Ok(None) => {
+                        drop(orders);
+                        become_shim(*order, journal, link, &surroundings);
+                    }
+                    Err(error) => refuse(journal, &link, format!("its shim can't be forked: {error}")),
                 }
-                Err(error) => refuse(journal, &link, format!("its shim can't be forked: {error}")),
-            },
+            }
             Ok(Received::Unreadable) => {}
             Ok(Received::ServiceGone) => return ExitCode::SUCCESS,
             Err(Errno::INTR) => {}
@@ -78,6 +83,7 @@ enum Received {
 }
 
 fn receive(orders: &OwnedFd, packet: &mut [u8]) -> Result<Received, Errno> {
+    crash::before(Step::OrderReceive);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(orders, &mut [IoSliceMut::new(packet)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;

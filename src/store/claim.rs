@@ -64,6 +64,7 @@ impl Store {
             jobs: Vec::new(),
             cancelled_pending: Vec::new(),
             expired: Vec::new(),
+            disowned: Vec::new(),
             cancel_requested: Vec::new(),
             next_due: None,
             next_expiry: None,
@@ -73,6 +74,11 @@ impl Store {
         };
         if state.tokens_used {
             claimed.jobs = self.claimed_before(transaction, &mut tokens).await?;
+        }
+        if state.disowned {
+            claimed.disowned = self.settle_disowned(transaction, claim, state.now).await?;
+            // Their slots are free, which the next claim counts; none, where another client has them locked.
+            claimed.next_due = (!claimed.disowned.is_empty()).then_some(state.now);
         }
         if state.cancel_requested {
             claimed.cancelled_pending = self.cancel_pending(transaction, claim, state.now).await?;
@@ -106,7 +112,7 @@ impl Store {
         for (job, token) in taken.iter_mut().zip(tokens) {
             job.token = token;
         }
-        if taken.len() < wanted {
+        if taken.len() < wanted && claimed.disowned.is_empty() {
             claimed.next_due = self.due_after(transaction, &claim.flow, Some(state.now)).await?;
         }
         if !taken.is_empty() {
@@ -136,6 +142,7 @@ impl Store {
             open: row.count("open")?,
             open_here: row.count("open_here")?,
             cancel_requested: row.flag("cancel_requested")?,
+            disowned: row.flag("disowned")?,
             tokens_used: row.flag("tokens_used")?,
             oldest: row.maybe_time("oldest")?,
         })
@@ -355,6 +362,48 @@ impl Store {
         Ok(())
     }
 
+    /// Settles rows that somebody else than Callsheet has set to an open status: no run has their token, so nobody could
+    /// ever tell how they ended, and each would hold a slot of its flow for ever.
+    async fn settle_disowned(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+        now: Timestamp,
+    ) -> Result<Vec<JobId>, Error> {
+        let dialect = self.dialect();
+        let select = format!(
+            "SELECT id, attempt, {} FROM jobs {} WHERE type = $1 AND {OPEN} AND {} ORDER BY id LIMIT {AT_MOST} {}",
+            dialect.text("status"),
+            dialect.by_index("jobs_open"),
+            nobodys(dialect),
+            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+        );
+        let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
+        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let (mut disowned, mut items) = (Vec::new(), Vec::new());
+        for result in &results {
+            let row = Row { result, dialect };
+            let id = row.job("id")?;
+            items.push(json!({ "id": id.0, "attempt": row.attempt()?.0, "was": row.status()?.as_str() }));
+            disowned.push(id);
+        }
+        let items = serde_json::Value::from(items).to_string();
+        let events = format!(
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+             SELECT item.id, item.attempt, item.was, 'ERROR', $2, $3, $4 FROM {}",
+            dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("was", "text")])
+        );
+        let values = [items.clone().into(), now.unix_millis().into(), claim.worker.as_str().into(), DISOWNED.into()];
+        transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+        let update = format!(
+            "UPDATE jobs SET status = 'ERROR', completed_time = $2, error = $3 WHERE id IN (SELECT item.id FROM {})",
+            dialect.items("$1", &[("id", "bigint")])
+        );
+        let values = [items.into(), now.unix_millis().into(), DISOWNED.into()];
+        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        Ok(disowned)
+    }
+
     async fn cancel_requested(
         &self,
         transaction: &Transaction,
@@ -416,10 +465,15 @@ struct FlowNow {
     open: u32,
     open_here: u32,
     cancel_requested: bool,
+    disowned: bool,
     tokens_used: bool,
     /// The earliest time that `schedule_to_close_timeout` counts from, of the rows that wait.
     oldest: Option<Timestamp>,
 }
+
+/// What a row says that somebody else than Callsheet had set to INQUEUE or PROGRESS.
+pub const DISOWNED: &str = "its status was set to that of a running job by somebody else than Callsheet, so no run belongs \
+    to it; set its status to PENDING to have it run";
 
 /// What a waiting row becomes when it is cancelled; `$2` is the time. The error of an earlier attempt stays readable.
 pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = $2, \
@@ -435,14 +489,30 @@ fn flow_now_sql(dialect: Dialect) -> String {
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \
          AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {open} WHERE type = $1 AND {OPEN} AND {}) THEN 1 ELSE 0 END AS bigint) \
+         AS disowned, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
          (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),
+        nobodys(dialect),
         dialect.by_index("jobs_run_token"),
         dialect.among("run_token", "$3"),
         dialect.by_index("jobs_expiry"),
     )
+}
+
+/// Whether no run can belong to an open row: it has nothing that is a run token, and no other worker's name. `$2` is
+/// this worker's; a SQLite database has one worker, whatever it calls itself today.
+fn nobodys(dialect: Dialect) -> String {
+    match dialect {
+        Dialect::Sqlite => {
+            format!("(run_token IS NULL OR run_token NOT GLOB '{}') AND $2 IS NOT NULL", "[0-9a-f]".repeat(32))
+        }
+        Dialect::Postgres => "(run_token IS NULL OR run_token !~ '^[0-9a-f]{32}$') \
+            AND (worker_id IS NULL OR worker_id = $2)"
+            .to_owned(),
+    }
 }
 
 fn claimed_columns(dialect: Dialect) -> String {

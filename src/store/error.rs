@@ -189,8 +189,9 @@ fn classify_sqlx(error: &sqlx::Error) -> Class {
 fn classify_sqlite(code: &str, message: &str) -> Class {
     // The low byte of an extended code is its primary code.
     match code.parse::<u32>().unwrap_or_default() & 0xff {
-        5 | 6 | 10 | 13 | 14 => Class::Unavailable, // BUSY, LOCKED, IOERR, FULL, CANTOPEN
-        11 | 26 => Class::Corrupt,                  // CORRUPT, NOTADB
+        // PERM, BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN: a disk or its rights, which somebody will see to.
+        3 | 5 | 6 | 8 | 10 | 13 | 14 => Class::Unavailable,
+        11 | 26 => Class::Corrupt, // CORRUPT, NOTADB
         1 if message.starts_with("no such table") || message.starts_with("no such column") => Class::SchemaMissing,
         _ => Class::Other,
     }

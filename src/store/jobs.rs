@@ -13,6 +13,7 @@ use super::{
     CancelResult, Due, Enqueued, Error, EventRow, FlowState, JobFilter, JobRow, NewJob, OpenJob, Page, RunRow, Store,
     WorkerRow,
 };
+use crate::crash::{self, Step};
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
 
 /// Rows of one statement.
@@ -54,7 +55,9 @@ impl Store {
             }
         }
         self.deed(&transaction, "enqueue", &enqueued_target(new, &enqueued), "done").await?;
+        crash::before(Step::EnqueueCommit);
         transaction.commit().await.doing(ENQUEUE)?;
+        crash::after(Step::EnqueueCommit);
         Ok(enqueued)
     }
 
@@ -157,7 +160,9 @@ impl Store {
             CancelResult::NotPossible(status) => format!("refused: it is {status}"),
         };
         self.deed(&transaction, "cancel", &format!("job {job}"), &outcome).await?;
+        crash::before(Step::CancelCommit);
         transaction.commit().await.doing(CANCEL)?;
+        crash::after(Step::CancelCommit);
         Ok(result)
     }
 

@@ -34,6 +34,7 @@ use sea_orm::{
 use tokio::sync::watch;
 
 pub use audit::{AuditFilter, Who};
+pub use claim::DISOWNED;
 pub use error::Error;
 pub use events::{EventPage, StreamedEvent};
 pub use overview::*;
@@ -43,6 +44,7 @@ pub use sessions::Session;
 pub use wake::Wakes;
 pub use write::*;
 
+use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::{DatabaseUrl, PostgresUrl};
 use schema::Transaction;
@@ -222,7 +224,10 @@ impl Store {
         for write in writes {
             answers.push(self.write(&transaction, write).await?);
         }
+        let steps: Vec<Step> = writes.iter().zip(&answers).filter_map(|(write, answer)| step(write, answer)).collect();
+        steps.iter().copied().for_each(crash::before);
         transaction.commit().await.doing(BATCH)?;
+        steps.into_iter().for_each(crash::after);
         Ok(answers)
     }
 
@@ -319,6 +324,21 @@ impl Store {
             }
         }
     }
+}
+
+/// The step that a commit with this write in it is, for those that a test wants to die at.
+const fn step(write: &Write, answer: &Written) -> Option<Step> {
+    Some(match (write, answer) {
+        // Most claims find nothing to take.
+        (Write::Claim(_), Written::Claimed(claimed)) if !claimed.jobs.is_empty() => Step::ClaimCommit,
+        (Write::Claim(_) | Write::RegisterFlows(_), _) => return None,
+        (Write::Started(_), _) => Step::StartCommit,
+        (Write::Confirm(_), _) => Step::ConfirmCommit,
+        (Write::Progress(_), _) => Step::ProgressCommit,
+        (Write::Settle(_), _) => Step::EndCommit,
+        (Write::RegisterWorker(_), _) => Step::WorkerCommit,
+        (Write::WorkerState(_), _) => Step::WorkerStateCommit,
+    })
 }
 
 /// No connection is ever replaced for its age: the writing one has to stay the same one.

@@ -5,6 +5,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction};
 
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
+use crate::crash::{self, Step};
 
 /// Any number will do, as long as every Callsheet takes the same: "callshee" in ASCII.
 const ADVISORY_LOCK: i64 = 0x6361_6c6c_7368_6565;
@@ -27,7 +28,9 @@ impl Store {
         if !pending.is_empty() {
             Migrator::up(&transaction, None).await.doing(ACTION)?;
         }
+        crash::before(Step::MigrationCommit);
         transaction.commit().await.doing(ACTION)?;
+        crash::after(Step::MigrationCommit);
         Ok(pending)
     }
 

@@ -67,6 +67,8 @@ pub struct Claimed {
     pub cancelled_pending: Vec<JobId>,
     /// Pending rows that had waited for longer than `schedule_to_close_timeout`: they are ERROR now.
     pub expired: Vec<(JobId, Attempt)>,
+    /// Rows that somebody else than Callsheet had set to an open status: they are in ERROR now.
+    pub disowned: Vec<JobId>,
     /// Open runs of this flow on this worker that somebody has asked to cancel.
     pub cancel_requested: Vec<(JobId, RunToken)>,
     /// When another claim may bring more, looked up where this one ran out of due rows; `None` where nothing waits.

@@ -15,6 +15,7 @@ mod cancel;
 mod cli;
 mod control;
 mod doctor;
+mod crash_points;
 mod ends;
 mod grafana;
 mod http;

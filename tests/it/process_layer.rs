@@ -94,13 +94,13 @@ fn open(data_dir: &Path) -> Processes {
 fn command(argv: &[&str]) -> CommandSpec {
     static NEXT_JOB: AtomicI64 = AtomicI64::new(1);
     let job = NEXT_JOB.fetch_add(1, Ordering::Relaxed);
-    let mut random = [0; 16];
+    let mut random = [0; 12];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).unwrap();
     CommandSpec {
         flow: "TEST_FLOW".parse().unwrap(),
         job: JobId(job),
         attempt: Attempt(1),
-        token: RunToken::from_bytes(random),
+        token: RunToken::new(random, callsheet::process::boot_mark()),
         argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
         working_dir: None,
         env: Vec::new(),
@@ -521,6 +521,10 @@ async fn a_run_that_ended_unwatched_is_found_finished() {
 async fn a_run_that_was_never_launched_never_started() {
     let stage = Stage::new();
     assert!(matches!(stage.inspect(&command(&["true"])).await, Evidence::NeverStarted));
+    // After a power failure a missing directory proves nothing.
+    let before_a_restart = CommandSpec { token: RunToken::from_bytes([7; 16]), ..command(&["true"]) };
+    let evidence = stage.inspect(&before_a_restart).await;
+    assert!(matches!(&evidence, Evidence::Gone { reason } if reason.contains("restarted")), "{evidence:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use callsheet::domain::JobStatus;
+use callsheet::domain::{JobStatus, RunToken};
 
 use crate::on_each_database;
 use crate::support::eventually;
@@ -116,7 +116,8 @@ async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
     service
         .sql(&format!(
             "UPDATE jobs SET status = 'INQUEUE', attempt = 1, worker_id = '{worker}', \
-             run_token = '0123456789abcdef0123456789abcdef', queued_time = created_time WHERE id = {job}"
+             run_token = '{}', queued_time = created_time WHERE id = {job}",
+            RunToken::new([1; 12], callsheet::process::boot_mark())
         ))
         .await;
     service.serve().await;
@@ -126,6 +127,54 @@ async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
     assert!(service.log().contains("never_started"));
 }
 on_each_database!(a_claim_that_came_to_nothing_does_not_count);
+
+async fn a_claim_from_before_a_power_failure_is_lost_rather_than_run_twice(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("worker_id = \"node-a\"\n");
+    let job = service.insert("ONE", &["say:hello"]).await[0];
+    service
+        .sql(&format!(
+            "UPDATE jobs SET status = 'INQUEUE', attempt = 1, worker_id = 'node-a', \
+             run_token = '0123456789abcdef0123456789abcdef', queued_time = created_time WHERE id = {job}"
+        ))
+        .await;
+    service.serve().await;
+    let row = service.until(job, JobStatus::Error).await;
+    let error = row.error.unwrap();
+    assert!(error.starts_with("the run was lost: the machine was restarted after it had been claimed"), "{error}");
+    assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("LOST"));
+    assert_eq!(service.evidence().len(), 0);
+}
+on_each_database!(a_claim_from_before_a_power_failure_is_lost_rather_than_run_twice);
+
+async fn a_row_that_somebody_else_calls_running_holds_no_slot(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("worker_id = \"node-a\"\n");
+    let rows = service.insert("ONE", &["say:a", "say:b", "say:c"]).await;
+    let (before, meanwhile, others) = (rows[0], rows[1], rows[2]);
+    service.sql(&format!("UPDATE jobs SET status = 'INQUEUE' WHERE id = {before}")).await;
+    let foreign = "UPDATE jobs SET status = 'PROGRESS', run_token = 'mine', worker_id =";
+    if on == On::Postgres {
+        service.sql(&format!("{foreign} 'node-b' WHERE id = {others}")).await;
+    }
+    // While the service is away, and again while it runs: a slot of a sequential flow is at stake each time.
+    service.serve().await;
+    let settled = service.until(before, JobStatus::Error).await;
+    assert!(settled.error.unwrap().contains("somebody else than Callsheet"));
+    assert_eq!(service.changes(before).await, ["ERROR"]);
+    if on == On::Postgres {
+        // Another worker's row is that worker's to settle, and holds the slot meanwhile.
+        assert_eq!(service.job(others).await.status, JobStatus::Progress);
+        service.sql(&format!("UPDATE jobs SET status = 'CANCELLED' WHERE id = {others}")).await;
+    }
+    service.until(meanwhile, JobStatus::Completed).await;
+    service.sql(&format!("UPDATE jobs SET status = 'PROGRESS' WHERE id = {before}")).await;
+    eventually("the row to be settled again", async || service.job(before).await.status == JobStatus::Error).await;
+    let next = service.insert("ONE", &["say:d"]).await[0];
+    service.until(next, JobStatus::Completed).await;
+    assert!(!service.evidence().contains_key(&(before.0, 0)) && !service.evidence().contains_key(&(before.0, 1)));
+}
+on_each_database!(a_row_that_somebody_else_calls_running_holds_no_slot);
 
 async fn a_planned_stop_leaves_commands_running_and_loses_no_end(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };

@@ -766,7 +766,8 @@ async fn unreadable_rows_are_claimed_with_the_reason(db: Db) {
     let page = db.store.list(&JobFilter { limit: 100, ..JobFilter::default() }).await.unwrap();
     assert_eq!(page.rows.len(), if db.is_sqlite() { 9 } else { 3 });
     let open = db.store.open_jobs(&worker(), None).await.unwrap();
-    assert_eq!(open.len(), if db.is_sqlite() { 7 } else { 3 });
+    // The claim has settled the row that said it was running without a run.
+    assert_eq!(open.len(), if db.is_sqlite() { 6 } else { 3 });
     db.store.flow_states().await.unwrap();
     for row in page.rows {
         db.store.job(row.id).await.unwrap().unwrap();

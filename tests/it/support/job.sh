@@ -2,6 +2,18 @@
 evidence=$1 job=$2 attempt=$3 todo=$4
 now() { echo "$EPOCHREALTIME"; }
 note() { echo "$2" >"$evidence/.$job.$attempt.$1.$$" && mv "$evidence/.$job.$attempt.$1.$$" "$evidence/$job.$attempt.$1"; }
+# Every start and every end has a line of its own here, so that a second start of an attempt would be seen.
+record() { echo "$* $job $attempt $CALLSHEET_RUN_TOKEN" >>"$evidence/log"; }
+# A slot is held until the last process that inherited it is gone; one job too many, or one left alive, finds none free.
+if [ -n "$SLOTS" ]; then
+  for ((slot = 0; slot < SLOTS; slot++)); do
+    exec {held}>"$evidence/$CALLSHEET_JOB_TYPE.slot$slot"
+    flock -n "$held" && break
+    exec {held}>&-
+  done
+  [ "$slot" -lt "$SLOTS" ] || record crowded
+fi
+record start
 note start "$$ $(now)"
 code=0
 IFS=+ read -ra words <<<"$todo"
@@ -9,9 +21,11 @@ for word in "${words[@]}"; do
   value=${word#*:}
   case $word in
     ignore-term) trap '' TERM ;;
-    note-term) trap 'note term "$(now)"; note end "$(now)"; exit 0' TERM ;;
+    note-term) trap 'note term "$(now)"; note end "$(now)"; record end 0; exit 0' TERM ;;
     run:*) sleep "$value" ;;
     wait) while [ ! -e "$evidence/go" ]; do sleep 0.02; done ;;
+    wait:*) while [ ! -e "$evidence/go.$value" ]; do sleep 0.02; done ;;
+    flood:*) head -c "$value" /dev/zero | tr '\0' x ;;
     say:*) echo "$value" ;;
     complain:*) echo "$value" >&2 ;;
     daemon)
@@ -26,4 +40,5 @@ for word in "${words[@]}"; do
   esac
 done
 note end "$(now)"
+record end "$code"
 exit "$code"

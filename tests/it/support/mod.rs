@@ -7,6 +7,7 @@ pub mod processes;
 pub mod scrape;
 pub mod service;
 pub mod tools;
+pub mod truth;
 
 use std::time::{Duration, Instant};
 

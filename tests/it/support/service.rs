@@ -15,9 +15,10 @@ use tempfile::TempDir;
 use super::eventually;
 
 /// The command of every test flow: writes down when it began and ended, and does in between what its identifier says,
-/// words joined by `+`: `run:SECONDS`, `wait` (until the test makes `<evidence>/go`), `exit:CODE`, `kill:SIGNAL`,
-/// `ignore-term`, `say:WORD`, `complain:WORD`, `daemon` (leaves a process in a session of its own that ignores
-/// SIGTERM), `progress:N`.
+/// words joined by `+`: `run:SECONDS`, `wait` (until the test makes `<evidence>/go`), `wait:NAME` (until it makes
+/// `<evidence>/go.NAME`), `exit:CODE`, `kill:SIGNAL`, `ignore-term`, `say:WORD`, `complain:WORD`, `flood:BYTES`, `daemon`
+/// (leaves a process in a session of its own that ignores SIGTERM), `progress:N`. A flow with `SLOTS` in its `env` says how
+/// many of its commands may be alive at once.
 const JOB: &str = include_str!("job.sh");
 
 /// A service and everything around it.
@@ -25,6 +26,8 @@ pub struct Service {
     pub scratch: TempDir,
     pub store: Store,
     pub url: String,
+    /// What the service finds in its environment besides.
+    pub env: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -49,11 +52,17 @@ impl Service {
     /// A scratch directory and database with these flows (TOML without `command`; `{job}` in it stands for the command
     /// of the tests), and no service yet. `None` where the database is not to be had.
     pub async fn prepare(on: On, flows: &str) -> Option<Self> {
-        let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
         let url = match on {
-            On::Sqlite => format!("sqlite://{}/data/callsheet.db", scratch.path().display()),
-            On::Postgres => super::postgres::database()?,
+            On::Sqlite => None,
+            On::Postgres => Some(super::postgres::database()?),
         };
+        Some(Self::prepare_at(url, flows).await)
+    }
+
+    /// [`Self::prepare`] with the database at this URL; `None` for a SQLite file in the scratch directory.
+    pub async fn prepare_at(url: Option<String>, flows: &str) -> Self {
+        let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
+        let url = url.unwrap_or_else(|| format!("sqlite://{}/data/callsheet.db", scratch.path().display()));
         fs::create_dir(scratch.path().join("evidence")).unwrap();
         fs::create_dir(scratch.path().join("data")).unwrap();
         fs::write(scratch.path().join("job.sh"), JOB).unwrap();
@@ -69,7 +78,7 @@ impl Service {
         let parsed: DatabaseUrl = url.parse().unwrap();
         let store = Store::connect(&parsed, Use::Service).await.unwrap();
         store.migrate().await.unwrap();
-        Some(Self { scratch, store, url, child: None })
+        Self { scratch, store, url, env: Vec::new(), child: None }
     }
 
     /// [`Self::prepare`], and the service started and ready.
@@ -93,19 +102,47 @@ impl Service {
 
     /// The same with these variables in its environment.
     pub async fn serve_with(&mut self, variables: &[(&str, &str)]) {
-        assert!(self.child.is_none(), "one service at a time");
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("service.log")).unwrap();
+        assert!(self.serve_or_die(variables).await, "the service ended:\n{}", self.log());
+    }
+
+    /// Starts the service and waits until it is ready, or killed: then `false`.
+    pub async fn try_serve(&mut self) -> bool {
+        self.serve_or_die(&[]).await
+    }
+
+    async fn serve_or_die(&mut self, variables: &[(&str, &str)]) -> bool {
         let before = self.ready_lines();
+        self.spawn_with(variables);
+        eventually("the service to be ready", async || self.is_dead() || self.ready_lines() > before).await;
+        let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+        if let Some(code) = ended.and_then(|status| status.code()) {
+            panic!("the service ended with code {code}:\n{}", self.log());
+        }
+        ended.is_none()
+    }
+
+    /// Starts the service and waits for nothing.
+    pub fn spawn(&mut self) {
+        self.spawn_with(&[]);
+    }
+
+    fn spawn_with(&mut self, variables: &[(&str, &str)]) {
+        assert!(self.is_dead(), "one service at a time");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.path("service.log")).unwrap();
         let mut command = self.command();
-        command.arg("serve").envs(variables.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.envs(self.env.iter().map(|(name, value)| (name, value))).envs(variables.iter().copied());
+        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        eventually("the service to be ready", async || {
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().unwrap()) {
-                panic!("the service ended with {status}:\n{}", self.log());
-            }
-            self.ready_lines() > before
-        })
-        .await;
+    }
+
+    /// Whether there is no service, or none any more.
+    pub fn is_dead(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
+    }
+
+    /// The service's process id.
+    pub fn pid(&self) -> i32 {
+        self.child.as_ref().expect("a running service").id().cast_signed()
     }
 
     fn ready_lines(&self) -> usize {
@@ -136,7 +173,7 @@ impl Service {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(self.child.as_ref().expect("a running service"));
+        let pid = rustix::process::Pid::from_raw(self.pid()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
@@ -179,16 +216,21 @@ impl Service {
 
     /// Enqueues by the plainest SQL there is, as a foreign client.
     pub async fn insert(&self, flow: &str, identifiers: &[&str]) -> Vec<JobId> {
-        let before = self.newest().await;
+        let mut jobs = Vec::new();
         for identifier in identifiers {
-            self.sql(&format!("INSERT INTO jobs (type, identifier) VALUES ('{flow}', '{identifier}')")).await;
+            jobs.push(self.insert_row("type, identifier", &format!("'{flow}', '{identifier}'")).await);
         }
-        (0..identifiers.len()).map(|n| JobId(before + 1 + i64::try_from(n).unwrap())).collect()
+        jobs
     }
 
-    async fn newest(&self) -> i64 {
-        let filter = callsheet::store::JobFilter { limit: 1, ..Default::default() };
-        self.store.list(&filter).await.unwrap().rows.first().map_or(0, |job| job.id.0)
+    /// Enqueues one job with these columns, as a foreign client.
+    pub async fn insert_row(&self, columns: &str, values: &str) -> JobId {
+        let connection = self.foreign().await;
+        let insert = format!("INSERT INTO jobs ({columns}) VALUES ({values}) RETURNING CAST(id AS bigint) AS id");
+        let insert = sea_orm::Statement::from_string(connection.get_database_backend(), insert);
+        let row = connection.query_one_raw(insert).await.unwrap().unwrap();
+        connection.close().await.unwrap();
+        JobId(row.try_get("", "id").unwrap())
     }
 
     pub async fn job(&self, id: JobId) -> JobRow {
@@ -246,6 +288,11 @@ impl Service {
     /// Lets every command that waits go on.
     pub fn go(&self) {
         fs::write(self.path("evidence/go"), "").unwrap();
+    }
+
+    /// Lets the commands that wait for this name go on.
+    pub fn go_on(&self, name: &str) {
+        fs::write(self.path(&format!("evidence/go.{name}")), "").unwrap();
     }
 
     /// Every living process that has this scratch directory in its command line or a run of it in its environment.
