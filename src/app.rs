@@ -19,10 +19,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::actors::root::{RootActor, RootArgs, RootMessage};
-use crate::actors::status::StatusMessage;
+use crate::actors::status::{ErrorChain, StatusMessage};
 use crate::actors::{Handle, Health, Launches, Port, Reply, Shared};
 use crate::clock::SystemClock;
-use crate::config::{self, Config, FlowConfig, OnStop};
+use crate::config::{self, Changes, Config, FlowConfig, OnStop, Overrides};
 use crate::crash::{self, Step};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
@@ -33,7 +33,11 @@ use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
 
 /// How long the last writes may take when the service stops; what is not written by then is on disk, and found again.
 const LAST_WRITES: Duration = Duration::from_secs(5);
+/// How long flows that are no longer configured may take to stop claiming before a reload is told of.
+const RELOAD: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often a draining service looks whether its runs have ended, which may take days.
+const DRAIN_LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Why the service could not be started, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -98,18 +102,20 @@ pub enum Error {
     GaveUp,
 }
 
-/// What a running service was asked to do.
+/// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StopCause {
-    Asked,
-    RootEnded,
+enum Asked {
+    Stop,
+    Reload,
 }
 
 /// How the service is run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// Whether the schema is brought up to date first.
     pub migrate: bool,
+    /// How the configuration is read again; `None` where it can't be.
+    pub overrides: Option<Overrides>,
 }
 
 /// A service that runs.
@@ -122,6 +128,7 @@ pub struct Service {
     worker: WorkerNote,
     /// As it was last read; who has to know of a change listens here.
     config: watch::Sender<Arc<Config>>,
+    overrides: Option<Overrides>,
     _locks: Vec<File>,
 }
 
@@ -134,12 +141,12 @@ pub async fn serve(config: Config, options: ServeOptions) -> Result<(), Error> {
     let service = tokio::select! {
         service = Service::start(config, options) => service?,
         // What has been started by then is settled by the next start, as after a crash.
-        () = signals.next() => return Ok(()),
+        () = signals.stop() => return Ok(()),
     };
     service.run(&mut signals).await
 }
 
-/// The signals that end the service.
+/// The signals that the service hears.
 pub struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -161,17 +168,18 @@ impl Signals {
     }
 
     /// The next of them. Safe to cancel.
-    pub async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                // By default it would end the service; a terminal that is closed is no reason to.
-                _ = self.hangup.recv() => {
-                    tracing::warn!("SIGHUP: reloading the configuration is not supported yet; restart the service instead");
-                }
-            }
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            // By default it would end the service; a terminal that is closed is no reason to.
+            _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+
+    /// The next that asks to stop; what else comes before it is too late or too early to be done. Safe to cancel.
+    pub async fn stop(&mut self) {
+        while self.next().await != Asked::Stop {}
     }
 }
 
@@ -213,6 +221,7 @@ impl Service {
             health: Health::default(),
             changed: watch::Sender::default(),
             draining: AtomicBool::new(false),
+            drain_requested: watch::Sender::new(None),
         });
         let flows = config.flows.values().cloned().collect();
         let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired };
@@ -235,7 +244,8 @@ impl Service {
             flows = loaded.flows.len(),
             "the service is ready"
         );
-        Ok(Self { shared, root, root_task, http, stop_http, worker: note, config, _locks: locks })
+        let overrides = options.overrides;
+        Ok(Self { shared, root, root_task, http, stop_http, worker: note, config, overrides, _locks: locks })
     }
 
     /// Where the service listens; `None` where HTTP is off.
@@ -254,17 +264,114 @@ impl Service {
     ///
     /// # Errors
     /// Where the root gave up.
-    pub async fn run(mut self, signals: &mut Signals) -> Result<(), Error> {
-        let cause = tokio::select! {
-            () = signals.next() => StopCause::Asked,
-            _ = &mut self.root_task => StopCause::RootEnded,
-        };
-        if cause == StopCause::RootEnded {
-            tracing::error!("the root gave up; the service ends, and its commands run on");
-            return Err(Error::GaveUp);
+    pub async fn run(self, signals: &mut Signals) -> Result<(), Error> {
+        let mut drain = self.shared.drain_requested.subscribe();
+        loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::Stop => break,
+                    Asked::Reload => self.reload().await,
+                },
+                who = requested(&mut drain) => {
+                    tokio::select! {
+                        () = self.drain(&who) => break,
+                        () = signals.stop() => break,
+                        _ = self.root.wait(None) => return gave_up(),
+                    }
+                }
+                _ = self.root.wait(None) => return gave_up(),
+            }
         }
         self.stop(signals).await;
         Ok(())
+    }
+
+    /// Reads the configuration again and takes its flows over; one that is wrong changes nothing.
+    async fn reload(&self) {
+        let Some(overrides) = &self.overrides else {
+            tracing::warn!("SIGHUP: this service has no configuration that it could read again");
+            return;
+        };
+        let config = match Config::load(overrides) {
+            // Without its file there would be no flows, which nobody means by taking the file away.
+            Ok(config) if config.path.is_none() => {
+                tracing::error!(
+                    "SIGHUP: the configuration file is gone; the service goes on with what it has read before"
+                );
+                self.shared.metrics.reloaded(false);
+                return;
+            }
+            Ok(config) => config,
+            Err(error) => {
+                refuse_reload(&error);
+                self.shared.metrics.reloaded(false);
+                return;
+            }
+        };
+        let before = Arc::clone(&self.config.borrow());
+        let changes = Changes::between(&before, &config);
+        for line in &changes.flows {
+            tracing::info!("configuration: {line}");
+        }
+        for key in &changes.restart {
+            tracing::warn!(
+                "configuration: {key} is different in the file; it holds from the next start of the service"
+            );
+        }
+        let register = vec![Write::RegisterFlows(config.flows.keys().cloned().collect())];
+        self.shared.status.cast(StatusMessage::Write(register, Reply::new(drop)));
+        let (reply, answered) = answer_channel();
+        let flows: Vec<_> = config.flows.values().cloned().collect();
+        // What holds from the next start only stays as it is, and is told of again with the next reload.
+        self.config.send_replace(Arc::new(Config { flows: config.flows, ..Config::clone(&before) }));
+        if self.root.cast(RootMessage::Reconfigure(flows, reply)).is_ok() {
+            // Bounded: a claim that is under way may be waiting for a database that is away.
+            drop(tokio::time::timeout(RELOAD, answered).await);
+        }
+        self.shared.metrics.reloaded(true);
+        let (changed, restart) = (changes.flows.len(), changes.restart.len());
+        tracing::info!(changed, restart, "the configuration was read again");
+    }
+
+    /// Claims nothing more, and waits until every run of this worker has ended, however long that takes. Safe to cancel.
+    async fn drain(&self, who: &str) {
+        tracing::info!(who, "the service drains: it claims nothing new, and ends when its runs have ended");
+        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.health.draining(format!("this worker drains, as {who} asked"));
+        self.write_state(WorkerState::Draining).await;
+        let (reply, answered) = answer_channel();
+        if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
+            drop(answered.await);
+        }
+        let mut waits_for = None;
+        loop {
+            match self.open_runs().await {
+                Ok(open) if open.is_empty() && self.running() == 0 => break,
+                Ok(open) => {
+                    if waits_for.as_ref() != Some(&open) {
+                        let runs = open.join(", ");
+                        tracing::info!(waits_for = runs, "the service drains");
+                        self.shared.health.draining(format!(
+                            "this worker drains, as {who} asked: it claims nothing new, and waits for {} of its runs to end: {runs}",
+                            open.len()
+                        ));
+                        waits_for = Some(open);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the service drains, and can't see what is still open"),
+            }
+            tokio::time::sleep(DRAIN_LOOK_AGAIN).await;
+        }
+        tracing::info!("the service has drained");
+    }
+
+    /// The workflow ids of this worker's open runs; not of rows that others set to an open status, which nobody runs.
+    async fn open_runs(&self) -> Result<Vec<String>, store::Error> {
+        let open = self.shared.store.open_jobs(&self.shared.worker, None).await?;
+        let own = open.iter().filter(|job| job.token.is_some());
+        Ok(own
+            .map(|job| job.job_type.parse().map_or(job.id.to_string(), |flow: FlowType| flow.workflow_id(job.id)))
+            .collect())
     }
 
     /// Claims nothing more, does to running commands what `on_stop` says, writes what has ended, and ends.
@@ -275,7 +382,7 @@ impl Service {
         let deadline = Instant::now() + service.stop_deadline;
         tokio::select! {
             () = self.wind_down(on_stop, deadline) => {}
-            () = signals.next() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
+            () = signals.stop() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
         }
         let left = self.running();
         if left > 0 {
@@ -351,6 +458,35 @@ impl Service {
             tracing::warn!(state = state.as_str(), "the worker's state could not be written");
         }
     }
+}
+
+/// Logs why a configuration was not taken, each mistake with its place.
+fn refuse_reload(error: &config::Error) {
+    match error {
+        config::Error::Invalid(complaints) => {
+            for complaint in &complaints.0 {
+                let place = complaint.place.as_ref().map(|place| format!("{place}: ")).unwrap_or_default();
+                let help = complaint.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
+                tracing::error!("configuration: {place}{}{help}", complaint.message);
+            }
+        }
+        other => tracing::error!(error = %ErrorChain(other), "configuration: it can't be read"),
+    }
+    tracing::error!("SIGHUP: the configuration is not right; the service goes on with what it has read before");
+}
+
+/// Waits until somebody has asked to drain, and says who. Safe to cancel.
+async fn requested(drain: &mut watch::Receiver<Option<String>>) -> String {
+    match drain.wait_for(Option::is_some).await {
+        Ok(who) => who.clone().unwrap_or_default(),
+        // Nobody can ask any more.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn gave_up() -> Result<(), Error> {
+    tracing::error!("the root gave up; the service ends, and its commands run on");
+    Err(Error::GaveUp)
 }
 
 /// A reply and the place where its answer arrives; an answer of `None` arrives as an error.

@@ -3,6 +3,7 @@
 //! Every complaint is collected, each with its place, so that one look at the answer is enough to put a file right. What
 //! comes out is a [`Config`], which needs no further check: durations are in bounds, paths absolute, names well-formed.
 
+mod changes;
 mod report;
 mod template;
 mod tokens;
@@ -26,6 +27,7 @@ use crate::domain::schedule::Schedule;
 use crate::domain::template::Template;
 use crate::domain::{FlowType, WorkerId};
 
+pub use changes::Changes;
 pub use report::{Complaint, Complaints, Place, Places};
 pub use template::TEMPLATE;
 pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};

@@ -14,6 +14,8 @@
 //! [`domain::run::conclude`] turns it into outcome, next status and retry time, and the StatusActor writes that,
 //! conditional on the run token.
 //!
+//! SIGHUP has [`app`] read the configuration again; the root hands each flow its settings, and runs end as they were begun.
+//!
 //! If the service dies anywhere on this way, the shim and its command do not notice. The next service's
 //! [`RecoveryActor`] gives every open row a JobActor, which finds out what became of the command: its shim holds the
 //! lock (taken over), the journal has a verdict (finished while away), no command was ever started (back to PENDING),

@@ -165,6 +165,7 @@ pub struct Metrics {
     worker_silence: GaugeVec,
     disk_free: Gauge,
     disk_size: Gauge,
+    last_reload: IntGauge,
     seen: Mutex<Seen>,
 }
 
@@ -419,9 +420,14 @@ impl Metrics {
                 "callsheet_runs_disk_size_bytes",
                 "Size of the file system of the run directories, in bytes.",
             )?,
+            last_reload: plain_int_gauge(
+                "callsheet_config_last_reload_successful",
+                "1 where the configuration was taken when it was read last, 0 where it was refused and the one before stays.",
+            )?,
             seen: Mutex::default(),
             registry,
         };
+        metrics.last_reload.set(1);
         for role in Role::ALL {
             metrics.actor_restarts.with_label_values(&[role.as_str()]);
         }
@@ -599,6 +605,11 @@ impl Metrics {
         let (size, free) = (size as f64, free as f64);
         self.disk_size.set(size);
         self.disk_free.set(free);
+    }
+
+    /// The configuration was read again, and taken or refused.
+    pub fn reloaded(&self, taken: bool) {
+        self.last_reload.set(i64::from(taken));
     }
 
     /// A job's status was changed to `to`.
@@ -839,6 +850,7 @@ mod tests {
         callsheet_actor_restarts_total counter
         callsheet_backlog_read_timestamp_seconds gauge
         callsheet_build_info gauge
+        callsheet_config_last_reload_successful gauge
         callsheet_dispatch_latency_seconds histogram
         callsheet_flow_concurrency gauge
         callsheet_flow_paused gauge

@@ -52,6 +52,8 @@ pub enum DispatcherMessage {
     Settle(Pending),
     /// Start this run's JobActor (again).
     Start(Box<JobArgs>),
+    /// The flow's settings are these from now on; runs that have been claimed keep those that they were claimed with.
+    Reconfigure(Arc<FlowConfig>),
     /// Claim nothing from here on; answered once no claim is under way.
     StopClaiming(Reply<()>),
     /// Fail in the way that a test asks for.
@@ -87,13 +89,14 @@ enum Phase {
     Recovering,
     Idle,
     Claiming,
-    Stopped,
 }
 
 /// What a DispatcherActor knows.
 pub struct DispatcherState {
     args: DispatcherArgs,
     phase: Phase,
+    /// Whether it takes no rows any more; what is to be cancelled it still looks for.
+    stopped: bool,
     woken: bool,
     noticed: Instant,
     tokens: Vec<RunToken>,
@@ -118,6 +121,7 @@ impl Actor for DispatcherActor {
         Ok(DispatcherState {
             args,
             phase: Phase::Recovering,
+            stopped: false,
             woken: true,
             noticed: Instant::now(),
             tokens: Vec::new(),
@@ -178,6 +182,12 @@ impl Actor for DispatcherActor {
                 state.claim_over(&myself)?;
             }
             DispatcherMessage::Start(job) => state.start(&myself, *job).await?,
+            DispatcherMessage::Reconfigure(flow) => {
+                state.args.port.taken();
+                state.args.flow = flow;
+                // There may be more room now; where a claim is under way with the old settings, there is another after it.
+                state.wake(&myself)?;
+            }
             DispatcherMessage::StopClaiming(reply) => {
                 state.args.port.taken();
                 state.stop_replies.push(reply);
@@ -221,19 +231,25 @@ impl DispatcherState {
     /// Whether a claim is to be made now; where one is under way or can't be yet, there will be another after it.
     fn prepare_claim(&mut self) -> Result<bool, ActorProcessingErr> {
         match self.phase {
-            Phase::Idle if self.args.claims && !self.args.shared.draining.load(Ordering::Relaxed) => {
+            Phase::Idle => {
                 self.noticed = Instant::now();
                 self.woken = false;
-                self.tokens = fresh_tokens(self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM))?;
+                let most =
+                    if self.takes_rows() { self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM) } else { 0 };
+                self.tokens = fresh_tokens(most)?;
                 self.phase = Phase::Claiming;
                 Ok(true)
             }
-            Phase::Idle | Phase::Stopped => Ok(false),
             Phase::Recovering | Phase::Claiming => {
                 self.woken = true;
                 Ok(false)
             }
         }
+    }
+
+    /// Without it a claim brings no rows, but is how running jobs that somebody wants cancelled are found at once.
+    fn takes_rows(&self) -> bool {
+        self.args.claims && !self.stopped && !self.args.shared.draining.load(Ordering::Relaxed)
     }
 
     fn claim(&mut self, myself: &ActorRef<DispatcherMessage>) {
@@ -247,7 +263,12 @@ impl DispatcherState {
             worker: self.args.shared.worker.clone(),
             concurrency: self.args.flow.concurrency.get(),
             worker_concurrency: self.args.flow.worker_concurrency.get(),
-            schedule_to_close_timeout: self.args.flow.schedule_to_close_timeout,
+            // Who takes no rows leaves it to those who do to end what has waited too long.
+            schedule_to_close_timeout: if self.tokens.is_empty() {
+                Duration::MAX
+            } else {
+                self.args.flow.schedule_to_close_timeout
+            },
             tokens: self.tokens.clone(),
         });
         Pending { writes: vec![claim], reply: Reply::to(myself, DispatcherMessage::Claimed) }
@@ -299,17 +320,18 @@ impl DispatcherState {
     fn claim_over(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
         self.phase = Phase::Idle;
         self.tokens.clear();
-        if !self.stop_replies.is_empty() {
-            self.stop_claiming();
-        } else if self.woken {
+        self.stop_claiming();
+        if self.woken {
             self.wake(myself)?;
         }
         Ok(())
     }
 
     fn stop_claiming(&mut self) {
-        self.phase = Phase::Stopped;
-        self.timer = None;
+        if self.stop_replies.is_empty() {
+            return;
+        }
+        self.stopped = true;
         for reply in self.stop_replies.drain(..) {
             reply.send(());
         }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::dispatcher::{DispatcherActor, DispatcherArgs, DispatcherEvent, DispatcherMessage};
 use super::job_supervisor::{JobSupervisor, JobSupervisorMessage, RunOrphaned};
-use super::scheduler::{SchedulerActor, SchedulerArgs};
+use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -25,7 +25,13 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     initial_backoff: Duration::from_millis(100),
     maximum_backoff: Duration::from_secs(5),
 };
+/// How long the end of a killed child may take.
+const CHILD_ENDS: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How often a flow that is no longer configured looks whether its runs have ended.
+const CHECK_OPEN: Duration = Duration::from_secs(1);
+/// How a FlowActor ends whose flow is no longer configured and has no open runs.
+pub const FINISHED: &str = "finished";
 
 /// The supervisor of one flow.
 pub struct FlowActor;
@@ -42,6 +48,14 @@ pub enum FlowMessage {
     OrphanSettled(String, Option<()>),
     /// Start this child again.
     Restart(Role),
+    /// The flow is configured like this from now on, or no longer; answered once its names are free where it is not.
+    Reconfigure(FlowSite, Reply<()>),
+    /// Nothing of the flow is being claimed any more.
+    ClaimingStopped(Reply<()>),
+    /// Look whether a flow that is no longer configured has finished what ran.
+    CheckOpen,
+    /// No run of the flow is open on this worker.
+    NothingOpen,
     /// Fail in the way that a test asks for.
     #[cfg(test)]
     Panic,
@@ -85,6 +99,7 @@ pub struct FlowArgs {
 pub struct FlowState {
     args: FlowArgs,
     jobs: ActorRef<JobSupervisorMessage>,
+    scheduler: Option<ActorRef<SchedulerMessage>>,
     children: BTreeMap<ActorId, Role>,
     budgets: BTreeMap<Role, RestartBudget>,
     since: Instant,
@@ -102,6 +117,7 @@ impl Actor for FlowActor {
             args,
             children: BTreeMap::from([(jobs.get_id(), Role::JobSupervisor)]),
             jobs,
+            scheduler: None,
             budgets: BTreeMap::new(),
             since: Instant::now(),
             timers: Vec::new(),
@@ -110,6 +126,9 @@ impl Actor for FlowActor {
         state.start(&myself, Role::Scheduler).await?;
         state.args.site.shared.metrics.flow_up(&state.args.site.flow.flow, true);
         state.args.site.shared.health.flow_started(&state.args.site.flow.flow);
+        if !state.args.site.claims {
+            state.timers.push(after(&myself, CHECK_OPEN, || FlowMessage::CheckOpen));
+        }
         Ok(state)
     }
 
@@ -137,6 +156,22 @@ impl Actor for FlowActor {
             // Something else may have started it meanwhile.
             FlowMessage::Restart(role) if state.children.values().any(|child| *child == role) => {}
             FlowMessage::Restart(role) => state.start(&myself, role).await?,
+            FlowMessage::Reconfigure(site, done) => state.reconfigure(&myself, site, done).await?,
+            FlowMessage::ClaimingStopped(done) => {
+                // It may be configured again by now.
+                if !state.args.site.claims {
+                    // The new one has no name, which another flow may want to have.
+                    state.replace_dispatcher(&myself).await?;
+                    state.timers.push(after(&myself, CHECK_OPEN, || FlowMessage::CheckOpen));
+                }
+                done.send(());
+            }
+            FlowMessage::CheckOpen => state.check_open(&myself),
+            FlowMessage::NothingOpen => {
+                if !state.args.site.claims && state.jobs.get_children().is_empty() {
+                    myself.stop(Some(FINISHED.to_owned()));
+                }
+            }
             #[cfg(test)]
             FlowMessage::Panic => panic!("asked to by a test"),
         }
@@ -203,7 +238,9 @@ impl FlowState {
                     dispatcher: site.dispatcher.clone(),
                 };
                 let name = Some(flow.master_task_queue());
-                SchedulerActor::spawn_linked(name, SchedulerActor, args, myself.get_cell()).await?.0.get_id()
+                let (scheduler, _) =
+                    SchedulerActor::spawn_linked(name, SchedulerActor, args, myself.get_cell()).await?;
+                self.scheduler.insert(scheduler).get_id()
             }
             Role::Scheduler | Role::Root | Role::Status | Role::Recovery | Role::Flow | Role::Job | Role::Heartbeat => {
                 return Ok(());
@@ -240,12 +277,82 @@ impl FlowState {
         }
     }
 
+    /// Hands new settings to those who hold the old ones. Runs are not among them: each ends as it was begun.
+    async fn reconfigure(
+        &mut self,
+        myself: &ActorRef<FlowMessage>,
+        site: FlowSite,
+        done: Reply<()>,
+    ) -> Result<(), ActorProcessingErr> {
+        let claimed = std::mem::replace(&mut self.args.site, site).claims;
+        let site = &self.args.site;
+        match (claimed, site.claims) {
+            (true, true) | (false, false) => {
+                site.dispatcher.cast(DispatcherMessage::Reconfigure(Arc::clone(&site.flow)));
+                if let Some(scheduler) = &self.scheduler
+                    && scheduler.cast(SchedulerMessage::Reconfigure(Arc::clone(&site.flow))).is_err()
+                {
+                    tracing::debug!(r#type = %site.flow.flow, "a scheduler was reconfigured that is just being restarted");
+                }
+            }
+            (false, true) => {
+                self.replace_dispatcher(myself).await?;
+                self.start(myself, Role::Scheduler).await?;
+            }
+            (true, false) => {
+                self.end_scheduler().await?;
+                self.args.site.shared.health.flow_retired(&self.args.site.flow.flow);
+                let stopped = Reply::to(myself, |_: Option<()>| FlowMessage::ClaimingStopped(done));
+                self.args.site.dispatcher.cast(DispatcherMessage::StopClaiming(stopped));
+                return Ok(());
+            }
+        }
+        done.send(());
+        Ok(())
+    }
+
+    async fn end_scheduler(&mut self) -> Result<(), ActorProcessingErr> {
+        self.children.retain(|_, role| *role != Role::Scheduler);
+        if let Some(scheduler) = self.scheduler.take() {
+            // It holds nothing that is worth its time, and never waits for this actor inside a handler.
+            scheduler.kill_and_wait(Some(CHILD_ENDS)).await?;
+        }
+        Ok(())
+    }
+
+    /// A flow that is no longer configured ends with its last open run, as the store has it.
+    fn check_open(&mut self, myself: &ActorRef<FlowMessage>) {
+        if self.args.site.claims {
+            return;
+        }
+        let (site, idle) = (self.args.site.clone(), self.jobs.get_children().is_empty());
+        let myself = myself.clone();
+        self.timers.push(AbortOnDrop::spawn(async move {
+            let open = if idle {
+                site.shared.store.open_jobs(&site.shared.worker, Some(&site.flow.flow)).await.ok()
+            } else {
+                None
+            };
+            // A row that somebody else has set to an open status has no token and is no run of ours.
+            let message = match open {
+                Some(open) if open.iter().all(|job| job.token.is_none()) => FlowMessage::NothingOpen,
+                Some(_) | None => {
+                    tokio::time::sleep(CHECK_OPEN).await;
+                    FlowMessage::CheckOpen
+                }
+            };
+            if myself.cast(message).is_err() {
+                tracing::debug!("a look at the open runs of a flow outlived it");
+            }
+        }));
+    }
+
     async fn replace_dispatcher(&mut self, myself: &ActorRef<FlowMessage>) -> Result<(), ActorProcessingErr> {
         let old = self.children.iter().find(|(_, role)| **role == Role::Dispatcher).map(|(id, _)| *id);
         if let (Some(old), Some(dispatcher)) = (old, self.args.site.dispatcher.actor()) {
             self.children.remove(&old);
             // It never waits for this actor inside a handler, so this does not deadlock.
-            dispatcher.kill_and_wait(Some(Duration::from_secs(5))).await?;
+            dispatcher.kill_and_wait(Some(CHILD_ENDS)).await?;
         }
         self.start(myself, Role::Dispatcher).await
     }

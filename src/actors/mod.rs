@@ -75,8 +75,10 @@ pub struct Shared {
     pub health: Health,
     /// Told whenever the tables have changed, by us or by others.
     pub changed: watch::Sender<()>,
-    /// Whether the service is stopping, and nothing new may be claimed; outlives any dispatcher's memory of it.
+    /// Whether the service drains or is stopping, and nothing new may be claimed; outlives any dispatcher's memory of it.
     pub draining: AtomicBool,
+    /// Who has asked this worker to drain, once somebody has.
+    pub drain_requested: watch::Sender<Option<String>>,
 }
 
 /// What starts and inspects processes; a seam, so that actors can be tested without any.
@@ -301,6 +303,7 @@ pub struct Health(Arc<Mutex<HealthState>>);
 #[derive(Default)]
 struct HealthState {
     store_error: Option<String>,
+    draining: Option<String>,
     flows: BTreeMap<FlowType, FlowHealth>,
 }
 
@@ -319,6 +322,11 @@ impl Health {
         self.state().store_error = error;
     }
 
+    /// The service claims nothing new, and waits for this before it ends.
+    pub fn draining(&self, waits_for: String) {
+        self.state().draining = Some(waits_for);
+    }
+
     /// A flow's scheduler looked at its schedule.
     pub fn ticked(&self, flow: &FlowType) {
         self.flow(flow, |health| health.last_tick = Some(Instant::now()));
@@ -332,6 +340,16 @@ impl Health {
     /// A flow's actors failed, and it waits to be tried again.
     pub fn flow_failed(&self, flow: &FlowType, failure: String) {
         self.flow(flow, |health| health.failure = Some(failure));
+    }
+
+    /// A flow does not tick any more: it only finishes what runs.
+    pub fn flow_retired(&self, flow: &FlowType) {
+        self.flow(flow, |health| health.last_tick = None);
+    }
+
+    /// A flow is no more.
+    pub fn flow_ended(&self, flow: &FlowType) {
+        self.state().flows.remove(flow);
     }
 
     /// A command of a flow was launched, or could not be for a reason that is not the command's.
@@ -349,6 +367,7 @@ impl Health {
     pub fn complaints(&self) -> Vec<String> {
         let state = self.state();
         let mut complaints = Vec::new();
+        complaints.extend(state.draining.clone());
         complaints.extend(state.store_error.iter().map(|error| format!("the database does not take writes: {error}")));
         for (flow, health) in &state.flows {
             let silence =

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::dispatcher::DispatcherMessage;
-use super::flow::{FlowActor, FlowArgs, FlowSite, RecoverRequest};
+use super::flow::{FINISHED, FlowActor, FlowArgs, FlowMessage, FlowSite, RecoverRequest};
 use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
@@ -41,8 +41,10 @@ const FLOW_RESTARTS: RestartPolicy = RestartPolicy {
     maximum_backoff: Duration::from_secs(60),
 };
 const NAMES_ARE_FREE: Duration = Duration::from_millis(20);
-/// How often a worker shows that it lives.
+/// How often a worker shows that it lives, and looks for a request to drain at least.
 const LIFE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it looks for that at most.
+const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// How often the gauges of the backlog are read at most, and at least.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(500);
@@ -63,6 +65,10 @@ pub enum RootMessage {
     Restart(Child),
     /// Have every dispatcher claim nothing more; answered once none does.
     StopClaiming(Reply<()>),
+    /// These are the flows from now on; answered once those that are no longer among them claim nothing.
+    Reconfigure(Vec<Arc<FlowConfig>>, Reply<()>),
+    /// Start the flows that are configured and do not run.
+    StartFlows(Reply<()>),
     /// End every run, as if somebody had asked to cancel its job.
     CancelRuns,
     /// Fail in the way that a test asks for.
@@ -99,12 +105,17 @@ pub struct RootState {
     shared: Arc<Shared>,
     status: StatusArgs,
     recovery: Port<RecoveryMessage>,
+    /// What the configuration says last; `flows` has those too that only finish what runs.
+    configured: BTreeMap<FlowType, Arc<FlowConfig>>,
     flows: BTreeMap<FlowType, FlowSite>,
+    actors: BTreeMap<FlowType, ActorRef<FlowMessage>>,
+    /// Whose backlog is counted. Locked while the gauges are set, so that none is set after its flow has ended.
+    counted: Counted,
     children: BTreeMap<ActorId, Child>,
     budgets: BTreeMap<Child, RestartBudget>,
     since: Instant,
     timers: Vec<AbortOnDrop>,
-    _background: [AbortOnDrop; 4],
+    _background: [AbortOnDrop; 5],
 }
 
 impl Actor for RootActor {
@@ -114,6 +125,7 @@ impl Actor for RootActor {
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
         let shared = args.shared;
+        let configured = args.flows.iter().map(|flow| (flow.flow.clone(), Arc::clone(flow))).collect();
         let sites =
             args.flows.into_iter().map(|flow| (flow, true)).chain(args.retired.into_iter().map(|flow| (flow, false)));
         let flows: BTreeMap<FlowType, FlowSite> = sites
@@ -123,11 +135,13 @@ impl Actor for RootActor {
                 (site.flow.flow.clone(), site)
             })
             .collect();
+        let counted: Counted = Arc::new(Mutex::new(flows.keys().cloned().collect()));
         let background = [
             watch_database(&shared, &myself),
-            watch_backlog(&shared, flows.values().map(|site| (site.flow.flow.clone(), site.claims)).collect()),
+            watch_backlog(&shared, &counted),
             watch_disk(&shared),
-            show_life(&shared, args.worker),
+            show_life(&shared, args.worker.clone()),
+            watch_drain(&shared, args.worker),
         ];
         let mut state = RootState {
             status: StatusArgs {
@@ -140,6 +154,9 @@ impl Actor for RootActor {
             },
             shared,
             recovery: Port::default(),
+            configured,
+            actors: BTreeMap::new(),
+            counted,
             children: BTreeMap::new(),
             budgets: BTreeMap::new(),
             since: Instant::now(),
@@ -183,6 +200,11 @@ impl Actor for RootActor {
                     let all = Arc::clone(&all);
                     DispatcherMessage::StopClaiming(Reply::new(move |_| drop(all)))
                 });
+            }
+            RootMessage::Reconfigure(flows, done) => state.reconfigure(&myself, flows, done),
+            RootMessage::StartFlows(done) => {
+                state.start_flows(&myself).await;
+                done.send(());
             }
             RootMessage::CancelRuns => state.cancel_runs(),
             #[cfg(test)]
@@ -240,6 +262,56 @@ impl RootState {
         }
     }
 
+    /// Hands each flow its settings. Flows that are new are started last: one may have the names of one that goes.
+    fn reconfigure(&mut self, myself: &ActorRef<RootMessage>, flows: Vec<Arc<FlowConfig>>, done: Reply<()>) {
+        self.configured = flows.into_iter().map(|flow| (flow.flow.clone(), flow)).collect();
+        let start = Reply::to(myself, |_: Option<()>| RootMessage::StartFlows(done));
+        let all = Arc::new(AnswerAtLast(Some(start)));
+        for (name, site) in &mut self.flows {
+            match self.configured.get(name) {
+                Some(flow) if site.claims && *flow == site.flow => continue,
+                Some(flow) => {
+                    (site.flow, site.claims) = (Arc::clone(flow), true);
+                    self.shared.metrics.add_flow(name, flow.concurrency.get());
+                }
+                None if site.claims => site.claims = false,
+                None => continue,
+            }
+            // One that is just being restarted is started with these settings anyway.
+            if let Some(actor) = self.actors.get(name) {
+                let all = Arc::clone(&all);
+                if actor.cast(FlowMessage::Reconfigure(site.clone(), Reply::new(move |_| drop(all)))).is_err() {
+                    tracing::debug!(r#type = %name, "a flow was reconfigured that is just ending");
+                }
+            }
+        }
+    }
+
+    async fn start_flows(&mut self, myself: &ActorRef<RootMessage>) {
+        let new: Vec<_> = self.configured.iter().filter(|(name, _)| !self.flows.contains_key(*name)).collect();
+        let new: Vec<_> = new.into_iter().map(|(name, flow)| (name.clone(), Arc::clone(flow))).collect();
+        for (name, flow) in new {
+            self.shared.metrics.add_flow(&name, flow.concurrency.get());
+            lock(&self.counted).push(name.clone());
+            let (shared, dispatcher) = (Arc::clone(&self.shared), Port::default());
+            self.flows.insert(name.clone(), FlowSite { shared, flow, dispatcher, claims: true });
+            if let Err(error) = self.start(myself, Child::Flow(name.clone())).await {
+                self.flow_failed(myself, name, &error.to_string());
+            }
+        }
+    }
+
+    /// A flow that was taken out of the configuration has finished its runs: nothing is told of it any more.
+    fn flow_ended(&mut self, flow: &FlowType) {
+        tracing::info!(r#type = %flow, "a flow that is no longer configured has finished its runs");
+        self.flows.remove(flow);
+        self.budgets.remove(&Child::Flow(flow.clone()));
+        let mut counted = lock(&self.counted);
+        counted.retain(|other| other != flow);
+        self.shared.metrics.remove_flow(flow);
+        self.shared.health.flow_ended(flow);
+    }
+
     async fn start(&mut self, myself: &ActorRef<RootMessage>, child: Child) -> Result<(), ActorProcessingErr> {
         let id = match &child {
             Child::Status => {
@@ -252,7 +324,10 @@ impl RootState {
             Child::Flow(flow) => {
                 let Some(site) = self.flows.get(flow) else { return Ok(()) };
                 let args = FlowArgs { site: site.clone(), recover: self.recover(myself) };
-                FlowActor::spawn_linked(None, FlowActor, args, myself.get_cell()).await?.0.get_id()
+                let (actor, _) = FlowActor::spawn_linked(None, FlowActor, args, myself.get_cell()).await?;
+                let id = actor.get_id();
+                self.actors.insert(flow.clone(), actor);
+                id
             }
         };
         self.children.insert(id, child);
@@ -277,7 +352,16 @@ impl RootState {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
         let role = match &child {
             Child::Flow(flow) => {
-                self.flow_failed(myself, flow.clone(), why);
+                self.actors.remove(flow);
+                match self.flows.get(flow) {
+                    Some(site) if why == FINISHED && site.claims => {
+                        // It was configured again while it ended.
+                        let child = child.clone();
+                        self.timers.push(after(myself, NAMES_ARE_FREE, move || RootMessage::Restart(child)));
+                    }
+                    Some(_) if why == FINISHED => self.flow_ended(flow),
+                    _ => self.flow_failed(myself, flow.clone(), why),
+                }
                 return Ok(());
             }
             Child::Status => Role::Status,
@@ -313,6 +397,12 @@ impl RootState {
     }
 }
 
+type Counted = Arc<Mutex<Vec<FlowType>>>;
+
+fn lock(counted: &Counted) -> MutexGuard<'_, Vec<FlowType>> {
+    counted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Passes the store's wake-ups on, and starts over where watching fails.
 fn watch_database(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> AbortOnDrop {
     let (shared, myself) = (Arc::clone(shared), myself.clone());
@@ -335,12 +425,10 @@ fn watch_database(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> Abort
 }
 
 /// Keeps the gauges of the backlog fresh without a scrape ever waiting for the database.
-fn watch_backlog(shared: &Arc<Shared>, flows: BTreeMap<FlowType, bool>) -> AbortOnDrop {
-    let shared = Arc::clone(shared);
-    // With each flow, whether it claims; one that does not ends with its last run.
-    let flows = Arc::new(Mutex::new(flows));
+fn watch_backlog(shared: &Arc<Shared>, counted: &Counted) -> AbortOnDrop {
+    let (shared, counted) = (Arc::clone(shared), Arc::clone(counted));
     keep_running("counting the backlog", move || {
-        let (shared, flows) = (Arc::clone(&shared), Arc::clone(&flows));
+        let (shared, counted) = (Arc::clone(&shared), Arc::clone(&counted));
         async move {
             let mut changes = shared.changed.subscribe();
             loop {
@@ -350,7 +438,7 @@ fn watch_backlog(shared: &Arc<Shared>, flows: BTreeMap<FlowType, bool>) -> Abort
                 shared.metrics.store_up(read.is_ok());
                 match read {
                     Ok((states, workers)) => {
-                        show_backlog(&shared, &mut flows.lock().unwrap_or_else(PoisonError::into_inner), &states);
+                        show_backlog(&shared, &lock(&counted), &states);
                         let live = workers.into_iter().filter(|worker| worker.state != WorkerState::Stopped.as_str());
                         let live = live.map(|worker| (worker.worker_id, worker.heartbeat_time));
                         shared.metrics.workers(shared.clock.now(), live);
@@ -366,11 +454,11 @@ fn watch_backlog(shared: &Arc<Shared>, flows: BTreeMap<FlowType, bool>) -> Abort
     })
 }
 
-fn show_backlog(shared: &Shared, flows: &mut BTreeMap<FlowType, bool>, states: &[FlowState]) {
-    let served = |state: &&FlowState| flows.keys().any(|flow| flow.as_str() == state.job_type);
+fn show_backlog(shared: &Shared, flows: &[FlowType], states: &[FlowState]) {
+    let served = |state: &&FlowState| flows.iter().any(|flow| flow.as_str() == state.job_type);
     let open = |state: &FlowState| state.pending + state.inqueue + state.progress;
     let unserved = states.iter().filter(|state| !served(state)).map(open).sum();
-    flows.retain(|flow, claims| {
+    for flow in flows {
         let state = states.iter().find(|state| state.job_type == flow.as_str());
         let backlog = state.map_or_else(Backlog::default, |state| Backlog {
             pending: state.pending,
@@ -379,14 +467,8 @@ fn show_backlog(shared: &Shared, flows: &mut BTreeMap<FlowType, bool>, states: &
             oldest: state.oldest_pending,
             paused: state.paused,
         });
-        let kept = *claims || backlog.inqueue + backlog.progress > 0;
-        if kept {
-            shared.metrics.backlog(flow, backlog);
-        } else {
-            shared.metrics.remove_flow(flow);
-        }
-        kept
-    });
+        shared.metrics.backlog(flow, backlog);
+    }
     shared.metrics.backlog_read(shared.clock.now(), unserved);
 }
 
@@ -419,15 +501,38 @@ fn show_life(shared: &Arc<Shared>, worker: WorkerNote) -> AbortOnDrop {
         async move {
             loop {
                 tokio::time::sleep(LIFE_INTERVAL).await;
-                // While the service stops it says itself what it is doing.
-                if shared.draining.load(Ordering::Relaxed) {
-                    return std::future::pending().await;
-                }
+                let draining = shared.draining.load(Ordering::Relaxed);
+                let state = if draining { WorkerState::Draining } else { WorkerState::Active };
+                let worker = WorkerNote { state, ..worker.clone() };
                 let (answer, answered) = oneshot::channel();
                 let reply = Reply::new(move |_| drop(answer));
-                shared.status.cast(StatusMessage::Write(vec![Write::WorkerState(worker.clone())], reply));
+                shared.status.cast(StatusMessage::Write(vec![Write::WorkerState(worker)], reply));
                 // One at a time, however long the database is away; it is the answer's coming that counts.
                 let _: Result<(), _> = answered.await;
+            }
+        }
+    })
+}
+
+/// Looks whether somebody has asked this worker to drain, and tells it until the service has heard.
+fn watch_drain(shared: &Arc<Shared>, worker: WorkerNote) -> AbortOnDrop {
+    let shared = Arc::clone(shared);
+    keep_running("looking for a request to drain", move || {
+        let (shared, worker) = (Arc::clone(&shared), worker.clone());
+        async move {
+            let mut changes = shared.changed.subscribe();
+            loop {
+                match shared.store.drain_requested(&worker.worker, &worker.incarnation).await {
+                    Ok(Some(who)) => {
+                        shared.drain_requested.send_replace(Some(who));
+                        return std::future::pending().await;
+                    }
+                    Ok(None) => {}
+                    Err(error) => tracing::debug!(error = %ErrorChain(&error), "can't look for a request to drain"),
+                }
+                // However often anybody writes, there are not more looks than this.
+                tokio::time::sleep(DRAIN_PAUSE).await;
+                drop(tokio::time::timeout(LIFE_INTERVAL, changes.changed()).await);
             }
         }
     })

@@ -34,6 +34,8 @@ pub enum SchedulerMessage {
     Tick,
     /// Look whether ticks still come.
     CheckTicks,
+    /// The flow's settings are these from now on.
+    Reconfigure(Arc<FlowConfig>),
     /// Fail in the way that a test asks for.
     #[cfg(test)]
     Panic,
@@ -94,6 +96,7 @@ impl Actor for SchedulerActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             SchedulerMessage::Tick => state.tick(),
+            SchedulerMessage::Reconfigure(flow) => state.args.flow = flow,
             SchedulerMessage::CheckTicks => {
                 if state.ticked.elapsed() > SILENCE {
                     tracing::warn!(

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorRef};
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::dispatcher::DispatcherMessage;
@@ -178,6 +179,7 @@ impl World {
             health: Health::default(),
             changed: tokio::sync::watch::Sender::default(),
             draining: AtomicBool::new(false),
+            drain_requested: watch::Sender::new(None),
         });
         let worker = WorkerNote {
             worker: "test".parse().unwrap(),
@@ -582,6 +584,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         health: Health::default(),
         changed: tokio::sync::watch::Sender::default(),
         draining: AtomicBool::new(false),
+        drain_requested: watch::Sender::new(None),
     };
     let (shared, wakes, port) = (Arc::new(shared), Arc::new(AtomicU32::new(0)), Port::default());
     let (probe, _) = Actor::spawn(None, Probe, Arc::clone(&wakes)).await.unwrap();

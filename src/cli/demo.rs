@@ -80,7 +80,7 @@ async fn serve(output: Output, config: Config, scratch: &Path) -> Result {
             stop();
         });
     }
-    let service = Service::start(config, ServeOptions { migrate: true }).await?;
+    let service = Service::start(config, ServeOptions { migrate: true, overrides: None }).await?;
     greet(output, service.address(), scratch)?;
     let enqueued = service.store().enqueue(&jobs()?).await?;
     let teller = tokio::spawn(tell(output, service.store().clone(), enqueued.len()));

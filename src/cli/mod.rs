@@ -5,6 +5,7 @@ mod check;
 mod completions;
 mod demo;
 mod doctor;
+mod drain;
 mod enqueue;
 mod failure;
 mod flows;
@@ -31,7 +32,7 @@ use self::failure::{Exit, Failure, Result};
 use self::output::Output;
 use crate::config::{Config, Overrides};
 use crate::domain::database_url::DatabaseUrl;
-use crate::store::{self, Store, Use, WorkerRow};
+use crate::store::{self, Store, Use, Who, WorkerRow};
 
 /// Runs the rows of a jobs table as supervised commands
 ///
@@ -97,6 +98,7 @@ enum Command {
     Retry(retry::Args),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
+    Drain(drain::Args),
     Flows(flows::Args),
     Workers(workers::Args),
     Migrate(migrate::Args),
@@ -162,6 +164,7 @@ impl Context {
             Command::Retry(args) => tool(retry::run(self, &args)),
             Command::Pause(args) => tool(pause::pause(self, &args)),
             Command::Resume(args) => tool(pause::resume(self, &args)),
+            Command::Drain(args) => tool(drain::run(self, &args)),
             Command::Flows(args) => tool(flows::run(self, &args)),
             Command::Workers(args) => tool(workers::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
@@ -181,6 +184,11 @@ impl Context {
         let store = Store::connect(&config.database_url, Use::Tool).await?;
         store.check_schema().await?;
         Ok(store)
+    }
+
+    /// The same for what operators do, which is put down to whoever runs this command.
+    async fn operated_store(&self, config: &Config) -> Result<Store> {
+        Ok(self.store(config).await?.on_behalf_of(Who { actor: user(), via: "cli", address: None }))
     }
 }
 
@@ -211,11 +219,18 @@ async fn live_workers(store: &Store) -> Result<Vec<WorkerRow>> {
 
 /// Whoever runs this command, for what is kept of who asked.
 fn who() -> String {
-    let named = |variable| std::env::var(variable).ok().filter(|name| !name.is_empty());
-    let user = named("LOGNAME").or_else(|| named("USER"));
-    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    format!("{} (cli)", user())
+}
+
+fn user() -> String {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    // passwd(5): name, password, user id; what the environment says may be anything, but is all there is elsewhere.
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find(|line| line.split(':').nth(2) == Some(&uid)).and_then(|line| line.split(':').next());
+    let user = named.map(str::to_owned).or_else(|| std::env::var("LOGNAME").ok().filter(|name| !name.is_empty()));
+    let user = user.unwrap_or_else(|| format!("uid {uid}"));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{user}@{host} (cli)")
+    format!("{user}@{host}")
 }
 
 fn make_private_directory(directory: &std::path::Path) -> Result {

@@ -26,7 +26,7 @@ const RETRYABLE: [JobStatus; 2] = [JobStatus::Error, JobStatus::Cancelled];
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let mut filter = args.selection.filter("retried", &RETRYABLE, &[JobStatus::Error])?;
     let config = context.config()?;
-    let store = context.store(&config).await?;
+    let store = context.operated_store(&config).await?;
     if args.selection.dry_run {
         return args.selection.show(context, &store, filter, "retried", &RETRYABLE).await;
     }
@@ -68,7 +68,7 @@ fn report(output: Output, id: JobId, result: RetryResult, failures: &mut Vec<Fai
         }
         RetryResult::Retried => "retried",
         RetryResult::NotPossible(status) => {
-            failures.push(not_possible(id, status, "retried"));
+            failures.push(not_possible(id, status, "retried").help("only ERROR and CANCELLED jobs are retried"));
             "not_possible"
         }
         RetryResult::KeyTaken(holder) => {

@@ -12,7 +12,8 @@ use crate::app::{self, ServeOptions};
 /// Run the service in the foreground
 ///
 /// Brings the tables up to date, settles what an earlier service left behind, then runs what is enqueued. SIGTERM and
-/// Ctrl-C stop it; what becomes of running commands then is service.on_stop of the configuration.
+/// Ctrl-C stop it; what becomes of running commands then is service.on_stop of the configuration. SIGHUP has it read the
+/// flows of the configuration again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  callsheet serve\n  callsheet serve --no-migrate --log-format json\n\n\
     RUST_LOG sets what is logged in more detail than -v and -q, such as RUST_LOG=callsheet=debug.")]
@@ -29,7 +30,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result {
             .help("run `callsheet init` to write a callsheet.toml, or name one with --config PATH"));
     }
     start_logging(context, context.verbosity);
-    let options = ServeOptions { migrate: !args.no_migrate };
+    let options = ServeOptions { migrate: !args.no_migrate, overrides: Some(context.overrides.clone()) };
     Ok(service_runtime()?.block_on(app::serve(config, options))?)
 }
 

@@ -89,6 +89,19 @@ impl RetryPolicy {
         Ok(Self { maximum_attempts, initial_interval, backoff_coefficient, maximum_interval, non_retryable_exit_codes })
     }
 
+    /// Every number under its name in the configuration, as it is shown.
+    #[must_use]
+    pub fn settings(&self) -> [(&'static str, String); 5] {
+        let duration = |duration| humantime::format_duration(duration).to_string();
+        [
+            ("retry.maximum_attempts", self.maximum_attempts.to_string()),
+            ("retry.initial_interval", duration(self.initial_interval)),
+            ("retry.backoff_coefficient", self.backoff_coefficient.to_string()),
+            ("retry.maximum_interval", duration(self.maximum_interval)),
+            ("retry.non_retryable_exit_codes", format!("{:?}", self.non_retryable_exit_codes)),
+        ]
+    }
+
     /// How many attempts a job of this flow gets where its row does not say.
     #[must_use]
     pub fn maximum_attempts(&self) -> u32 {

@@ -56,6 +56,12 @@ impl Schedule {
         Ok(schedule)
     }
 
+    /// The name of its time zone in the IANA database.
+    #[must_use]
+    pub fn timezone(&self) -> &'static str {
+        self.timezone.name()
+    }
+
     /// The cron line as it was written.
     #[must_use]
     pub fn line(&self) -> &str {

@@ -26,6 +26,7 @@ mod overview;
 mod process_layer;
 mod progress;
 mod recovery;
+mod reload;
 mod retry;
 mod screen_replacement;
 mod soak;

@@ -27,7 +27,7 @@ pub struct Db {
     pub store: Store,
     url: String,
     /// A client that knows nothing of Callsheet.
-    foreign: DatabaseConnection,
+    pub foreign: DatabaseConnection,
     path: Option<PathBuf>,
     _directory: Option<tempfile::TempDir>,
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use callsheet::domain::run::Next;
 use callsheet::domain::{Attempt, JobId, JobStatus};
 use callsheet::store::{
-    CancelResult, Claim, DrainResult, Enqueued, JobFilter, NewJob, PauseResult, RetryResult, Worker, WorkerNote,
-    WorkerState, Write, Written,
+    AuditFilter, CancelResult, Claim, DrainResult, Enqueued, JobFilter, NewJob, PauseResult, RetryResult, Store, Use,
+    Who, Worker, WorkerNote, WorkerState, Write, Written,
 };
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{ConnectionTrait, Database};
 
 use crate::store::{
     Db, at, claim, claim_with, completed, failed, flow, ids, new, on_every_database, steps, token, worker,
@@ -27,6 +29,7 @@ on_every_database!(
     a_flow_is_paused_and_resumed_by_somebody,
     a_drain_is_asked_of_one_start_of_a_worker,
     a_worker_that_has_stopped_stays_so,
+    what_operators_do_is_in_the_audit_trail,
 );
 
 /// Enqueues a job and has it end as ERROR after one attempt.
@@ -373,4 +376,73 @@ async fn a_worker_that_has_stopped_stays_so(db: Db) {
     }
     db.apply(Write::RegisterWorker(me("2"))).await;
     assert_eq!(db.store.workers().await.unwrap()[0].state, "ACTIVE");
+}
+
+async fn what_operators_do_is_in_the_audit_trail(db: Db) {
+    db.apply(Write::RegisterFlows(vec![flow()])).await;
+    db.apply(Write::RegisterWorker(me("1"))).await;
+    let job = ended(&db, "x", 1).await;
+    let waiting = ids(&db.store.enqueue(&[new("a"), new("b")]).await.unwrap());
+    let alice = Who { actor: "alice@host".to_owned(), via: "cli", address: None };
+    let store = db.store.on_behalf_of(alice);
+    store.pause(&flow(), "alice").await.unwrap();
+    store.pause(&flow(), "alice").await.unwrap();
+    store.resume(&flow(), "alice").await.unwrap();
+    store.cancel_page(&filter(&[JobStatus::Pending], 10)).await.unwrap();
+    store.retry(&[job, waiting[0], JobId(987_654)], "alice").await.unwrap();
+    store.request_drain(&worker(), "alice").await.unwrap();
+    let mut deeds = db.store.audit(&AuditFilter { limit: 100, ..AuditFilter::default() }).await.unwrap().rows;
+    deeds.reverse();
+    assert!(deeds.iter().all(|deed| (deed.actor.as_str(), deed.via.as_str()) == ("alice@host", "cli")));
+    let deeds: Vec<_> = deeds.iter().map(|deed| format!("{} {}: {}", deed.action, deed.target, deed.outcome)).collect();
+    assert_eq!(
+        deeds,
+        [
+            "pause flow RENDER: done".to_owned(),
+            "pause flow RENDER: was so already".to_owned(),
+            "resume flow RENDER: done".to_owned(),
+            format!("cancel 2 jobs, {} to {}: 2 of 2 cancelled", waiting[0], waiting[1]),
+            format!("retry 3 jobs, {job} to 987654: 2 of 3 retried"),
+            "drain worker node-a: done".to_owned(),
+        ]
+    );
+}
+
+mod rows_of_the_first_schema_are_brought_over {
+    #[tokio::test]
+    async fn sqlite() {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", directory.path().join("callsheet.db").display());
+        super::brought_over(&url, &format!("{url}?mode=rwc"), "1").await;
+    }
+
+    #[tokio::test]
+    async fn postgres() {
+        let Some(url) = crate::support::postgres::database() else { return };
+        super::brought_over(&url, &url, "true").await;
+    }
+}
+
+async fn brought_over(url: &str, foreign: &str, yes: &str) {
+    let foreign = Database::connect(foreign).await.unwrap();
+    Migrator::up(&foreign, Some(1)).await.unwrap();
+    let rows = format!(
+        "INSERT INTO jobs (type, identifier, attempt, schedule_time, run_at) VALUES ('RENDER', 'x', 2, 5, 7); \
+         INSERT INTO jobs (type, identifier, status, attempt) VALUES ('RENDER', 'y', 'ERROR', 3); \
+         INSERT INTO flows (type, paused) VALUES ('RENDER', {yes}); \
+         INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time) \
+         VALUES ('node-a', '1', 'host', '0.1', 'ACTIVE', 1, 2);"
+    );
+    foreign.execute_unprepared(&rows).await.unwrap();
+    foreign.close().await.unwrap();
+    let store = Store::connect(&url.parse().unwrap(), Use::Service).await.unwrap();
+    assert!(store.migrate().await.unwrap().iter().any(|name| name.ends_with("000002_control")));
+    let state = store.flow_states().await.unwrap().remove(0);
+    assert_eq!((state.paused, state.paused_by, state.pending), (true, None, 1), "paused by nobody knows whom");
+    assert_eq!(store.workers().await.unwrap()[0].drain_requested_time, None);
+    assert_eq!(store.retry(&[JobId(2)], "me").await.unwrap(), [RetryResult::Retried]);
+    store.resume(&flow(), "me").await.unwrap();
+    let claimed = claim_with(&store, claim(&[token(1), token(2)])).await;
+    let budgets: Vec<_> = claimed.jobs.iter().map(|job| (job.attempt.0, job.attempts_before)).collect();
+    assert_eq!(budgets, [(3, 0), (4, 3)]);
 }

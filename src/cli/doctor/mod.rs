@@ -113,7 +113,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         Ok(mut stage) => {
             let interrupted = tokio::select! {
                 () = stage.play(&mut report) => false,
-                () = signals.next() => true,
+                () = signals.stop() => true,
             };
             for finding in stage.strike().await {
                 report.add(finding);

@@ -180,9 +180,14 @@ impl Service {
     /// Asks the service to stop, and waits until it has.
     pub async fn stop(&mut self) {
         self.signal(rustix::process::Signal::TERM);
+        self.ended().await;
+    }
+
+    /// Waits until the service has ended by itself, in good order.
+    pub async fn ended(&mut self) {
         let mut child = self.child.take().expect("a running service");
         let mut status = None;
-        eventually("the service to stop", async || {
+        eventually("the service to end", async || {
             status = child.try_wait().unwrap();
             status.is_some()
         })

@@ -1,0 +1,156 @@
+//! What differs between two configurations, line by line: what a reload does, and what it can't do.
+
+use std::collections::BTreeMap;
+
+use super::{Config, FlowConfig};
+
+/// What differs between the configuration that a service runs with and the one that it has read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// What is different about flows, a line each, such as `flow X: concurrency 1 -> 3`.
+    pub flows: Vec<String>,
+    /// Keys that are different and hold only from the next start of the service.
+    pub restart: Vec<&'static str>,
+}
+
+impl Changes {
+    /// What `new` has otherwise than `old`.
+    #[must_use]
+    pub fn between(old: &Config, new: &Config) -> Self {
+        let mut flows = Vec::new();
+        let names: std::collections::BTreeSet<_> = old.flows.keys().chain(new.flows.keys()).collect();
+        for name in names {
+            match (old.flows.get(name), new.flows.get(name)) {
+                (Some(old), Some(new)) => flows.extend(flow_changes(old, new)),
+                (None, Some(new)) => flows.push(format!("flow {name}: added, concurrency {}", new.concurrency)),
+                (Some(_), None) => {
+                    flows.push(format!("flow {name}: removed; its runs are finished, and nothing new is started"));
+                }
+                (None, None) => {}
+            }
+        }
+        Self { flows, restart: restart(old, new) }
+    }
+}
+
+/// Taken apart in full, so that a key that is added is not forgotten here.
+fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let Config { path: _, data_dir, database_url, worker_id, service, http, flows: _ } = new;
+    let same = [
+        ("data_dir", *data_dir == old.data_dir),
+        ("database_url", *database_url == old.database_url),
+        ("worker_id", *worker_id == old.worker_id),
+        ("[service]", *service == old.service),
+        ("[http]", *http == old.http),
+    ];
+    same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
+
+fn flow_changes(old: &FlowConfig, new: &FlowConfig) -> Vec<String> {
+    let name = &new.flow;
+    let pairs = settings(old).into_iter().zip(settings(new));
+    let mut lines: Vec<String> = pairs
+        .filter(|((_, old), (_, new))| old != new)
+        .map(|((key, old), (_, new))| format!("flow {name}: {key} {old} -> {new}"))
+        .collect();
+    // Values of environment variables are often secrets.
+    let (before, after): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        (old.env.iter().cloned().collect(), new.env.iter().cloned().collect());
+    let variables: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    for variable in variables {
+        let change = match (before.get(variable), after.get(variable)) {
+            (Some(old), Some(new)) if old == new => continue,
+            (Some(_), Some(_)) => "changed",
+            (None, _) => "added",
+            (_, None) => "removed",
+        };
+        lines.push(format!("flow {name}: env.{variable} {change}"));
+    }
+    lines
+}
+
+/// Every setting of a flow but its environment, as it is shown; taken apart in full as above.
+fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
+    let FlowConfig {
+        flow: _,
+        command,
+        working_dir,
+        env: _,
+        schedule,
+        concurrency,
+        worker_concurrency,
+        start_to_close_timeout,
+        schedule_to_close_timeout,
+        heartbeat_timeout,
+        kill_grace,
+        identifier_pattern,
+        retry,
+        output_limit,
+    } = flow;
+    let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
+    let words: Vec<String> = command.iter().map(|word| format!("{:?}", word.to_string())).collect();
+    let mut settings = vec![
+        ("command", format!("[{}]", words.join(", "))),
+        ("working_dir", working_dir.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("schedule", format!("{:?}", schedule.line())),
+        ("timezone", schedule.timezone().to_owned()),
+        ("concurrency", concurrency.to_string()),
+        ("worker_concurrency", worker_concurrency.to_string()),
+        ("start_to_close_timeout", duration(start_to_close_timeout)),
+        ("schedule_to_close_timeout", duration(schedule_to_close_timeout)),
+        ("heartbeat_timeout", duration(heartbeat_timeout)),
+        ("kill_grace", duration(kill_grace)),
+        ("identifier_pattern", format!("{:?}", identifier_pattern.as_str())),
+        ("limits.output", format!("{output_limit} bytes")),
+    ];
+    settings.extend(retry.settings());
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse(text, Path::new("/etc/callsheet.toml")).unwrap()
+    }
+
+    #[test]
+    fn what_differs_is_told_line_by_line() {
+        let old = config(
+            "[http]\nlisten = \"127.0.0.1:1\"\n[defaults]\nkill_grace = \"5s\"\n\
+             [flows.A]\ncommand = [\"a\", \"{identifier}\"]\nenv = { TOKEN = \"secret\", GONE = \"1\", SAME = \"2\" }\n\
+             [flows.B]\ncommand = [\"b\"]\n[flows.SAME]\ncommand = [\"same\"]\nkill_grace = \"5s\"\n",
+        );
+        let new = config(
+            "[service]\non_stop = \"wait\"\n[http]\nlisten = \"127.0.0.1:2\"\n[defaults]\nkill_grace = \"6s\"\n\
+             [flows.A]\ncommand = [\"a2\", \"{job_id}\"]\nconcurrency = 3\nschedule = \"@hourly\"\ntimezone = \"Europe/Berlin\"\n\
+             env = { TOKEN = \"other\", NEW = \"1\", SAME = \"2\" }\n\
+             retry = { maximum_attempts = 2, initial_interval = \"2s\", backoff_coefficient = 3.0, non_retryable_exit_codes = [3, 4] }\n\
+             [flows.C]\ncommand = [\"c\"]\n[flows.SAME]\ncommand = [\"same\"]\nkill_grace = \"5s\"\n",
+        );
+        let changes = Changes::between(&old, &new);
+        insta::assert_snapshot!(changes.flows.join("\n"), @r#"
+        flow A: command ["a", "{identifier}"] -> ["a2", "{job_id}"]
+        flow A: schedule "*/1 * * * *" -> "@hourly"
+        flow A: timezone UTC -> Europe/Berlin
+        flow A: concurrency 1 -> 3
+        flow A: worker_concurrency 1 -> 3
+        flow A: kill_grace 5s -> 6s
+        flow A: retry.maximum_attempts 1 -> 2
+        flow A: retry.initial_interval 1s -> 2s
+        flow A: retry.backoff_coefficient 2 -> 3
+        flow A: retry.maximum_interval 1m 40s -> 3m 20s
+        flow A: retry.non_retryable_exit_codes [] -> [3, 4]
+        flow A: env.GONE removed
+        flow A: env.NEW added
+        flow A: env.TOKEN changed
+        flow B: removed; its runs are finished, and nothing new is started
+        flow C: added, concurrency 1
+        "#);
+        assert_eq!(changes.restart, ["[service]", "[http]"]);
+        assert_eq!(Changes::between(&new, &new), Changes::default());
+    }
+}
