@@ -28,6 +28,7 @@ use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
 use crate::metrics::{self, Metrics};
+use crate::process::upkeep::RunDirectories;
 use crate::process::{self, Processes};
 use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
 
@@ -191,6 +192,9 @@ impl Service {
     pub async fn start(config: Config, options: ServeOptions) -> Result<Self, Error> {
         make_data_dir(&config.data_dir)?;
         let locks = take_locks(&config)?;
+        for flow in config.flows.values() {
+            process::prepare_limits(flow.limits)?;
+        }
         let worker = config::worker_id(&config)?;
         let store = Store::connect(&config.database_url, Use::Service).await?;
         if options.migrate {
@@ -202,6 +206,7 @@ impl Service {
         let tokens = config::known_tokens(&config.http)?;
         let local_key = config::local_key(&config)?;
         let processes = Processes::open(&config.data_dir)?;
+        let kept = Some((RunDirectories::of(&config.data_dir), config.retention.logs));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
         let server = match config.http.listen {
@@ -217,6 +222,7 @@ impl Service {
             metrics,
             worker,
             status: Port::default(),
+            retention: Port::default(),
             launches: Launches::default(),
             health: Health::default(),
             changed: watch::Sender::default(),
@@ -224,7 +230,7 @@ impl Service {
             drain_requested: watch::Sender::new(None),
         });
         let flows = config.flows.values().cloned().collect();
-        let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired };
+        let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired, kept };
         let (root, root_task) = RootActor::spawn(None, RootActor, args).await?;
         let stop_http = watch::Sender::new(false);
         let config = watch::Sender::new(Arc::new(config));
@@ -308,6 +314,13 @@ impl Service {
                 return;
             }
         };
+        for flow in config.flows.values() {
+            if let Err(error) = process::prepare_limits(flow.limits) {
+                tracing::error!(r#type = %flow.flow, error = %ErrorChain(&error), "configuration: it can't be taken over");
+                self.shared.metrics.reloaded(false);
+                return;
+            }
+        }
         let before = Arc::clone(&self.config.borrow());
         let changes = Changes::between(&before, &config);
         for line in &changes.flows {

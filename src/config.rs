@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::{DatabaseUrl, InvalidDatabaseUrl};
+use crate::domain::limits::Limits;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::schedule::Schedule;
 use crate::domain::template::Template;
@@ -51,6 +52,8 @@ pub struct Config {
     pub service: ServiceConfig,
     /// What the service listens on.
     pub http: HttpConfig,
+    /// What is kept for how long.
+    pub retention: RetentionConfig,
     /// The flows, by job type.
     pub flows: BTreeMap<FlowType, Arc<FlowConfig>>,
 }
@@ -84,6 +87,13 @@ pub struct HttpConfig {
     pub tokens: Vec<TokenConfig>,
 }
 
+/// `[retention]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetentionConfig {
+    /// How long the logs of a run are kept after its end; `None` means for ever.
+    pub logs: Option<Duration>,
+}
+
 /// `[flows.TYPE]`, with `[defaults]` and the product's own defaults filled in.
 #[derive(Clone, PartialEq)]
 pub struct FlowConfig {
@@ -108,6 +118,10 @@ pub struct FlowConfig {
     pub schedule_to_close_timeout: Duration,
     /// How long a run may go unconfirmed before its worker counts as lost.
     pub heartbeat_timeout: Duration,
+    /// Whether the command itself has to say that it is alive within `heartbeat_timeout` (`WATCHDOG=1`, sd_notify(3)).
+    pub watchdog: bool,
+    /// How long a command may write nothing; `None` means for ever.
+    pub silence_timeout: Option<Duration>,
     /// How long a command has between SIGTERM and SIGKILL; zero means SIGKILL at once.
     pub kill_grace: Duration,
     /// The identifiers that the flow takes.
@@ -116,6 +130,8 @@ pub struct FlowConfig {
     pub retry: RetryPolicy,
     /// How much is kept of each of standard output and standard error, in bytes; the oldest part is dropped.
     pub output_limit: u64,
+    /// What one run may use of the machine.
+    pub limits: Limits,
 }
 
 /// What the command line and the environment say over the file.
@@ -252,6 +268,7 @@ impl Config {
             worker_id: file.worker_id,
             service: file.service,
             http: file.http,
+            retention: file.retention,
             flows: file.flows,
         };
         Ok((config, Places { file: shown.to_owned(), text: text.to_owned(), spans: file.places }))
@@ -271,6 +288,7 @@ impl Config {
             worker_id: None,
             service: ServiceConfig::default(),
             http: HttpConfig::default(),
+            retention: RetentionConfig::default(),
             flows: BTreeMap::new(),
         })
     }
@@ -297,6 +315,12 @@ impl Default for HttpConfig {
     }
 }
 
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self { logs: Some(Duration::from_secs(30 * 86_400)) }
+    }
+}
+
 impl fmt::Debug for FlowConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Values of environment variables are often secrets; their names are enough to know what is set.
@@ -312,10 +336,13 @@ impl fmt::Debug for FlowConfig {
             .field("start_to_close_timeout", &self.start_to_close_timeout)
             .field("schedule_to_close_timeout", &self.schedule_to_close_timeout)
             .field("heartbeat_timeout", &self.heartbeat_timeout)
+            .field("watchdog", &self.watchdog)
+            .field("silence_timeout", &self.silence_timeout)
             .field("kill_grace", &self.kill_grace)
             .field("identifier_pattern", &self.identifier_pattern)
             .field("retry", &self.retry)
             .field("output_limit", &self.output_limit)
+            .field("limits", &self.limits)
             .finish()
     }
 }

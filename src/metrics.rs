@@ -14,7 +14,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::domain::run::Usage;
+use crate::domain::run::{Timeout, Usage};
 use crate::domain::{FlowType, JobStatus, Outcome, Timestamp, WorkerId};
 use crate::store;
 
@@ -55,6 +55,8 @@ pub enum Role {
     Status,
     /// The settler of unowned runs.
     Recovery,
+    /// The keeper of run directories.
+    Retention,
     /// The supervisor of one flow.
     Flow,
     /// The ticker of one flow.
@@ -71,10 +73,11 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Root,
         Self::Status,
         Self::Recovery,
+        Self::Retention,
         Self::Flow,
         Self::Scheduler,
         Self::Dispatcher,
@@ -90,6 +93,7 @@ impl Role {
             Self::Root => "root",
             Self::Status => "status",
             Self::Recovery => "recovery",
+            Self::Retention => "retention",
             Self::Flow => "flow",
             Self::Scheduler => "scheduler",
             Self::Dispatcher => "dispatcher",
@@ -142,6 +146,8 @@ pub struct Metrics {
     dispatch_latency: HistogramVec,
     run_cpu: CounterVec,
     run_max_rss: HistogramVec,
+    run_io: IntCounterVec,
+    run_timeouts: IntCounterVec,
     heartbeats: IntCounterVec,
     heartbeat_timeouts: IntCounterVec,
     recovered_runs: IntCounterVec,
@@ -304,9 +310,19 @@ impl Metrics {
                 &SERVICE_SECONDS,
             )?,
             run_cpu,
+            run_timeouts: counter(
+                "callsheet_run_timeouts_total",
+                "Runs that were ended by the clock, by what ran out: start_to_close, schedule_to_close, watchdog or silence.",
+                &["type", "cause"],
+            )?,
+            run_io: counter(
+                "callsheet_run_io_bytes_total",
+                "Bytes that ended runs had read from and written to storage, by direction: read or write.",
+                &["type", "direction"],
+            )?,
             run_max_rss: histogram(
                 "callsheet_run_max_rss_bytes",
-                "Largest resident set of any one process of an ended run, in bytes.",
+                "The most memory that the processes of an ended run held at a time, in bytes.",
                 &["type"],
                 &MEMORY_BYTES,
             )?,
@@ -502,6 +518,12 @@ impl Metrics {
             self.run_cpu.with_label_values(&[flow, mode]);
         }
         self.flow_concurrency.with_label_values(&[flow]).set(i64::from(concurrency));
+        for direction in ["read", "write"] {
+            self.run_io.with_label_values(&[flow, direction]);
+        }
+        for timeout in Timeout::ALL {
+            self.run_timeouts.with_label_values(&[flow, timeout.as_str()]);
+        }
         self.queue_wait.with_label_values(&[flow]);
         self.dispatch_latency.with_label_values(&[flow]);
         self.run_max_rss.with_label_values(&[flow]);
@@ -532,6 +554,12 @@ impl Metrics {
         }
         for mode in ["user", "system"] {
             let _ = self.run_cpu.remove_label_values(&[flow, mode]);
+        }
+        for direction in ["read", "write"] {
+            let _ = self.run_io.remove_label_values(&[flow, direction]);
+        }
+        for timeout in Timeout::ALL {
+            let _ = self.run_timeouts.remove_label_values(&[flow, timeout.as_str()]);
         }
         for gauges in [&self.oldest_pending, &self.scheduler_last_tick, &self.longest_run, &self.run_timeout_used] {
             let _ = gauges.remove_label_values(&[flow]);
@@ -635,7 +663,15 @@ impl Metrics {
             self.run_cpu.with_label_values(&[flow.as_str(), "system"]).inc_by(usage.system_cpu.as_secs_f64());
             #[expect(clippy::cast_precision_loss, reason = "a histogram's bucket does not need the last bits")]
             self.run_max_rss.with_label_values(&[flow.as_str()]).observe(usage.max_rss_bytes as f64);
+            for (direction, bytes) in [("read", usage.io_read_bytes), ("write", usage.io_write_bytes)] {
+                self.run_io.with_label_values(&[flow.as_str(), direction]).inc_by(bytes.unwrap_or(0));
+            }
         }
+    }
+
+    /// A run was ended by the clock.
+    pub fn run_timed_out(&self, flow: &FlowType, timeout: Timeout) {
+        self.run_timeouts.with_label_values(&[flow.as_str(), timeout.as_str()]).inc();
     }
 
     /// This worker watches a run from here on, until what this answers is dropped.
@@ -867,8 +903,10 @@ mod tests {
         callsheet_recovered_runs_total counter
         callsheet_run_cpu_seconds_total counter
         callsheet_run_duration_seconds histogram
+        callsheet_run_io_bytes_total counter
         callsheet_run_max_rss_bytes histogram
         callsheet_run_timeout_used_ratio gauge
+        callsheet_run_timeouts_total counter
         callsheet_runs_disk_free_bytes gauge
         callsheet_runs_disk_size_bytes gauge
         callsheet_runs_in_progress gauge

@@ -26,6 +26,8 @@ pub struct Model {
     pub user_cpu_ms: Option<i64>,
     pub system_cpu_ms: Option<i64>,
     pub max_rss_bytes: Option<i64>,
+    pub io_read_bytes: Option<i64>,
+    pub io_write_bytes: Option<i64>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
     pub job: HasOne<super::jobs::Entity>,
 }

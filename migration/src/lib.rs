@@ -5,6 +5,7 @@ use sea_orm_migration::prelude::*;
 
 mod m20261123_000001_first_tables;
 mod m20261125_000002_control;
+mod m20261125_000003_accounting;
 mod m20261125_000004_access;
 mod m20261125_000006_overview;
 
@@ -17,6 +18,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(m20261123_000001_first_tables::Migration),
             Box::new(m20261125_000002_control::Migration),
+            Box::new(m20261125_000003_accounting::Migration),
             Box::new(m20261125_000004_access::Migration),
             Box::new(m20261125_000006_overview::Migration),
         ]

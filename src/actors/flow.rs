@@ -242,7 +242,14 @@ impl FlowState {
                     SchedulerActor::spawn_linked(name, SchedulerActor, args, myself.get_cell()).await?;
                 self.scheduler.insert(scheduler).get_id()
             }
-            Role::Scheduler | Role::Root | Role::Status | Role::Recovery | Role::Flow | Role::Job | Role::Heartbeat => {
+            Role::Scheduler
+            | Role::Root
+            | Role::Status
+            | Role::Recovery
+            | Role::Retention
+            | Role::Flow
+            | Role::Job
+            | Role::Heartbeat => {
                 return Ok(());
             }
         };

@@ -15,15 +15,17 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::time::Instant;
 
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
+use super::retention::RetentionMessage;
 use super::status::{ErrorChain, Pending, StatusMessage};
 use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
-use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, conclude};
+use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Timeout, conclude};
 use crate::domain::template::Placeholder;
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role, WatchedRun};
+use crate::process::upkeep::{RunDirectory, is_worth_compressing};
 use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
 use crate::store::{ProgressNote, Settlement, Started, Write, Written};
 
@@ -389,8 +391,16 @@ impl JobState {
             worker: shared.worker.clone(),
             payload: run.payload.clone(),
             time_limit: flow.start_to_close_timeout.min(left),
+            time_limit_is: if left < flow.start_to_close_timeout {
+                Timeout::ScheduleToClose
+            } else {
+                Timeout::StartToClose
+            },
+            watchdog: flow.watchdog.then_some(flow.heartbeat_timeout),
+            silence_timeout: flow.silence_timeout,
             kill_grace: flow.kill_grace,
             output_limit: flow.output_limit,
+            limits: flow.limits,
         }
     }
 
@@ -757,6 +767,14 @@ impl JobState {
         let flow = &self.args.flow.flow;
         if let (Some(outcome), RunEnd::Ended(verdict)) = (conclusion.outcome, end) {
             self.args.shared.metrics.run_ended(flow, outcome, verdict.execution, Some(verdict.usage));
+            if is_worth_compressing(verdict.usage) {
+                let run = &self.args.run;
+                let directory = RunDirectory::of(run.job, run.attempt, &run.token, self.args.shared.clock.now());
+                self.args.shared.retention.cast(RetentionMessage::RunEnded(directory));
+            }
+            if let Some(timeout) = conclusion.timeout {
+                self.args.shared.metrics.run_timed_out(flow, timeout);
+            }
         } else if let Some(outcome @ (Outcome::SpawnFailed | Outcome::Lost)) = conclusion.outcome {
             let ran = self.started.map_or(Duration::ZERO, |(_, started)| self.args.shared.clock.now().since(started));
             self.args.shared.metrics.run_ended(flow, outcome, ran, None);

@@ -4,6 +4,7 @@
 //! RootActor
 //! ├── StatusActor          every write, in group commits
 //! ├── RecoveryActor        settles open runs that nobody owns
+//! ├── RetentionActor       compresses the logs of ended runs, and removes old ones
 //! └── FlowActor            one per job type
 //!     ├── SchedulerActor   the tick
 //!     ├── DispatcherActor  claims and starts; one mailbox
@@ -25,6 +26,7 @@ pub mod heartbeat;
 pub mod job;
 pub mod job_supervisor;
 pub mod recovery;
+pub mod retention;
 pub mod root;
 pub mod scheduler;
 pub mod status;
@@ -48,6 +50,7 @@ use crate::process::{self, CommandSpec, Disk, Evidence, Processes, RunLink};
 use crate::store::Store;
 
 pub use self::handle::Handle;
+use self::retention::RetentionMessage;
 use self::status::StatusMessage;
 
 /// How a child tells its parent of an event without importing it.
@@ -69,6 +72,8 @@ pub struct Shared {
     pub worker: WorkerId,
     /// The way to the StatusActor.
     pub status: Port<StatusMessage>,
+    /// The way to the RetentionActor.
+    pub retention: Port<RetentionMessage>,
     /// Which runs are being launched at this moment.
     pub launches: Launches,
     /// What `readyz` tells.

@@ -18,12 +18,14 @@ use super::dispatcher::DispatcherMessage;
 use super::flow::{FINISHED, FlowActor, FlowArgs, FlowMessage, FlowSite, RecoverRequest};
 use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
+use super::retention::{RetentionActor, RetentionArgs};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
 use crate::config::FlowConfig;
 use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::metrics::{Backlog, Role};
+use crate::process::upkeep::RunDirectories;
 use crate::store::{self, FlowState, WorkerNote, WorkerState, Write};
 
 /// For the StatusActor and recovery, without which nothing works.
@@ -83,6 +85,8 @@ pub enum Child {
     Status,
     /// The RecoveryActor.
     Recovery,
+    /// The RetentionActor.
+    Retention,
     /// The FlowActor of this type.
     Flow(FlowType),
 }
@@ -98,6 +102,8 @@ pub struct RootArgs {
     pub worker: WorkerNote,
     /// Flows that are no longer configured but have open runs: they finish what runs and claim nothing.
     pub retired: Vec<Arc<FlowConfig>>,
+    /// The run directories, and how long logs are kept in them (`None` means for ever); `None` for a service without any.
+    pub kept: Option<(RunDirectories, Option<Duration>)>,
 }
 
 /// What a RootActor knows.
@@ -105,6 +111,7 @@ pub struct RootState {
     shared: Arc<Shared>,
     status: StatusArgs,
     recovery: Port<RecoveryMessage>,
+    kept: Option<(RunDirectories, Option<Duration>)>,
     /// What the configuration says last; `flows` has those too that only finish what runs.
     configured: BTreeMap<FlowType, Arc<FlowConfig>>,
     flows: BTreeMap<FlowType, FlowSite>,
@@ -154,6 +161,7 @@ impl Actor for RootActor {
             },
             shared,
             recovery: Port::default(),
+            kept: args.kept,
             configured,
             actors: BTreeMap::new(),
             counted,
@@ -166,6 +174,7 @@ impl Actor for RootActor {
         };
         state.start(&myself, Child::Status).await?;
         state.start(&myself, Child::Recovery).await?;
+        state.start(&myself, Child::Retention).await?;
         for flow in state.flows.keys().cloned().collect::<Vec<_>>() {
             // One flow that can't be started is no reason not to start the others.
             if let Err(error) = state.start(&myself, Child::Flow(flow.clone())).await {
@@ -321,6 +330,12 @@ impl RootState {
                 let args = (self.recovery.clone(), mailbox(&self.shared.metrics));
                 RecoveryActor::spawn_linked(None, RecoveryActor, args, myself.get_cell()).await?.0.get_id()
             }
+            Child::Retention => {
+                let Some((directories, kept)) = self.kept.clone() else { return Ok(()) };
+                let (shared, mailbox) = (Arc::clone(&self.shared), self.shared.metrics.mailbox(Role::Retention));
+                let args = RetentionArgs { shared, directories, kept, mailbox };
+                RetentionActor::spawn_linked(None, RetentionActor, args, myself.get_cell()).await?.0.get_id()
+            }
             Child::Flow(flow) => {
                 let Some(site) = self.flows.get(flow) else { return Ok(()) };
                 let args = FlowArgs { site: site.clone(), recover: self.recover(myself) };
@@ -366,8 +381,15 @@ impl RootState {
             }
             Child::Status => Role::Status,
             Child::Recovery => Role::Recovery,
+            Child::Retention => Role::Retention,
         };
         match self.budgets.entry(child.clone()).or_default().on_failure(&CORE_RESTARTS, self.since.elapsed()) {
+            // Logs that are kept for too long are no reason to end a service.
+            RestartDecision::GiveUp if child == Child::Retention => {
+                tracing::error!(actor = role.as_str(), why, "an actor keeps failing and rests for a while");
+                self.timers.push(after(myself, FLOW_RESTARTS.maximum_backoff, move || RootMessage::Restart(child)));
+                Ok(())
+            }
             RestartDecision::GiveUp => Err(format!("the {} actor keeps failing: {why}", role.as_str()).into()),
             RestartDecision::After(wait) => {
                 tracing::error!(actor = role.as_str(), why, ?wait, "an actor ended and is started again");

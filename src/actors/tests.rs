@@ -4,7 +4,7 @@
 //! the evidence for "ran once" and "never two".
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,15 +20,17 @@ use super::heartbeat::HeartbeatMessage;
 use super::job::JobMessage;
 use super::job_supervisor::JobSupervisorMessage;
 use super::recovery::RecoveryMessage;
+use super::retention::RetentionMessage;
 use super::root::{RootActor, RootArgs, RootMessage};
 use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
 use super::status::{StatusActor, StatusArgs, StatusMessage};
 use super::{Health, Launcher, Launches, Port, Reply, Shared};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
+use crate::domain::run::{CommandEnd, EndCause, Shortage, Usage, Verdict};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::{Metrics, Role};
+use crate::process::upkeep::RunDirectories;
 use crate::process::{self, CommandSpec, Disk, Evidence, RunControl, RunLink, RunReport};
 use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
 
@@ -73,6 +75,7 @@ impl FakeLauncher {
             completed_time: now,
             execution: Duration::from_millis(5),
             usage: Usage::default(),
+            shortage: Shortage::default(),
             stderr_tail: String::new(),
         };
         run.verdict = Some(verdict.clone());
@@ -175,6 +178,7 @@ impl World {
             metrics: Arc::new(Metrics::new("test").unwrap()),
             worker: "test".parse().unwrap(),
             status: Port::default(),
+            retention: Port::default(),
             launches: Launches::default(),
             health: Health::default(),
             changed: tokio::sync::watch::Sender::default(),
@@ -186,7 +190,13 @@ impl World {
             incarnation: "1".to_owned(),
             state: crate::store::WorkerState::Active,
         };
-        let args = RootArgs { shared, flows: config.flows.into_values().collect(), worker, retired: vec![] };
+        let args = RootArgs {
+            shared,
+            flows: config.flows.into_values().collect(),
+            worker,
+            retired: vec![],
+            kept: Some((RunDirectories::of(Path::new("/nonexistent")), None)),
+        };
         let (root, _) = RootActor::spawn(None, RootActor, args.clone()).await.unwrap();
         Self { flow, launcher, args, root }
     }
@@ -236,6 +246,7 @@ impl World {
             Role::Root => Some(root),
             Role::Status => find(&root, |cell| cell.is_message_type_of::<StatusMessage>() == Some(true)),
             Role::Recovery => find(&root, |cell| cell.is_message_type_of::<RecoveryMessage>() == Some(true)),
+            Role::Retention => find(&root, |cell| cell.is_message_type_of::<RetentionMessage>() == Some(true)),
             Role::Flow => flow(),
             Role::Scheduler => ractor::registry::where_is(self.flow.master_task_queue()),
             Role::Dispatcher => ractor::registry::where_is(self.flow.task_queue()),
@@ -257,6 +268,7 @@ impl World {
             Role::Root => actor.send_message(RootMessage::Panic).is_ok(),
             Role::Status => actor.send_message(StatusMessage::Panic).is_ok(),
             Role::Recovery => actor.send_message(RecoveryMessage::Panic).is_ok(),
+            Role::Retention => actor.send_message(RetentionMessage::Panic).is_ok(),
             Role::Flow => actor.send_message(FlowMessage::Panic).is_ok(),
             Role::Scheduler => actor.send_message(SchedulerMessage::Panic).is_ok(),
             Role::Dispatcher => actor.send_message(DispatcherMessage::Panic).is_ok(),
@@ -580,6 +592,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         metrics: Arc::new(Metrics::new("test").unwrap()),
         worker: old.worker.clone(),
         status: Port::default(),
+        retention: Port::default(),
         launches: Launches::default(),
         health: Health::default(),
         changed: tokio::sync::watch::Sender::default(),

@@ -11,6 +11,7 @@ use super::Context;
 use super::failure::{Exit, Failure, ProblemJson, Result};
 use crate::config::{Complaint, Config, FlowConfig, Places, worker_id};
 use crate::domain::database_url::DatabaseUrl;
+use crate::process::check_limits;
 use crate::store::{self, Store, Use};
 
 /// Check the configuration and everything that it names; start nothing
@@ -55,6 +56,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     findings.data_dir();
     for flow in config.flows.values() {
         findings.command(flow);
+        findings.limits(flow);
     }
     findings.database().await;
     findings.report(context)
@@ -175,6 +177,17 @@ impl Findings<'_> {
                 let help = "install it, write its whole path, or set PATH for the service";
                 self.problem(&key, format!("the program {program:?} of {kind} is not in any directory of PATH"), help);
             }
+        }
+    }
+
+    fn limits(&mut self, flow: &FlowConfig) {
+        if let Err(reason) = check_limits(flow.limits) {
+            let message = format!("the limits of {} can't be kept here: {reason}", flow.flow);
+            self.problem(
+                &format!("flows.{}.limits", flow.flow),
+                message,
+                "or remove memory, cpus and pids from its limits",
+            );
         }
     }
 

@@ -216,6 +216,9 @@ impl From<app::Error> for Failure {
             app::Error::Store(error) => error.into(),
             app::Error::DataDir { .. } => Self::new(Exit::Usage, chain(&error))
                 .help("name another one by data_dir or --data-dir, or give this user the right to it"),
+            app::Error::Process(process::Error::Limits { .. }) => Self::new(Exit::Usage, chain(&error)).help(
+                "remove memory, cpus and pids from the limits of the flows; `callsheet check` says which they are",
+            ),
             app::Error::Http(_) => {
                 Self::new(Exit::Failed, chain(&error)).help("name another address by http.listen, or \"off\"")
             }

@@ -1,11 +1,9 @@
 //! `logs`: what a run's command wrote.
 
-use std::cell::Cell;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::Context;
 use super::failure::{Exit, Failure, Result};
@@ -13,13 +11,15 @@ use super::output::{Output, many_lines};
 use super::show::{job_id, no_such_job};
 use crate::config::Config;
 use crate::domain::{Attempt, JobId, RunToken};
-use crate::process::logs::{Chunk, LogReader, Stream};
+use crate::http::json::rfc3339;
+use crate::process::logs::{Page, Piece, RunLog, Selection, Stream};
 use crate::process::run_dir;
 use crate::store::{RunRow, Store};
 
 /// Show what a job's command wrote
 ///
-/// On a terminal nothing in it can move the cursor; to a file or a pipe it goes byte for byte.
+/// Both streams come in the order in which they arrived. On a terminal nothing in them can move the cursor; to a file or a
+/// pipe they go byte for byte, and lines about what was dropped go to standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  callsheet logs 42 --tail 100\n  callsheet logs 42 --follow --stream stderr\n  \
     callsheet logs 42 --attempt 1 --stream stdout > output.txt")]
@@ -33,12 +33,18 @@ pub(super) struct Args {
     /// Which stream
     #[arg(long, value_name = "STREAM", default_value = "both")]
     stream: Streams,
-    /// Only the last N lines of each stream
-    #[arg(long, value_name = "N")]
+    /// Only the last N lines
+    #[arg(long, value_name = "N", conflicts_with = "offset")]
     tail: Option<usize>,
+    /// Only from this byte on, counted from the first that the command wrote
+    #[arg(long, value_name = "BYTES")]
+    offset: Option<u64>,
     /// Go on until the run ends
     #[arg(short, long)]
     follow: bool,
+    /// Byte for byte on a terminal too, control sequences and all
+    #[arg(long)]
+    raw: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -49,11 +55,11 @@ enum Streams {
 }
 
 impl Streams {
-    fn all(self) -> &'static [Stream] {
+    fn selection(self) -> Selection {
         match self {
-            Self::Stdout => &[Stream::Stdout],
-            Self::Stderr => &[Stream::Stderr],
-            Self::Both => &[Stream::Stdout, Stream::Stderr],
+            Self::Stdout => Selection::Only(Stream::Stdout),
+            Self::Stderr => Selection::Only(Stream::Stderr),
+            Self::Both => Selection::Both,
         }
     }
 }
@@ -62,7 +68,10 @@ impl Streams {
 const POLL: Duration = Duration::from_millis(200);
 
 /// How much is read at once, in bytes.
-const AT_ONCE: usize = 64 * 1024;
+const AT_ONCE: usize = 256 * 1024;
+
+/// The longest line that is waited for to be whole, in bytes.
+const LONG_LINE: usize = 64 * 1024;
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let config = context.config()?;
@@ -81,27 +90,21 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             format!("there are no logs of attempt {} of job {}: no {shown}", run.attempt, run.job_id),
         )
         .help(format!(
-            "logs are kept by the worker that ran it ({}), in its data_dir",
+            "logs are kept by the worker that ran it ({}), in its data_dir, for some time after the run's end (retention.logs)",
             run.worker_id.as_deref().unwrap_or("unknown")
         )));
     }
-    let readers: Vec<_> =
-        args.stream.all().iter().map(|stream| (*stream, LogReader::open(&directory, *stream))).collect();
-    let wrote = |reader: &LogReader| reader.read(0, 1).is_ok_and(|chunk| !chunk.bytes.is_empty());
-    let both = readers.len() > 1 && readers.iter().all(|(_, reader)| wrote(reader));
-    let titles = Rc::new(Titles { both, last: Cell::new(None) });
-    let printer = |(stream, reader)| Printer::new(context.output, reader, stream, Rc::clone(&titles));
-    let mut printers: Vec<Printer> = readers.into_iter().map(printer).collect();
-    for printer in &mut printers {
-        printer.first(args.tail)?;
+    let log = RunLog::open(&directory, args.stream.selection(), run.outcome.is_some());
+    let mut printer = Printer::new(context.output, args, log);
+    if let Some(lines) = args.tail {
+        let page = printer.log.tail(lines).map_err(unreadable)?;
+        printer.take(page)?;
     }
     if args.follow {
-        follow(&store, &run, &mut printers).await?;
+        follow(&store, &run, &mut printer).await?;
     }
-    for printer in &mut printers {
-        printer.finish()?;
-    }
-    Ok(())
+    printer.rest()?;
+    printer.finish()
 }
 
 /// The run that is asked for; with `--follow` the one to come, where the job has not started. `None` where the job ended
@@ -145,18 +148,20 @@ fn directory_of(config: &Config, run: &RunRow) -> Option<PathBuf> {
 
 /// The last lines of a run's error output, as far as this machine has them.
 pub(super) fn stderr_tail(config: &Config, run: &RunRow, lines: usize) -> Option<String> {
-    let reader = LogReader::open(&directory_of(config, run)?, Stream::Stderr);
-    reader.tail(lines).ok().map(|chunk| String::from_utf8_lossy(&chunk.bytes).into_owned())
+    let directory = directory_of(config, run)?;
+    let log = RunLog::open(&directory, Selection::Only(Stream::Stderr), run.outcome.is_some());
+    log.tail(lines).ok().map(|page| String::from_utf8_lossy(&page.to_bytes()).into_owned())
 }
 
-async fn follow(store: &Store, run: &RunRow, printers: &mut [Printer]) -> Result {
+async fn follow(store: &Store, run: &RunRow, printer: &mut Printer) -> Result {
     loop {
         // Asked before reading: what was written before the run ended is then certainly read.
         let runs = store.runs(run.job_id).await?;
         let ended = runs.iter().find(|row| row.run_token == run.run_token).is_none_or(|row| row.outcome.is_some());
-        for printer in printers.iter_mut() {
-            printer.rest()?;
+        if ended {
+            printer.log.set_ended();
         }
+        printer.rest()?;
         if ended {
             return Ok(());
         }
@@ -164,102 +169,144 @@ async fn follow(store: &Store, run: &RunRow, printers: &mut [Printer]) -> Result
     }
 }
 
-/// Which stream a terminal shows, so that each change of it is told, and nothing where there is only one.
-struct Titles {
-    /// Whether both streams have something to show from the start.
-    both: bool,
-    /// The stream that was shown last.
-    last: Cell<Option<Stream>>,
+#[derive(Serialize)]
+struct PieceJson<'a> {
+    stream: &'a str,
+    /// Where in its stream it starts.
+    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    /// How many bytes of its stream are missing before it.
+    #[serde(skip_serializing_if = "is_zero")]
+    dropped: u64,
+    text: &'a str,
 }
 
-impl Titles {
-    /// Whether what is shown next, of this stream, needs its title.
-    fn wants(&self, stream: Stream) -> bool {
-        self.last.replace(Some(stream)).map_or(self.both, |last| last != stream)
-    }
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
-/// Prints one stream of a run from where it stands.
+/// Prints a run's output from where it stands.
 struct Printer {
     output: Output,
-    reader: LogReader,
-    stream: Stream,
-    titles: Rc<Titles>,
+    log: RunLog,
     offset: u64,
-    /// What has been read and not printed, since its last line is not whole.
-    held: Vec<u8>,
+    /// Whether bytes are printed as they are.
+    raw: bool,
+    /// Whether the streams need to be told apart.
+    both: bool,
+    /// The stream that was shown last.
+    last: Option<Stream>,
+    /// What has been read of each stream and not printed, since its last line is not whole.
+    held: [Option<Piece>; 2],
 }
 
 impl Printer {
-    fn new(output: Output, reader: LogReader, stream: Stream, titles: Rc<Titles>) -> Self {
-        Self { output, reader, stream, titles, offset: 0, held: Vec::new() }
-    }
-
-    fn first(&mut self, tail: Option<usize>) -> Result {
-        if let Some(lines) = tail {
-            let chunk = self.reader.tail(lines).map_err(unreadable)?;
-            self.take(chunk)?;
+    fn new(output: Output, args: &Args, log: RunLog) -> Self {
+        Self {
+            output,
+            log,
+            offset: args.offset.unwrap_or(0),
+            raw: !output.json && (args.raw || !output.is_terminal()),
+            both: args.stream == Streams::Both,
+            last: None,
+            held: [None, None],
         }
-        self.rest()
     }
 
     /// Prints everything there is by now.
     fn rest(&mut self) -> Result {
         loop {
-            let chunk = self.reader.read(self.offset, AT_ONCE).map_err(unreadable)?;
-            if chunk.bytes.is_empty() {
+            let page = self.log.read(self.offset, AT_ONCE).map_err(unreadable)?;
+            if page.pieces.is_empty() {
                 return Ok(());
             }
-            if chunk.offset > self.offset {
-                let dropped = chunk.offset - self.offset;
-                self.output.note(format_args!(
-                    "callsheet: {dropped} bytes of {} were dropped here (limits.output)",
-                    self.stream.as_str()
-                ));
-            }
-            self.take(chunk)?;
+            self.take(page)?;
         }
     }
 
-    fn take(&mut self, chunk: Chunk) -> Result {
-        self.offset = chunk.next_offset();
-        if !self.output.json && !self.output.is_terminal() {
-            return Ok(self.output.raw(&chunk.bytes)?);
+    fn take(&mut self, page: Page) -> Result {
+        self.offset = page.next_offset;
+        for piece in page.pieces {
+            if !self.output.json
+                && let Some(note) = piece.dropped_note()
+            {
+                self.output.note(note);
+            }
+            if self.raw {
+                self.output.raw(&piece.bytes)?;
+            } else {
+                self.hold(piece)?;
+            }
         }
-        self.held.extend(chunk.bytes);
-        let whole = match self.held.iter().rposition(|byte| *byte == b'\n') {
+        Ok(())
+    }
+
+    /// Shows the whole lines that there are with this piece, and holds the rest.
+    fn hold(&mut self, piece: Piece) -> Result {
+        let place = usize::from(piece.stream == Stream::Stderr);
+        let mut piece = match self.held[place].take() {
+            Some(mut earlier) if piece.dropped == 0 => {
+                earlier.bytes.extend(piece.bytes);
+                earlier
+            }
+            Some(earlier) => {
+                self.show(&earlier)?;
+                piece
+            }
+            None => piece,
+        };
+        let whole = match piece.bytes.iter().rposition(|byte| *byte == b'\n') {
             Some(newline) => newline + 1,
-            None if self.held.len() >= AT_ONCE => self.held.len(),
+            None if piece.bytes.len() >= LONG_LINE => piece.bytes.len(),
             None => 0,
         };
-        let lines: Vec<u8> = self.held.drain(..whole).collect();
-        self.show(&lines)
+        let rest = piece.bytes.split_off(whole);
+        let begins = Piece { offset: piece.offset + whole as u64, dropped: 0, bytes: rest, ..piece };
+        if whole > 0 || piece.dropped > 0 {
+            self.show(&piece)?;
+        }
+        if !begins.bytes.is_empty() {
+            self.held[place] = Some(begins);
+        }
+        Ok(())
     }
 
-    fn show(&mut self, lines: &[u8]) -> Result {
-        if lines.is_empty() {
+    fn show(&mut self, piece: &Piece) -> Result {
+        let text = String::from_utf8_lossy(&piece.bytes);
+        if self.output.json {
+            return Ok(self.output.json(&PieceJson {
+                stream: piece.stream.as_str(),
+                offset: piece.offset,
+                time: piece.time.map(rfc3339),
+                dropped: piece.dropped,
+                text: &text,
+            })?);
+        }
+        if piece.bytes.is_empty() {
             return Ok(());
         }
-        let text = String::from_utf8_lossy(lines);
-        if self.output.json {
-            let offset = self.offset.saturating_sub((self.held.len() + lines.len()) as u64);
-            return Ok(self.output.json(&json!({ "stream": self.stream.as_str(), "offset": offset, "text": text }))?);
-        }
-        if self.titles.wants(self.stream) {
-            let title = format!("==> {} <==", self.stream.as_str());
+        if wants_title(self.both, self.last.replace(piece.stream), piece.stream) {
+            let title = format!("==> {} <==", piece.stream.as_str());
             self.output.line(self.output.bold(&title))?;
         }
         Ok(self.output.raw(many_lines(&text).as_bytes())?)
     }
 
     fn finish(&mut self) -> Result {
-        let held = std::mem::take(&mut self.held);
-        self.show(&held)?;
-        if !held.is_empty() && !self.output.json {
-            self.output.line("")?;
+        for held in std::mem::take(&mut self.held).into_iter().flatten() {
+            self.show(&held)?;
+            if !self.output.json {
+                self.output.line("")?;
+            }
         }
         Ok(())
     }
+}
+
+/// Whether a terminal needs to be told which stream comes: where it changes, and where standard error comes first.
+fn wants_title(both: bool, last: Option<Stream>, next: Stream) -> bool {
+    both && last.map_or(next == Stream::Stderr, |last| last != next)
 }
 
 fn unreadable(error: std::io::Error) -> Failure {
@@ -274,10 +321,11 @@ mod tests {
     fn a_title_tells_a_change_of_the_stream() {
         use Stream::{Stderr, Stdout};
         let titled = |both, streams: &[Stream]| {
-            let titles = Titles { both, last: Cell::new(None) };
-            streams.iter().map(|stream| titles.wants(*stream)).collect::<Vec<_>>()
+            let mut last = None;
+            streams.iter().map(|next| wants_title(both, last.replace(*next), *next)).collect::<Vec<_>>()
         };
-        assert_eq!(titled(false, &[Stdout, Stdout, Stderr, Stderr, Stdout]), [false, false, true, false, true]);
-        assert_eq!(titled(true, &[Stdout, Stderr, Stderr]), [true, true, false]);
+        assert_eq!(titled(true, &[Stdout, Stdout, Stderr, Stderr, Stdout]), [false, false, true, false, true]);
+        assert_eq!(titled(true, &[Stderr, Stderr]), [true, false]);
+        assert_eq!(titled(false, &[Stderr]), [false]);
     }
 }

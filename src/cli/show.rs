@@ -115,8 +115,21 @@ fn print(context: &Context, job: &JobRow, runs: &[RunRow], events: &[EventRow], 
     if !runs.is_empty() {
         section(context, "Runs")?;
         output.table(
-            &["ATTEMPT", "OUTCOME", "EXIT", "PID", "STARTED", "COMPLETED", "CPU", "MEMORY", "WORKER"],
-            &["ATTEMPT", "EXIT", "PID"],
+            &[
+                "ATTEMPT",
+                "OUTCOME",
+                "EXIT",
+                "PID",
+                "STARTED",
+                "COMPLETED",
+                "USER CPU",
+                "SYSTEM CPU",
+                "MEMORY",
+                "READ",
+                "WRITTEN",
+                "WORKER",
+            ],
+            &["ATTEMPT", "EXIT", "PID", "USER CPU", "SYSTEM CPU", "MEMORY", "READ", "WRITTEN"],
             runs.iter().map(run_row).collect(),
         )?;
     }
@@ -145,8 +158,10 @@ fn run_row(run: &RunRow) -> Vec<Cell> {
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => String::new(),
     };
-    let cpu = run.user_cpu_ms.zip(run.system_cpu_ms).map(|(user, system)| duration_of(user.saturating_add(system)));
-    let memory = run.max_rss_bytes.map(|bytes| format!("{} MiB", bytes.saturating_add((1 << 20) - 1) >> 20));
+    let time = |milliseconds: Option<i64>| Cell::new(milliseconds.map(duration_of).unwrap_or_default());
+    let size = |bytes: Option<i64>| {
+        Cell::new(bytes.map(|bytes| format!("{} MiB", bytes.saturating_add((1 << 20) - 1) >> 20)).unwrap_or_default())
+    };
     vec![
         Cell::new(run.attempt),
         Cell::new(run.outcome.as_deref().map_or_else(|| "running".to_owned(), one_line)),
@@ -154,8 +169,11 @@ fn run_row(run: &RunRow) -> Vec<Cell> {
         Cell::new(run.pid.map(|pid| pid.to_string()).unwrap_or_default()),
         Cell::new(run.started_time.map(rfc3339).unwrap_or_default()),
         Cell::new(run.completed_time.map(rfc3339).unwrap_or_default()),
-        Cell::new(cpu.unwrap_or_default()),
-        Cell::new(memory.unwrap_or_default()),
+        time(run.user_cpu_ms),
+        time(run.system_cpu_ms),
+        size(run.max_rss_bytes),
+        size(run.io_read_bytes),
+        size(run.io_write_bytes),
         Cell::new(run.worker_id.as_deref().map(one_line).unwrap_or_default()),
     ]
 }

@@ -35,13 +35,14 @@ impl Changes {
 
 /// Taken apart in full, so that a key that is added is not forgotten here.
 fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { path: _, data_dir, database_url, worker_id, service, http, flows: _ } = new;
+    let Config { path: _, data_dir, database_url, worker_id, service, http, retention, flows: _ } = new;
     let same = [
         ("data_dir", *data_dir == old.data_dir),
         ("database_url", *database_url == old.database_url),
         ("worker_id", *worker_id == old.worker_id),
         ("[service]", *service == old.service),
         ("[http]", *http == old.http),
+        ("[retention]", *retention == old.retention),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }
@@ -82,11 +83,15 @@ fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
         start_to_close_timeout,
         schedule_to_close_timeout,
         heartbeat_timeout,
+        watchdog,
+        silence_timeout,
         kill_grace,
         identifier_pattern,
         retry,
         output_limit,
+        limits,
     } = flow;
+    let limit = |limit: Option<String>| limit.unwrap_or_else(|| "none".to_owned());
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
     let words: Vec<String> = command.iter().map(|word| format!("{:?}", word.to_string())).collect();
     let mut settings = vec![
@@ -99,9 +104,14 @@ fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
         ("start_to_close_timeout", duration(start_to_close_timeout)),
         ("schedule_to_close_timeout", duration(schedule_to_close_timeout)),
         ("heartbeat_timeout", duration(heartbeat_timeout)),
+        ("watchdog", watchdog.to_string()),
+        ("silence_timeout", silence_timeout.as_ref().map_or_else(|| "off".to_owned(), duration)),
         ("kill_grace", duration(kill_grace)),
         ("identifier_pattern", format!("{:?}", identifier_pattern.as_str())),
         ("limits.output", format!("{output_limit} bytes")),
+        ("limits.memory", limit(limits.memory.map(|bytes| format!("{bytes} bytes")))),
+        ("limits.cpus", limit(limits.cpu_millis.map(|millis| (f64::from(millis) / 1000.0).to_string()))),
+        ("limits.pids", limit(limits.pids.map(|pids| pids.to_string()))),
     ];
     settings.extend(retry.settings());
     settings

@@ -121,6 +121,18 @@ fn the_template_is_valid_and_so_is_all_that_it_comments_out() {
 }
 
 #[test]
+fn limits_and_guards_are_taken() {
+    let given =
+        flow("watchdog = true\nsilence_timeout = \"5min\"\nlimits = { memory = \"8GiB\", cpus = 2.5, pids = 500 }");
+    assert_eq!((given.watchdog, given.silence_timeout), (true, Some(Duration::from_secs(300))));
+    assert_eq!(given.limits, Limits { memory: Some(8 << 30), cpu_millis: Some(2500), pids: Some(500) });
+    assert!(flow("").limits.is_unlimited());
+    let retention = |line: &str| parse(&format!("[retention]\n{line}")).unwrap().retention.logs;
+    let day = |days: u64| Some(Duration::from_secs(days * 86_400));
+    assert_eq!(["", "logs = \"7d\"", "logs = \"off\""].map(retention), [day(30), day(7), None]);
+}
+
+#[test]
 fn relative_paths_are_relative_to_the_file() {
     let config = parse("data_dir = \"data\"\ndatabase_url = \"sqlite://x/y.db\"").unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/callsheet/data"));
@@ -245,14 +257,28 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         ("limits.output = \"1kB\"", "3:17: `limits.output` must be at least 1KiB"),
         ("limits.output = \"1.5GiB\"", "3:17: `limits.output` can't be \"1.5GiB\""),
         ("limits.output = -1", "3:17: `limits.output` can't be -1"),
-        ("watchdog = true", "3:12: `watchdog = true` is not supported yet"),
-        ("silence_timeout = \"5min\"", "3:19: `silence_timeout` is not supported yet"),
+        (
+            "watchdog = true\nheartbeat_timeout = \"1s\"",
+            "4:21: with `watchdog = true`, `heartbeat_timeout` must be at least 2s, not 1s",
+        ),
+        (
+            "watchdog = true\nstart_to_close_timeout = \"10s\"",
+            "3:12: `watchdog = true` would never end a run: its `heartbeat_timeout` is 20s, and `start_to_close_timeout` is 10s",
+        ),
+        ("watchdog = \"yes\"", "3:12: `watchdog` must be true or false, not a text"),
+        (
+            "silence_timeout = \"5min\"\nstart_to_close_timeout = \"5min\"",
+            "3:19: `silence_timeout` = \"5min\" would never end a run: `start_to_close_timeout` is 5m",
+        ),
+        ("silence_timeout = \"0s\"", "3:19: `silence_timeout` must be at least 1s"),
         ("silence_timeout = \"never\"", "3:19: `silence_timeout` = \"never\" is no duration: expected number at 0"),
-        ("limits.memory = \"8GiB\"", "3:17: `limits.memory` is not supported yet"),
+        ("limits.memory = 4096", "3:17: `limits.memory` must be at least 1MiB"),
         ("limits.memory = \"8 gigs\"", "3:17: `limits.memory` can't be \"8 gigs\""),
-        ("limits.cpus = 2", "3:15: `limits.cpus` is not supported yet"),
-        ("limits.pids = 0", "3:15: `limits.pids` must be at least 1"),
-        ("[retention]\nlogs = \"30d\"", "4:8: `retention.logs` is not supported yet"),
+        ("limits.cpus = 0", "3:15: `limits.cpus` must be 0.01 to 10000, not 0"),
+        ("limits.cpus = nan", "3:15: `limits.cpus` must be 0.01 to 10000, not NaN"),
+        ("limits.pids = 0", "3:15: `limits.pids` must be 1 to 4194304, not 0"),
+        ("[retention]\nerror = \"30d\"", "4:9: `retention.error` is not supported yet"),
+        ("[retention]\nlogs = \"1s\"", "4:8: `logs` must be at least 1m"),
         (
             "[retention]\nlogs = \"30\"",
             "4:8: `logs` = \"30\" is no duration: time unit needed, for example 30sec or 30ms",

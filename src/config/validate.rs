@@ -13,9 +13,10 @@ use toml::Spanned;
 use super::report::Notes;
 use super::tokens::parse_sha256;
 use super::written::{Flow, Size, Token, Written};
-use super::{AccessRole, FlowConfig, HttpConfig, OnStop, ServiceConfig, TokenConfig, TokenSecret};
+use super::{AccessRole, FlowConfig, HttpConfig, OnStop, RetentionConfig, ServiceConfig, TokenConfig, TokenSecret};
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
+use crate::domain::limits::Limits;
 use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
 use crate::domain::schedule::{InvalidSchedule, Schedule};
 use crate::domain::template::{InvalidTemplate, Template};
@@ -31,6 +32,7 @@ pub(super) struct Validated {
     pub(super) worker_id: Option<WorkerId>,
     pub(super) service: ServiceConfig,
     pub(super) http: HttpConfig,
+    pub(super) retention: RetentionConfig,
     pub(super) flows: BTreeMap<FlowType, Arc<FlowConfig>>,
     /// Where the keys stand that a look at the machine may find wrong.
     pub(super) places: Vec<(String, Range<usize>)>,
@@ -54,6 +56,13 @@ const fn bounds(least: u64, most: u64, why: &'static str) -> Bounds {
     Bounds { least: Duration::from_secs(least), most: Duration::from_secs(most), why }
 }
 
+const MIB: u64 = 1 << 20;
+/// A millisecond in each tenth of a second is the least that the kernel hands out (`cpu.max` in cgroups(7), version 2).
+const LEAST_CPUS: f64 = 0.01;
+const MOST_CPUS: f64 = 10_000.0;
+/// The kernel's PID_MAX_LIMIT on 64-bit machines (proc(5), pid_max).
+const MOST_PIDS: u32 = 4_194_304;
+const LEAST_WATCHDOG: Duration = Duration::from_secs(2);
 const DAY: u64 = 86_400;
 /// As humantime counts years.
 const TEN_YEARS: u64 = 10 * 31_557_600;
@@ -102,18 +111,14 @@ impl Validator<'_> {
             listen: self.listen(written.listen.as_ref(), written.tokens.is_empty()),
             tokens: self.tokens(&written.tokens),
         };
-        for (key, value) in &written.retention {
-            if self.duration(key, Some(value), &KEPT).is_some() {
-                self.not_supported_yet(value.span(), &format!("retention.{key}"), "remove it: rows and logs are kept");
-            }
-        }
+        let retention = self.retention(&written.retention);
         let defaults = defaults.unwrap_or_default();
         if flows.is_empty() {
             // Nobody uses them, and they should be right all the same.
             self.flow_values(&defaults);
         }
         let flows = self.flows(flows, &defaults);
-        Validated { data_dir, database_url, worker_id, service, http, flows, places: Vec::new() }
+        Validated { data_dir, database_url, worker_id, service, http, retention, flows, places: Vec::new() }
     }
 
     fn place(&mut self, key: impl Into<String>, span: Range<usize>) {
@@ -122,6 +127,25 @@ impl Validator<'_> {
 
     fn not_supported_yet(&mut self, span: Range<usize>, what: &str, help: &str) {
         self.notes.add(span, format!("`{what}` is not supported yet")).help(help);
+    }
+
+    fn retention(&mut self, written: &[(&'static str, Spanned<String>)]) -> RetentionConfig {
+        let mut retention = RetentionConfig::default();
+        for (key, value) in written {
+            let kept = match value.get_ref().as_str() {
+                "off" => None,
+                _ => match self.duration(key, Some(value), &KEPT) {
+                    Some(duration) => Some(duration),
+                    None => continue,
+                },
+            };
+            if *key == "logs" {
+                retention.logs = kept;
+            } else {
+                self.not_supported_yet(value.span(), &format!("retention.{key}"), "remove it: rows are kept");
+            }
+        }
+        retention
     }
 
     fn data_dir(&mut self, written: Option<&Spanned<String>>) -> PathBuf {
@@ -323,6 +347,14 @@ impl Validator<'_> {
                 format!("flows.{flow}.command"),
                 command.get_ref().first().map_or(command.span(), Spanned::span),
             );
+            let limits = [
+                &merged.memory.as_ref().map(Spanned::span),
+                &merged.cpus.as_ref().map(Spanned::span),
+                &merged.pids.as_ref().map(Spanned::span),
+            ];
+            if let Some(first) = limits.into_iter().flatten().min_by_key(|span| span.start) {
+                self.place(format!("flows.{flow}.limits"), first.clone());
+            }
             if let Some(working_dir) = &merged.working_dir {
                 self.place(format!("flows.{flow}.working_dir"), working_dir.span());
             }
@@ -352,8 +384,11 @@ impl Validator<'_> {
         let kill_grace = self.duration("kill_grace", written.kill_grace.as_ref(), &KILL_GRACE);
         let identifier_pattern = self.identifier_pattern(written.identifier_pattern.as_ref());
         let retry = self.retry(written);
-        let output_limit = self.limits(written);
-        self.watching(written);
+        let output_limit = self.output_limit(written);
+        let limits = self.limits(written);
+        let heartbeat_timeout = heartbeat_timeout.unwrap_or(Duration::from_secs(20));
+        let watchdog = self.watchdog(written, heartbeat_timeout, start_to_close_timeout);
+        let silence_timeout = self.silence_timeout(written, start_to_close_timeout);
         Some(FlowConfig {
             // Filled in by the caller, who knows it; a type can't be empty, so there is no neutral one.
             flow: "UNNAMED".parse().ok()?,
@@ -365,11 +400,14 @@ impl Validator<'_> {
             worker_concurrency,
             start_to_close_timeout,
             schedule_to_close_timeout,
-            heartbeat_timeout: heartbeat_timeout.unwrap_or(Duration::from_secs(20)),
+            heartbeat_timeout,
+            watchdog,
+            silence_timeout,
             kill_grace: kill_grace.unwrap_or(Duration::from_secs(10)),
             identifier_pattern: identifier_pattern?,
             retry: retry?,
             output_limit,
+            limits,
         })
     }
 
@@ -568,41 +606,71 @@ impl Validator<'_> {
         }
     }
 
-    fn limits(&mut self, written: &Flow) -> u64 {
-        const MIB: u64 = 1 << 20;
-        const REMOVE: &str = "remove it: of the limits only `output` works by now";
-        if let Some(memory) = &written.memory
-            && self.size("limits.memory", memory, MIB..=u64::MAX).is_some()
-        {
-            self.not_supported_yet(memory.span(), "limits.memory", REMOVE);
-        }
-        if let Some(cpus) = &written.cpus {
-            if cpus.get_ref().is_finite() && *cpus.get_ref() > 0.0 {
-                self.not_supported_yet(cpus.span(), "limits.cpus", REMOVE);
-            } else {
-                self.notes.add(cpus.span(), "`limits.cpus` must be a number above 0");
-            }
-        }
-        if let Some(pids) = &written.pids {
-            if *pids.get_ref() > 0 {
-                self.not_supported_yet(pids.span(), "limits.pids", REMOVE);
-            } else {
-                self.notes.add(pids.span(), "`limits.pids` must be at least 1");
-            }
-        }
+    fn output_limit(&mut self, written: &Flow) -> u64 {
         let output = written.output.as_ref();
         output.and_then(|output| self.size("limits.output", output, 1024..=1 << 40)).unwrap_or(64 * MIB)
     }
 
-    fn watching(&mut self, written: &Flow) {
-        if let Some(watchdog) = written.watchdog.as_ref().filter(|watchdog| *watchdog.get_ref()) {
-            self.not_supported_yet(watchdog.span(), "watchdog = true", "remove it, or write false");
+    /// Whether this machine can hold a run to them is not a matter of the file.
+    fn limits(&mut self, written: &Flow) -> Limits {
+        let memory = written.memory.as_ref();
+        let memory = memory.and_then(|memory| self.size("limits.memory", memory, MIB..=1 << 50));
+        let cpu_millis = written.cpus.as_ref().and_then(|cpus| {
+            if (LEAST_CPUS..=MOST_CPUS).contains(cpus.get_ref()) {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is in bounds")]
+                return Some((cpus.get_ref() * 1000.0).round() as u32);
+            }
+            let message = format!("`limits.cpus` must be {LEAST_CPUS} to {MOST_CPUS}, not {}", cpus.get_ref());
+            self.notes.add(cpus.span(), message).help("2 means the time of two CPUs, 0.5 half of the time of one");
+            None
+        });
+        let pids = written.pids.as_ref().and_then(|pids| {
+            let count = u32::try_from(*pids.get_ref()).ok().filter(|count| (1..=MOST_PIDS).contains(count));
+            if count.is_none() {
+                let message = format!("`limits.pids` must be 1 to {MOST_PIDS}, not {}", pids.get_ref());
+                self.notes.add(pids.span(), message).help("it counts threads, too");
+            }
+            count
+        });
+        Limits { memory, cpu_millis, pids }
+    }
+
+    fn watchdog(&mut self, written: &Flow, heartbeat_timeout: Duration, start_to_close_timeout: Duration) -> bool {
+        let Some(watchdog) = written.watchdog.as_ref().filter(|watchdog| *watchdog.get_ref()) else { return false };
+        let shown = humantime::format_duration;
+        if heartbeat_timeout < LEAST_WATCHDOG {
+            let place = written.heartbeat_timeout.as_ref().map_or(watchdog.span(), Spanned::span);
+            let message = format!(
+                "with `watchdog = true`, `heartbeat_timeout` must be at least {}, not {}",
+                shown(LEAST_WATCHDOG),
+                shown(heartbeat_timeout)
+            );
+            self.notes
+                .add(place, message)
+                .help("a command says that it is alive twice within it, and a busy machine may keep it waiting");
+        } else if heartbeat_timeout >= start_to_close_timeout {
+            let message = format!(
+                "`watchdog = true` would never end a run: its `heartbeat_timeout` is {}, and `start_to_close_timeout` is {}",
+                shown(heartbeat_timeout),
+                shown(start_to_close_timeout)
+            );
+            self.notes.add(watchdog.span(), message).help("make heartbeat_timeout shorter, or remove watchdog");
         }
-        if let Some(silence) = written.silence_timeout.as_ref().filter(|silence| silence.get_ref() != "off")
-            && self.duration("silence_timeout", Some(silence), &SILENCE).is_some()
-        {
-            self.not_supported_yet(silence.span(), "silence_timeout", "remove it, or write \"off\"");
+        true
+    }
+
+    fn silence_timeout(&mut self, written: &Flow, start_to_close_timeout: Duration) -> Option<Duration> {
+        let silence = written.silence_timeout.as_ref().filter(|silence| silence.get_ref() != "off")?;
+        let timeout = self.duration("silence_timeout", Some(silence), &SILENCE)?;
+        if timeout >= start_to_close_timeout {
+            let message = format!(
+                "`silence_timeout` = {:?} would never end a run: `start_to_close_timeout` is {}",
+                silence.get_ref(),
+                humantime::format_duration(start_to_close_timeout)
+            );
+            self.notes.add(silence.span(), message).help("make it shorter, or write \"off\"");
         }
+        Some(timeout)
     }
 
     fn size(&mut self, key: &str, written: &Spanned<Size>, allowed: std::ops::RangeInclusive<u64>) -> Option<u64> {

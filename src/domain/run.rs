@@ -21,19 +21,84 @@ pub enum EndCause {
     Itself,
     /// The shim had been asked to end it.
     Requested,
-    /// Its time was up.
-    TimedOut,
+    /// Its time was up; `None` from a shim of a release that knew only the one time for the whole run.
+    TimedOut(Option<TimedOut>),
 }
 
-/// What a run used, of the command and of everything that it started and waited for (getrusage(2)).
+/// Which time was up, and how much it had been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimedOut {
+    /// Which.
+    pub timeout: Timeout,
+    /// How long it is; zero for a watchdog that the command set off itself (`WATCHDOG=trigger`, sd_notify(3)).
+    pub limit: Duration,
+}
+
+/// What may end a run by the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timeout {
+    /// One run may take so long.
+    StartToClose,
+    /// Its job may take so long, waiting and earlier attempts included.
+    ScheduleToClose,
+    /// The command has to say that it is alive so often.
+    Watchdog,
+    /// The command has to write something so often.
+    Silence,
+}
+
+impl Timeout {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::StartToClose, Self::ScheduleToClose, Self::Watchdog, Self::Silence];
+
+    /// The label's value in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::StartToClose => "start_to_close",
+            Self::ScheduleToClose => "schedule_to_close",
+            Self::Watchdog => "watchdog",
+            Self::Silence => "silence",
+        }
+    }
+}
+
+/// What a run used, all its processes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// CPU time in user mode.
     pub user_cpu: Duration,
     /// CPU time in the kernel.
     pub system_cpu: Duration,
-    /// The largest resident set of any one of its processes, in bytes.
+    /// The most memory that its processes held at a time, in bytes.
+    ///
+    /// Of its control group (page cache included, as `limits.memory` counts it) where it had one; else the resident sets of
+    /// its processes as they were seen every few seconds, or the largest one of any, whichever is more.
     pub max_rss_bytes: u64,
+    /// Bytes that it had read from storage, not from the page cache; `None` where nobody counted.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes that it had written to storage.
+    pub io_write_bytes: Option<u64>,
+    /// Bytes that it had written to standard output and standard error, kept or not.
+    pub output_bytes: u64,
+}
+
+/// What the kernel withheld from a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortage {
+    /// For want of what memory it killed processes of the run.
+    pub memory: Option<OutOfMemory>,
+    /// How many forks it refused since the run had `limits.pids` processes already.
+    pub refused_forks: u64,
+}
+
+/// Whose memory had run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutOfMemory {
+    /// The run's own `limits.memory`, of so many bytes.
+    Run(u64),
+    /// The machine's, or that of a group around the service.
+    Machine,
 }
 
 /// The truth about a command that ran, written by its shim.
@@ -53,6 +118,8 @@ pub struct Verdict {
     pub execution: Duration,
     /// What it used.
     pub usage: Usage,
+    /// What it could not get.
+    pub shortage: Shortage,
     /// The last of its standard error, made safe to show: at most 4 KiB of valid UTF-8, no control characters but newlines and tabs.
     pub stderr_tail: String,
 }
@@ -128,6 +195,8 @@ pub struct Conclusion {
     pub exit_code: Option<i32>,
     /// The signal that ended the command, where one did.
     pub signal: Option<i32>,
+    /// Which time was up, where the outcome is [`Outcome::TimedOut`].
+    pub timeout: Option<Timeout>,
 }
 
 /// Decides what is written about a run that has ended.
@@ -161,7 +230,8 @@ pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Concl
         (RunEnd::NeverStarted, _) => Next::Requeue,
         _ => retry(exit_code, context, now),
     };
-    Conclusion { outcome, next, error, exit_code, signal }
+    let timeout = if let RunEnd::Ended(verdict) = end { timed_out(verdict, context) } else { None };
+    Conclusion { outcome, next, error, exit_code, signal, timeout: timeout.map(|timed_out| timed_out.timeout) }
 }
 
 fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Next {
@@ -183,29 +253,69 @@ fn judge(verdict: &Verdict, context: &RunContext<'_>) -> (Option<Outcome>, Optio
         CommandEnd::Exited(code) => format!("exit code {code}"),
         CommandEnd::Signaled(signal) => format!("signal {signal} ({})", signal_name(signal)),
     };
-    let (outcome, sentence) = match (verdict.cause, verdict.end) {
+    let (outcome, mut sentence) = match (verdict.cause, verdict.end) {
         (EndCause::Itself, CommandEnd::Exited(0)) => return (Some(Outcome::Completed), None),
         (EndCause::Itself, CommandEnd::Exited(_)) => (Outcome::Failed, format!("the command failed with {ended}")),
         (EndCause::Itself, CommandEnd::Signaled(_)) => (Outcome::Failed, format!("the command was killed by {ended}")),
         (EndCause::Requested, _) => (Outcome::Cancelled, format!("cancelled; the command ended with {ended}")),
-        (EndCause::TimedOut, _) => {
-            let ran = humantime::format_duration(Duration::from_secs(verdict.execution.as_secs()));
-            let limit = context.start_to_close_timeout;
-            // A run gets no longer than is left of its job's time, which may be less than a run may take.
-            let which = if verdict.execution < limit {
-                "all that was left of schedule_to_close_timeout".to_owned()
-            } else {
-                format!("start_to_close_timeout is {}", humantime::format_duration(limit))
-            };
-            (
-                Outcome::TimedOut,
-                format!("timed out: the command had run for {ran} ({which}) and was ended with {ended}"),
-            )
+        (EndCause::TimedOut(_), _) => {
+            let why = timed_out(verdict, context).map_or_else(String::new, |timed_out| told(timed_out, verdict));
+            (Outcome::TimedOut, format!("timed out: {why} and was ended with {ended}"))
         }
     };
+    sentence.push_str(&want(verdict.shortage));
     let tail = verdict.stderr_tail.trim_end();
     let error = if tail.is_empty() { sentence } else { format!("{sentence}\n{tail}") };
     (Some(outcome), Some(error))
+}
+
+/// Which time was up, also where the shim was of a release that did not tell.
+fn timed_out(verdict: &Verdict, context: &RunContext<'_>) -> Option<TimedOut> {
+    match verdict.cause {
+        EndCause::TimedOut(Some(timed_out)) => Some(timed_out),
+        EndCause::TimedOut(None) => {
+            // A run gets no longer than is left of its job's time, which may be less than a run may take.
+            let limit = context.start_to_close_timeout;
+            let timeout = if verdict.execution < limit { Timeout::ScheduleToClose } else { Timeout::StartToClose };
+            Some(TimedOut { timeout, limit })
+        }
+        EndCause::Itself | EndCause::Requested => None,
+    }
+}
+
+fn told(timed_out: TimedOut, verdict: &Verdict) -> String {
+    let limit = humantime::format_duration(timed_out.limit);
+    let ran = humantime::format_duration(Duration::from_secs(verdict.execution.as_secs()));
+    match timed_out.timeout {
+        Timeout::StartToClose => format!("the command had run for {ran} (start_to_close_timeout is {limit})"),
+        Timeout::ScheduleToClose => {
+            format!("the command had run for {ran} (all that was left of schedule_to_close_timeout)")
+        }
+        Timeout::Watchdog if timed_out.limit.is_zero() => {
+            "the command said itself that it hangs (WATCHDOG=trigger)".to_owned()
+        }
+        Timeout::Watchdog => {
+            format!("the command had not sent WATCHDOG=1 for {limit} (watchdog = true, within heartbeat_timeout)")
+        }
+        Timeout::Silence => format!("the command had written nothing for {limit} (silence_timeout)"),
+    }
+}
+
+/// What a run could not get, which may be why it ended as it did.
+fn want(shortage: Shortage) -> String {
+    let memory = match shortage.memory {
+        Some(OutOfMemory::Run(limit)) => {
+            format!("; out of memory: the kernel killed it at its limits.memory of {} MiB", limit >> 20)
+        }
+        Some(OutOfMemory::Machine) => "; out of memory: the kernel killed processes of it".to_owned(),
+        None => String::new(),
+    };
+    let forks = match shortage.refused_forks {
+        0 => String::new(),
+        1 => "; it was refused a process by its limits.pids".to_owned(),
+        times => format!("; it was refused a process by its limits.pids {times} times"),
+    };
+    memory + &forks
 }
 
 /// The name of a Linux signal (signal(7)), for people.
@@ -332,6 +442,7 @@ mod tests {
             completed_time: Timestamp::from_unix_millis(5_000),
             execution: Duration::from_secs(5),
             usage: Usage::default(),
+            shortage: Shortage::default(),
             stderr_tail: "last words\n".to_owned(),
         })
     }
@@ -382,13 +493,53 @@ mod tests {
             "the command was killed by signal 9 (SIGKILL)\nlast words"
         );
         assert_eq!(
-            error(CommandEnd::Signaled(15), EndCause::TimedOut),
+            error(CommandEnd::Signaled(15), EndCause::TimedOut(None)),
             "timed out: the command had run for 5s (start_to_close_timeout is 2s) and was ended with signal 15 (SIGTERM)\nlast words"
         );
         assert_eq!(
             error(CommandEnd::Exited(0), EndCause::Requested),
             "cancelled; the command ended with exit code 0\nlast words"
         );
+    }
+
+    #[test]
+    fn each_timeout_has_its_own_error() {
+        let concluded = |timeout, limit| {
+            let cause = EndCause::TimedOut(Some(TimedOut { timeout, limit: Duration::from_secs(limit) }));
+            let conclusion = concluded(&verdict(CommandEnd::Signaled(15), cause), 3, false);
+            assert_eq!((conclusion.outcome, conclusion.timeout), (Some(Outcome::TimedOut), Some(timeout)));
+            conclusion.error.unwrap().lines().next().unwrap().to_owned()
+        };
+        let all = [
+            concluded(Timeout::StartToClose, 5),
+            concluded(Timeout::ScheduleToClose, 5),
+            concluded(Timeout::Watchdog, 20),
+            concluded(Timeout::Watchdog, 0),
+            concluded(Timeout::Silence, 600),
+        ];
+        insta::assert_snapshot!(all.join("\n"), @r"
+        timed out: the command had run for 5s (start_to_close_timeout is 5s) and was ended with signal 15 (SIGTERM)
+        timed out: the command had run for 5s (all that was left of schedule_to_close_timeout) and was ended with signal 15 (SIGTERM)
+        timed out: the command had not sent WATCHDOG=1 for 20s (watchdog = true, within heartbeat_timeout) and was ended with signal 15 (SIGTERM)
+        timed out: the command said itself that it hangs (WATCHDOG=trigger) and was ended with signal 15 (SIGTERM)
+        timed out: the command had written nothing for 10m (silence_timeout) and was ended with signal 15 (SIGTERM)
+        ");
+    }
+
+    #[test]
+    fn want_of_memory_or_processes_is_told_apart_from_other_kills() {
+        let error = |memory, refused_forks| {
+            let RunEnd::Ended(verdict) = verdict(CommandEnd::Signaled(9), EndCause::Itself) else { unreachable!() };
+            let shortage = Shortage { memory, refused_forks };
+            concluded(&RunEnd::Ended(Verdict { shortage, ..verdict }), 3, false).error.unwrap()
+        };
+        assert_eq!(
+            error(Some(OutOfMemory::Run(64 << 20)), 0),
+            "the command was killed by signal 9 (SIGKILL); out of memory: the kernel killed it at its limits.memory of 64 MiB\nlast words"
+        );
+        assert!(error(Some(OutOfMemory::Machine), 0).contains("; out of memory: the kernel killed processes of it\n"));
+        assert!(error(None, 3).contains("; it was refused a process by its limits.pids 3 times\n"));
+        assert!(!error(None, 0).contains("memory"));
     }
 
     #[test]
@@ -403,7 +554,7 @@ mod tests {
 
     fn any_end() -> impl Strategy<Value = RunEnd> {
         let end = prop_oneof![(0..=255).prop_map(CommandEnd::Exited), (1..=64).prop_map(CommandEnd::Signaled)];
-        let cause = prop_oneof![Just(EndCause::Itself), Just(EndCause::Requested), Just(EndCause::TimedOut)];
+        let cause = prop_oneof![Just(EndCause::Itself), Just(EndCause::Requested), Just(EndCause::TimedOut(None))];
         prop_oneof![
             (end, cause).prop_map(|(end, cause)| verdict(end, cause)),
             Just(RunEnd::SpawnFailed("reason".to_owned())),

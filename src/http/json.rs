@@ -92,6 +92,10 @@ pub struct RunJson {
     pub system_cpu_ms: Option<i64>,
     /// `max_rss_bytes`
     pub max_rss_bytes: Option<i64>,
+    /// `io_read_bytes`
+    pub io_read_bytes: Option<i64>,
+    /// `io_write_bytes`
+    pub io_write_bytes: Option<i64>,
 }
 
 /// A row of `job_events`.
@@ -243,6 +247,8 @@ impl From<&RunRow> for RunJson {
             user_cpu_ms: row.user_cpu_ms,
             system_cpu_ms: row.system_cpu_ms,
             max_rss_bytes: row.max_rss_bytes,
+            io_read_bytes: row.io_read_bytes,
+            io_write_bytes: row.io_write_bytes,
         }
     }
 }

@@ -62,6 +62,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::domain::limits::Limits;
+    use crate::domain::run::Timeout;
     use crate::domain::{Attempt, JobId, RunToken};
 
     #[test]
@@ -89,8 +91,12 @@ mod tests {
             worker: "w".parse().unwrap(),
             payload: None,
             time_limit: Duration::from_secs(1),
+            time_limit_is: Timeout::StartToClose,
+            watchdog: None,
+            silence_timeout: None,
             kill_grace: Duration::from_secs(1),
             output_limit: 1,
+            limits: Limits::default(),
         }
     }
 

@@ -56,6 +56,12 @@ pub enum Error {
         /// The newest format that this release reads.
         known: u32,
     },
+    /// This service can't hold runs to their limits.
+    #[error("runs can't be held to their limits: {reason}")]
+    Limits {
+        /// What is missing, and what to do.
+        reason: String,
+    },
     /// The helper process that starts the commands can't be started or reached.
     #[error("the helper process that starts the commands can't be {action}")]
     Zygote {

@@ -27,6 +27,8 @@ use super::shim::CONTROL_SOCKET;
 use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
 use super::{cgroup, spawn, tree};
 use crate::crash::{self, Step};
+use crate::domain::limits::Limits;
+use crate::domain::run::Timeout;
 use crate::domain::{RunToken, Timestamp};
 
 /// How long a shim that has lost its service may take until it listens for a new one.
@@ -86,8 +88,14 @@ impl Launcher {
             working_dir: spec.working_dir.clone().map(Into::into),
             env: spec.added_environment(run_dir),
             time_limit_ms: millis(spec.time_limit),
+            schedule_to_close: spec.time_limit_is == Timeout::ScheduleToClose,
+            watchdog_ms: spec.watchdog.map(millis),
+            silence_timeout_ms: spec.silence_timeout.map(millis),
             kill_grace_ms: millis(spec.kill_grace),
             output_limit: spec.output_limit,
+            memory_limit: spec.limits.memory,
+            cpu_millis: spec.limits.cpu_millis,
+            pids_limit: spec.limits.pids,
             boot_id: self.boot_id.clone(),
         };
         let sent =
@@ -206,6 +214,18 @@ impl Launcher {
         tokio::spawn(follower.run(link));
         RunLink { reports: receiver, control: RunControl { level } }
     }
+}
+
+fn site() -> Result<cgroup::Site, String> {
+    cgroup::Site::of_this_process().ok_or_else(|| "there is no version 2 tree of control groups".to_owned())
+}
+
+pub(super) fn check_limits(limits: Limits) -> Result<(), String> {
+    site()?.check(limits)
+}
+
+pub(super) fn prepare_limits(limits: Limits) -> Result<(), String> {
+    site()?.prepare(limits)
 }
 
 fn started(source: io::Error) -> Error {

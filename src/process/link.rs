@@ -23,8 +23,15 @@ pub(super) struct Order {
     /// What comes on top of the inherited environment.
     pub(super) env: Vec<(String, OsString)>,
     pub(super) time_limit_ms: u64,
+    /// Whether that is what was left of `schedule_to_close_timeout`.
+    pub(super) schedule_to_close: bool,
+    pub(super) watchdog_ms: Option<u64>,
+    pub(super) silence_timeout_ms: Option<u64>,
     pub(super) kill_grace_ms: u64,
     pub(super) output_limit: u64,
+    pub(super) memory_limit: Option<u64>,
+    pub(super) cpu_millis: Option<u32>,
+    pub(super) pids_limit: Option<u32>,
     pub(super) boot_id: String,
 }
 

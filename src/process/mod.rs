@@ -13,6 +13,8 @@ mod spec;
 pub(crate) mod text;
 
 #[cfg(target_os = "linux")]
+mod arrival;
+#[cfg(target_os = "linux")]
 mod cgroup;
 #[cfg(target_os = "linux")]
 mod environment;
@@ -25,6 +27,8 @@ mod link;
 #[cfg(target_os = "linux")]
 mod notify;
 #[cfg(target_os = "linux")]
+mod oom;
+#[cfg(target_os = "linux")]
 mod output;
 #[cfg(target_os = "linux")]
 mod run_dir;
@@ -34,6 +38,8 @@ mod shim;
 mod spawn;
 #[cfg(target_os = "linux")]
 mod tree;
+#[cfg(target_os = "linux")]
+pub mod upkeep;
 #[cfg(target_os = "linux")]
 mod zygote;
 
@@ -49,6 +55,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::error::Error;
 use self::launch::Launcher;
 pub use self::spec::CommandSpec;
+use crate::domain::limits::Limits;
 use crate::domain::run::Verdict;
 use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};
 
@@ -260,6 +267,25 @@ pub fn boot_mark() -> BootMark {
     // No command runs there, so none can be lost with a boot.
     #[cfg(not(target_os = "linux"))]
     BootMark([0; 4])
+}
+
+/// Whether this process could hold runs to these limits; changes nothing.
+///
+/// # Errors
+/// A sentence for a person that says what is missing, and what to do.
+pub fn check_limits(limits: Limits) -> Result<(), String> {
+    if limits.is_unlimited() { Ok(()) } else { launch::check_limits(limits) }
+}
+
+/// Makes ready to hold runs to these limits: the service moves into a control group of its own. May be repeated.
+///
+/// # Errors
+/// [`Error::Limits`] where that is not possible.
+pub fn prepare_limits(limits: Limits) -> Result<(), Error> {
+    if limits.is_unlimited() {
+        return Ok(());
+    }
+    launch::prepare_limits(limits).map_err(|reason| Error::Limits { reason })
 }
 
 const ZYGOTE_NAME: &str = "callsheet-zygote";

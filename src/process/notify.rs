@@ -15,20 +15,46 @@ pub(super) struct Said {
     pub(super) status_message: Option<String>,
 }
 
+/// What was new in what was heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// Progress or status.
+    pub(super) changed: bool,
+    /// The command said that it is alive (`WATCHDOG=1`).
+    pub(super) alive: bool,
+    /// The command said that it hangs (`WATCHDOG=trigger`).
+    pub(super) stuck: bool,
+}
+
+impl std::ops::BitOrAssign for Heard {
+    fn bitor_assign(&mut self, more: Self) {
+        self.changed |= more.changed;
+        self.alive |= more.alive;
+        self.stuck |= more.stuck;
+    }
+}
+
 impl Said {
-    /// Takes a datagram in, and says whether it changed anything.
-    pub(super) fn hear(&mut self, datagram: &[u8]) -> bool {
+    /// Takes a datagram in, and says what was new in it.
+    ///
+    /// `WATCHDOG_USEC` is not taken: how often a command has to say that it is alive is its flow's decision.
+    pub(super) fn hear(&mut self, datagram: &[u8]) -> Heard {
+        let mut new = Heard::default();
         let mut heard = self.clone();
         for line in datagram.split(|byte| *byte == b'\n') {
             if let Some(value) = line.strip_prefix(b"X_PROGRESS=") {
                 heard.progress = percent(value).or(heard.progress);
             } else if let Some(value) = line.strip_prefix(b"STATUS=") {
                 heard.status_message = Some(text::made_safe(value).chars().take(LONGEST_STATUS).collect());
+            } else if line == b"WATCHDOG=1" {
+                new.alive = true;
+            } else if line == b"WATCHDOG=trigger" {
+                new.stuck = true;
             }
         }
-        let changed = heard != *self;
+        new.changed = heard != *self;
         *self = heard;
-        changed
+        new
     }
 }
 
@@ -56,7 +82,7 @@ mod socket {
         bind, recvmsg, socket_with, sockopt,
     };
 
-    use super::Said;
+    use super::{Heard, Said};
 
     /// What fits into `sun_path` with its closing zero (unix(7)).
     const LONGEST_PATH: usize = 107;
@@ -97,9 +123,9 @@ mod socket {
             self.socket.as_fd()
         }
 
-        /// Takes everything in that has arrived, up to a bound, and says whether it changed anything.
-        pub(crate) fn drain_into(&self, said: &mut Said) -> bool {
-            let mut changed = false;
+        /// Takes everything in that has arrived, up to a bound, and says what was new in it.
+        pub(crate) fn drain_into(&self, said: &mut Said) -> Heard {
+            let mut heard = Heard::default();
             // Bounded, so that a command that floods its socket can't keep its shim from anything else.
             for _ in 0..256 {
                 let mut bytes = [0_u8; 8192];
@@ -116,10 +142,10 @@ mod socket {
                     }
                 }
                 if trusted && let Some(datagram) = bytes.get(..received.bytes) {
-                    changed |= said.hear(datagram);
+                    heard |= said.hear(datagram);
                 }
             }
-            changed
+            heard
         }
     }
 
@@ -157,7 +183,19 @@ mod tests {
             let said = heard(&[b"X_PROGRESS=7", format!("X_PROGRESS={bad}").as_bytes()]);
             assert_eq!(said.progress, Some(7), "{bad:?}");
         }
-        assert!(!Said::default().hear(b"X_PROGRESS=no"));
+        assert_eq!(Said::default().hear(b"X_PROGRESS=no"), Heard::default());
+    }
+
+    #[test]
+    fn only_the_words_of_the_protocol_are_a_sign_of_life() {
+        let heard = |datagram: &[u8]| Said::default().hear(datagram);
+        assert_eq!(heard(b"STATUS=x\nWATCHDOG=1\n"), Heard { changed: true, alive: true, stuck: false });
+        assert_eq!(heard(b"WATCHDOG=trigger"), Heard { stuck: true, ..Heard::default() });
+        for other in
+            [&b"WATCHDOG=0"[..], b"WATCHDOG=", b"WATCHDOG=1 ", b"watchdog=1", b"WATCHDOG_USEC=1", b"X_WATCHDOG=1"]
+        {
+            assert_eq!(heard(other), Heard::default(), "{}", String::from_utf8_lossy(other));
+        }
     }
 
     #[test]

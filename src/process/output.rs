@@ -69,6 +69,11 @@ impl Log {
         }
     }
 
+    /// How many bytes have come, kept or not.
+    pub(super) fn length(&self) -> u64 {
+        self.offset
+    }
+
     fn segment_size(&self) -> u64 {
         (self.limit / 2).max(SMALLEST_SEGMENT)
     }
@@ -133,7 +138,7 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
-    use super::super::logs::LogReader;
+    use super::super::logs::{RunLog, Selection};
     use super::*;
 
     fn log(limit: u64) -> (tempfile::TempDir, Log) {
@@ -164,13 +169,13 @@ mod tests {
                 std::fs::read_dir(scratch.path()).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
             assert!(on_disk <= 64 * 1024, "{on_disk} bytes are kept");
         }
-        let reader = LogReader::open(scratch.path(), Stream::Stderr);
+        let reader = RunLog::open(scratch.path(), Selection::Only(Stream::Stderr), true);
         assert_eq!(reader.total_length().unwrap(), all.len() as u64);
-        let first = reader.first_kept().unwrap();
-        assert!(all.len() as u64 - first >= 32 * 1024, "at least half of the limit is kept");
-        let chunk = reader.read(0, usize::MAX).unwrap();
-        assert_eq!(chunk.offset, first);
-        assert_eq!(chunk.bytes, all[usize::try_from(first).unwrap()..][..chunk.bytes.len()]);
+        let page = reader.read(0, usize::MAX).unwrap();
+        let [piece] = page.pieces.as_slice() else { panic!("{page:?}") };
+        assert_eq!((piece.offset, page.next_offset), (piece.dropped, all.len() as u64));
+        assert!(piece.bytes.len() >= 32 * 1024, "at least half of the limit is kept");
+        assert_eq!(piece.bytes, all[all.len() - piece.bytes.len()..]);
         let tail = log.safe_tail();
         assert_eq!(tail.as_bytes(), &all[all.len() - 4096..]);
     }
@@ -183,11 +188,12 @@ mod tests {
         log.current = Some(OpenOptions::new().append(true).open("/dev/full").unwrap());
         log.take(b"lost ");
         log.take(b"after");
-        let reader = LogReader::open(scratch.path(), Stream::Stderr);
+        let reader = RunLog::open(scratch.path(), Selection::Only(Stream::Stderr), true);
         assert_eq!(reader.total_length().unwrap(), 17);
-        let (first, second) = (reader.read(0, 100).unwrap(), reader.read(7, 100).unwrap());
-        assert_eq!((first.offset, first.bytes.as_slice()), (0, &b"before "[..]));
-        assert_eq!((second.offset, second.bytes.as_slice()), (12, &b"after"[..]));
+        let page = reader.read(0, 100).unwrap();
+        let pieces: Vec<_> =
+            page.pieces.iter().map(|piece| (piece.offset, piece.dropped, piece.bytes.as_slice())).collect();
+        assert_eq!(pieces, [(0, 0, &b"before "[..]), (12, 5, &b"after"[..])]);
         assert_eq!(log.safe_tail(), "before lost after");
     }
 }

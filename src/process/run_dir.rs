@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::crash::{self, Step};
-use crate::domain::run::{CommandEnd, EndCause, Usage, Verdict};
+use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Shortage, TimedOut, Timeout, Usage, Verdict};
 use crate::domain::{BootMark, RunToken, Timestamp};
 
 /// The format of journals and of what is said over links; raised when an older release could not read them.
@@ -85,6 +85,23 @@ pub(super) struct VerdictRecord {
     system_cpu_us: u64,
     max_rss_bytes: u64,
     stderr_tail: String,
+    // What came after the first release: left out where there is nothing to say, so that this is still its format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout: Option<TimeoutRecord>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    io_read_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    io_write_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    output_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    out_of_memory: Option<OutOfMemoryRecord>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    refused_forks: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +119,52 @@ enum CauseRecord {
     TimedOut,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TimeoutRecord {
+    which: WhichTimeout,
+    limit_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum WhichTimeout {
+    StartToClose,
+    ScheduleToClose,
+    Watchdog,
+    Silence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OutOfMemoryRecord {
+    Run(u64),
+    Machine,
+}
+
+impl From<TimedOut> for TimeoutRecord {
+    fn from(timed_out: TimedOut) -> Self {
+        let which = match timed_out.timeout {
+            Timeout::StartToClose => WhichTimeout::StartToClose,
+            Timeout::ScheduleToClose => WhichTimeout::ScheduleToClose,
+            Timeout::Watchdog => WhichTimeout::Watchdog,
+            Timeout::Silence => WhichTimeout::Silence,
+        };
+        Self { which, limit_ms: u64::try_from(timed_out.limit.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
+impl From<TimeoutRecord> for TimedOut {
+    fn from(record: TimeoutRecord) -> Self {
+        let timeout = match record.which {
+            WhichTimeout::StartToClose => Timeout::StartToClose,
+            WhichTimeout::ScheduleToClose => Timeout::ScheduleToClose,
+            WhichTimeout::Watchdog => Timeout::Watchdog,
+            WhichTimeout::Silence => Timeout::Silence,
+        };
+        Self { timeout, limit: Duration::from_millis(record.limit_ms) }
+    }
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -117,7 +180,12 @@ impl From<&Verdict> for VerdictRecord {
             cause: match verdict.cause {
                 EndCause::Itself => CauseRecord::Itself,
                 EndCause::Requested => CauseRecord::Requested,
-                EndCause::TimedOut => CauseRecord::TimedOut,
+                EndCause::TimedOut(_) => CauseRecord::TimedOut,
+            },
+            timeout: if let EndCause::TimedOut(Some(timed_out)) = verdict.cause {
+                Some(timed_out.into())
+            } else {
+                None
             },
             started_ms: verdict.started_time.unix_millis(),
             completed_ms: verdict.completed_time.unix_millis(),
@@ -126,6 +194,14 @@ impl From<&Verdict> for VerdictRecord {
             system_cpu_us: micros(verdict.usage.system_cpu),
             max_rss_bytes: verdict.usage.max_rss_bytes,
             stderr_tail: verdict.stderr_tail.clone(),
+            io_read_bytes: verdict.usage.io_read_bytes,
+            io_write_bytes: verdict.usage.io_write_bytes,
+            output_bytes: verdict.usage.output_bytes,
+            out_of_memory: verdict.shortage.memory.map(|memory| match memory {
+                OutOfMemory::Run(limit) => OutOfMemoryRecord::Run(limit),
+                OutOfMemory::Machine => OutOfMemoryRecord::Machine,
+            }),
+            refused_forks: verdict.shortage.refused_forks,
         }
     }
 }
@@ -141,7 +217,7 @@ impl From<VerdictRecord> for Verdict {
             cause: match record.cause {
                 CauseRecord::Itself => EndCause::Itself,
                 CauseRecord::Requested => EndCause::Requested,
-                CauseRecord::TimedOut => EndCause::TimedOut,
+                CauseRecord::TimedOut => EndCause::TimedOut(record.timeout.map(Into::into)),
             },
             started_time: Timestamp::from_unix_millis(record.started_ms),
             completed_time: Timestamp::from_unix_millis(record.completed_ms),
@@ -150,6 +226,16 @@ impl From<VerdictRecord> for Verdict {
                 user_cpu: Duration::from_micros(record.user_cpu_us),
                 system_cpu: Duration::from_micros(record.system_cpu_us),
                 max_rss_bytes: record.max_rss_bytes,
+                io_read_bytes: record.io_read_bytes,
+                io_write_bytes: record.io_write_bytes,
+                output_bytes: record.output_bytes,
+            },
+            shortage: Shortage {
+                memory: record.out_of_memory.map(|memory| match memory {
+                    OutOfMemoryRecord::Run(limit) => OutOfMemory::Run(limit),
+                    OutOfMemoryRecord::Machine => OutOfMemory::Machine,
+                }),
+                refused_forks: record.refused_forks,
             },
             stderr_tail: record.stderr_tail,
         }
@@ -491,6 +577,7 @@ mod tests {
             completed_time: Timestamp::from_unix_millis(2),
             execution: Duration::from_micros(1500),
             usage: Usage::default(),
+            shortage: Shortage::default(),
             stderr_tail: stderr_tail.to_owned(),
         }
     }
@@ -525,6 +612,20 @@ mod tests {
         assert_eq!(ended(&lines(&[spec(), starting(), failed])), Ended::SpawnFailed("no such program".to_owned()));
         let done = Record::Verdict((&verdict(3, "oops")).into());
         assert_eq!(ended(&lines(&[spec(), starting(), done])), Ended::Finished(verdict(3, "oops")));
+    }
+
+    #[test]
+    fn a_verdict_of_the_first_release_is_read_and_what_it_did_not_know_is_left_open() {
+        let json = br#"{"verdict":{"pid":77,"end":{"signaled":15},"cause":"timed_out","started_ms":1,"completed_ms":2,"execution_us":1500,"user_cpu_us":0,"system_cpu_us":0,"max_rss_bytes":0,"stderr_tail":"oops"}}"#;
+        let first = Verdict { end: CommandEnd::Signaled(15), cause: EndCause::TimedOut(None), ..verdict(0, "oops") };
+        assert_eq!(serde_json::from_slice::<Record>(json).unwrap(), Record::Verdict((&first).into()));
+        assert_eq!(serde_json::to_vec(&Record::Verdict((&first).into())).unwrap(), json);
+        let limit = Duration::from_secs(9);
+        let cause = EndCause::TimedOut(Some(TimedOut { timeout: Timeout::Silence, limit }));
+        let usage = Usage { io_read_bytes: Some(5), io_write_bytes: Some(6), output_bytes: 9, ..Usage::default() };
+        let shortage = Shortage { memory: Some(OutOfMemory::Run(7)), refused_forks: 8 };
+        let whole = Verdict { cause, usage, shortage, ..verdict(1, "oops") };
+        assert_eq!(ended(&lines(&[Record::Spec(spec()), Record::Verdict((&whole).into())])), Ended::Finished(whole));
     }
 
     #[test]

@@ -22,7 +22,8 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-use super::cgroup::RunGroup;
+use super::arrival::Arrival;
+use super::cgroup::{RunGroup, Site};
 use super::guard::{Guard, Guarded};
 use super::link::{Order, ToService, ToShim};
 use super::logs::Stream;
@@ -30,10 +31,11 @@ use super::notify::{Inbox, Said};
 use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
 use super::spawn::{self, Outlets, Prepared};
-use super::{environment, tree};
+use super::{environment, oom, tree};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
-use crate::domain::run::{CommandEnd, EndCause, Verdict};
+use crate::domain::limits::Limits;
+use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Shortage, TimedOut, Timeout, Usage, Verdict};
 
 /// The socket in the run directory on which a shim without a service waits for one.
 pub(super) const CONTROL_SOCKET: &str = "ctl";
@@ -99,6 +101,57 @@ enum Phase {
     Draining { until: Duration },
 }
 
+/// Ends the run where nothing is heard for so long.
+#[derive(Clone, Copy, Debug)]
+struct Watch {
+    timeout: Timeout,
+    limit: Duration,
+    /// When something was heard last, by [`awake_time`].
+    heard: Duration,
+}
+
+impl Watch {
+    fn new(timeout: Timeout, limit_ms: Option<u64>) -> Option<Self> {
+        limit_ms.map(|limit| Self { timeout, limit: Duration::from_millis(limit), heard: awake_time() })
+    }
+
+    fn left(self, now: Duration) -> Duration {
+        (self.heard + self.limit).saturating_sub(now)
+    }
+}
+
+/// Looks now and then at how much memory the run holds, where no control group counts it.
+///
+/// The kernel itself only knows the most that any one process held.
+#[derive(Clone, Copy, Debug)]
+struct MemoryWatch {
+    peak: u64,
+    next: Duration,
+    pause: Duration,
+}
+
+impl MemoryWatch {
+    /// A run that is over by then is not worth a look.
+    const FIRST: Duration = Duration::from_secs(1);
+    /// For a run of hours, and for thousands of them at a time.
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn from(now: Duration) -> Self {
+        Self { peak: 0, next: now + Self::FIRST, pause: Self::FIRST }
+    }
+
+    fn go_on(&mut self, root: i32, now: Duration) {
+        if now >= self.next {
+            self.peak = self.peak.max(tree::resident(root));
+            self.pause = (self.pause * 2).min(Self::LONGEST);
+            self.next = now + self.pause;
+        }
+    }
+}
+
+/// How much longer than it wanted this process may sleep before it must think that it, and maybe its command, was stopped.
+const OVERSLEPT: Duration = Duration::from_secs(1);
+
 /// How the command itself ended.
 #[derive(Clone, Copy, Debug)]
 struct CommandEnded {
@@ -114,6 +167,8 @@ struct Shim {
     command: Pid,
     started_time: Timestamp,
     started: Duration,
+    /// The same by [`awake_time`], which the kernel's log goes by.
+    started_awake: Duration,
     kill_grace: Duration,
     phase: Phase,
     cause: Option<EndCause>,
@@ -126,10 +181,14 @@ struct Shim {
     guard: Option<Guard>,
     /// What is to be recorded about the start, until it is.
     start: Option<StartedRecord>,
+    time_is_up: TimedOut,
+    watchdog: Option<Watch>,
+    silence: Option<Watch>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     stdout_log: Log,
     stderr_log: Log,
+    arrival: Arrival,
     inbox: Option<Inbox>,
     said: Said,
     /// When the service last heard of progress, and whether there is more to tell.
@@ -137,6 +196,8 @@ struct Shim {
     progress_untold: bool,
     not_dying: Option<String>,
     group: Option<RunGroup>,
+    /// `None` where the group counts it.
+    memory: Option<MemoryWatch>,
     buffer: Vec<u8>,
     /// Dropped last: what is removed in the end is reached through it.
     _directory: OwnedFd,
@@ -179,11 +240,23 @@ impl Shim {
             .map_err(|error| format!("its run directory {} can't be used: {error}", named.display()))?;
         let run_dir = PathBuf::from(spawn::path_of(&directory));
         crash::before(Step::NotifyBind);
-        let inbox = Inbox::open(&named, &run_dir, &order.token).ok();
-        crash::after(Step::NotifyBind);
         let mut added = std::mem::take(&mut order.env);
-        if let Some(inbox) = &inbox {
-            added.push(("NOTIFY_SOCKET".to_owned(), inbox.address()));
+        let opened = Inbox::open(&named, &run_dir, &order.token);
+        crash::after(Step::NotifyBind);
+        let inbox = match opened {
+            Ok(inbox) => {
+                added.push(("NOTIFY_SOCKET".to_owned(), inbox.address()));
+                Some(inbox)
+            }
+            Err(error) if order.watchdog_ms.is_some() => {
+                return Err(format!("the socket that `watchdog = true` needs can't be made: {error}"));
+            }
+            Err(_) => None,
+        };
+        if let Some(limit) = order.watchdog_ms {
+            // Without WATCHDOG_PID (sd_watchdog_enabled(3)): whichever process of the run does the work may prove that it is
+            // alive, and a launcher between it and us is no reason not to.
+            added.push(("WATCHDOG_USEC".to_owned(), limit.saturating_mul(1000).to_string().into()));
         }
         let environment = environment::merged(&surroundings.environment, added);
         let prepared = Prepared::new(&order, &environment)?;
@@ -199,13 +272,15 @@ impl Shim {
         })?;
         crash::after(Step::StartingRecord);
 
-        let group = surroundings.groups.as_deref().and_then(|own| RunGroup::create(own, &order.token));
+        let limits = Limits { memory: order.memory_limit, cpu_millis: order.cpu_millis, pids: order.pids_limit };
+        let group = group_of(limits, &order.token, surroundings)?;
         let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
         let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
         let outlets = Outlets {
             stdout: stdout_end.as_fd(),
             stderr: stderr_end.as_fd(),
             cgroup: group.as_ref().map(RunGroup::procs),
+            may_run_outside: limits.is_unlimited(),
         };
         crash::before(Step::CommandSpawn);
         let command = match spawn::start(&prepared, outlets) {
@@ -243,6 +318,7 @@ impl Shim {
             command,
             started_time,
             started,
+            started_awake: awake_time(),
             kill_grace: Duration::from_millis(order.kill_grace_ms),
             phase: Phase::Running,
             cause: None,
@@ -254,10 +330,17 @@ impl Shim {
             guarded,
             guard: None,
             start: Some(record),
+            time_is_up: TimedOut {
+                timeout: if order.schedule_to_close { Timeout::ScheduleToClose } else { Timeout::StartToClose },
+                limit: Duration::from_millis(order.time_limit_ms),
+            },
+            watchdog: Watch::new(Timeout::Watchdog, order.watchdog_ms),
+            silence: Watch::new(Timeout::Silence, order.silence_timeout_ms),
             stdout: Some(stdout),
             stderr: Some(stderr),
             stdout_log: Log::new(run_dir.clone(), Stream::Stdout, limit),
             stderr_log: Log::new(run_dir.clone(), Stream::Stderr, limit),
+            arrival: Arrival::new(run_dir.clone(), limit),
             run_dir,
             _directory: directory,
             inbox,
@@ -265,6 +348,7 @@ impl Shim {
             progress_told: Duration::ZERO,
             progress_untold: false,
             not_dying: None,
+            memory: (!group.as_ref().is_some_and(RunGroup::counts_memory)).then(|| MemoryWatch::from(boottime())),
             group,
             buffer: Vec::new(),
         })
@@ -279,7 +363,7 @@ impl Shim {
             }
             if ready.time_limit {
                 self.time_limit = None;
-                self.end(EndCause::TimedOut, false);
+                self.end(EndCause::TimedOut(Some(self.time_is_up)), false);
             }
             if ready.stdout {
                 self.read_output(Stream::Stdout);
@@ -301,6 +385,7 @@ impl Shim {
                 self.record_start(journal);
             }
         }
+        self.arrival.finish(crate::clock::now);
         // What was said right before the end counts, too.
         self.hear();
         self.tell_progress();
@@ -314,7 +399,10 @@ impl Shim {
     }
 
     fn wait(&mut self) -> Ready {
-        let timeout = self.next_deadline().map(|at| timespec(at.saturating_sub(boottime())));
+        let watched = self.next_watch().map(|watch| watch.left(awake_time()));
+        let patience = self.next_deadline().map(|at| at.saturating_sub(boottime())).into_iter().chain(watched).min();
+        let slept_from = watched.map(|_| awake_time());
+        let timeout = patience.map(timespec);
         let sources = [
             Some(self.children.as_fd()),
             self.time_limit.as_ref().map(AsFd::as_fd),
@@ -329,7 +417,22 @@ impl Shim {
             let mut signals = [0_u8; 1024];
             let _ = rustix::io::read(&self.children, &mut signals);
         }
+        if let (Some(from), Some(patience)) = (slept_from, patience) {
+            let now = awake_time();
+            if now.saturating_sub(from) > patience + OVERSLEPT {
+                // Stopped, or on a machine that stood still, and then its command may have been, too: nothing was proved.
+                for watch in [&mut self.watchdog, &mut self.silence].into_iter().flatten() {
+                    watch.heard = now;
+                }
+            }
+        }
         Ready { children, time_limit, stdout, stderr, inbox, link, control }
+    }
+
+    /// The watch that will be the first to end the run, where none is heard of.
+    fn next_watch(&self) -> Option<Watch> {
+        let watches = self.watchdog.into_iter().chain(self.silence).filter(|_| self.phase == Phase::Running);
+        watches.min_by_key(|watch| watch.heard + watch.limit)
     }
 
     /// When to wake up without an event.
@@ -342,7 +445,9 @@ impl Shim {
         };
         let start = self.start.is_some().then(|| self.started + RECORD_START_AFTER);
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
-        phase.into_iter().chain(start).chain(progress).min()
+        let memory = self.memory.map(|memory| memory.next);
+        let arrival = self.arrival.next_deadline();
+        phase.into_iter().chain(start).chain(progress).chain(arrival).chain(memory).min()
     }
 
     /// Before anything is written while the command runs: a disk may hang.
@@ -383,6 +488,14 @@ impl Shim {
         if self.progress_untold && now >= self.progress_told + PROGRESS_PAUSE {
             self.tell_progress();
         }
+        self.arrival.go_on(now, crate::clock::now);
+        if let Some(memory) = &mut self.memory {
+            memory.go_on(self.own_pid, now);
+        }
+        if let Some(Watch { timeout, limit, .. }) = self.next_watch().filter(|watch| watch.left(awake_time()).is_zero())
+        {
+            self.end(EndCause::TimedOut(Some(TimedOut { timeout, limit })), false);
+        }
     }
 
     /// Takes note of every child that has ended: the command, or one of its orphans.
@@ -422,7 +535,7 @@ impl Shim {
         };
         let execution = boottime().saturating_sub(self.started);
         if self.guard.as_ref().is_some_and(Guard::has_struck) {
-            self.cause.get_or_insert(EndCause::TimedOut);
+            self.cause.get_or_insert(EndCause::TimedOut(Some(self.time_is_up)));
         }
         crash::after(Step::CommandReap);
         self.ended = Some(CommandEnded { end, time: crate::clock::now(), execution });
@@ -485,7 +598,14 @@ impl Shim {
         }
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
-            Ok(length) => log.take(self.buffer.get(..length).unwrap_or_default()),
+            Ok(length) => {
+                let bytes = self.buffer.get(..length).unwrap_or_default();
+                self.arrival.note(stream, bytes, boottime, crate::clock::now);
+                log.take(bytes);
+                if let Some(silence) = &mut self.silence {
+                    silence.heard = awake_time();
+                }
+            }
             Err(Errno::INTR | Errno::AGAIN) => {}
             Err(_) => *pipe = None,
         }
@@ -493,7 +613,16 @@ impl Shim {
 
     fn hear(&mut self) {
         let Some(inbox) = &self.inbox else { return };
-        self.progress_untold |= inbox.drain_into(&mut self.said);
+        let heard = inbox.drain_into(&mut self.said);
+        self.progress_untold |= heard.changed;
+        let Some(watchdog) = &mut self.watchdog else { return };
+        if heard.alive {
+            watchdog.heard = awake_time();
+        }
+        if heard.stuck {
+            let timed_out = TimedOut { timeout: Timeout::Watchdog, limit: Duration::ZERO };
+            self.end(EndCause::TimedOut(Some(timed_out)), false);
+        }
     }
 
     fn tell_progress(&mut self) {
@@ -584,10 +713,29 @@ impl Shim {
         }
     }
 
+    /// What the run used and could not get; its group still has to be there.
+    fn account(&self, ended: CommandEnded) -> (Usage, Shortage) {
+        let mut usage = spawn::usage_of_children();
+        usage.max_rss_bytes = usage.max_rss_bytes.max(self.memory.map_or(0, |memory| memory.peak));
+        usage.output_bytes = self.stdout_log.length() + self.stderr_log.length();
+        let mut shortage = Shortage::default();
+        if let Some(group) = &self.group {
+            group.correct(&mut usage);
+            shortage = group.shortage();
+        }
+        if shortage.memory.is_none() && self.cause.is_none() && ended.end == CommandEnd::Signaled(libc::SIGKILL) {
+            let since = u64::try_from(self.started_awake.as_micros()).unwrap_or(u64::MAX);
+            let killed = oom::was_killed(self.command.as_raw_nonzero().get(), since);
+            shortage.memory = killed.then_some(OutOfMemory::Machine);
+        }
+        (usage, shortage)
+    }
+
     /// Writes the verdict, tells it, and tidies up.
     fn conclude(mut self, journal: &mut Journal) {
         let Some(ended) = self.ended else { return };
         self.guard = None;
+        let (usage, shortage) = self.account(ended);
         if let Some(group) = self.group.take() {
             group.remove();
         }
@@ -598,7 +746,8 @@ impl Shim {
             started_time: self.started_time,
             completed_time: ended.time,
             execution: ended.execution,
-            usage: spawn::usage_of_children(),
+            usage,
+            shortage,
             stderr_tail: self.stderr_log.safe_tail(),
         };
         let record = Record::Verdict((&verdict).into());
@@ -640,6 +789,20 @@ fn synced(journal: &Journal) -> bool {
     synced
 }
 
+/// The group that the run gets: one that holds it to its limits, or where it has none, one if that is welcome.
+fn group_of(limits: Limits, token: &str, surroundings: &Surroundings) -> Result<Option<RunGroup>, String> {
+    if limits.is_unlimited() {
+        let base = surroundings.groups.as_deref();
+        return Ok(base.and_then(|base| RunGroup::create(base, token, limits).ok()));
+    }
+    // Asked now, since the service may have moved since the zygote was started.
+    let site =
+        Site::of_this_process().ok_or("its limits need a control group, and there is no version 2 tree of them")?;
+    RunGroup::create(site.base(), token, limits)
+        .map(Some)
+        .map_err(|reason| format!("its limits can't be set: {reason}"))
+}
+
 /// What can be read from without waiting.
 struct Ready {
     children: bool,
@@ -659,6 +822,12 @@ fn readable<const N: usize>(sources: [Option<BorrowedFd<'_>>; N], timeout: Optio
     let any = poll(&mut polled, timeout).is_ok_and(|ready| ready > 0);
     let mut results = polled.iter();
     sources.map(|source| source.is_some() && results.next().is_some_and(|polled| any && !polled.revents().is_empty()))
+}
+
+/// Time since boot without that during which the machine slept: what counts where a command has to do something in time.
+fn awake_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn timespec(duration: Duration) -> Timespec {

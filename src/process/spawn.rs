@@ -167,6 +167,8 @@ pub(super) struct Outlets<'a> {
     pub(super) stderr: BorrowedFd<'a>,
     /// `cgroup.procs` of the group that it joins.
     pub(super) cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it may run outside that group: without it the tree is followed by parenthood, but nothing limits it.
+    pub(super) may_run_outside: bool,
 }
 
 /// Starts the command as the leader of its own session, and waits until the exec has succeeded or failed.
@@ -324,8 +326,10 @@ fn become_command(start: &Start<'_>) -> Failure {
         // Where it is refused (a limit that is lower already), the run's token in the environment is all that marks it.
         let _ = setrlimit(Resource::Locks, Rlimit { current: Some(*mark), maximum: Some(*mark) });
         if let Some(group) = outlets.cgroup {
-            // Best effort, as all use of control groups: without it the tree is followed by parenthood.
-            let _ = rustix::io::write(group, b"0");
+            let joined = rustix::io::write(group, b"0");
+            if !outlets.may_run_outside {
+                joined?;
+            }
         }
         rustix::stdio::dup2_stdout(outlets.stdout)?;
         rustix::stdio::dup2_stderr(outlets.stderr)?;
@@ -389,6 +393,10 @@ pub(super) fn usage_of_children() -> crate::domain::run::Usage {
         system_cpu: time(usage.ru_stime),
         // Linux counts in KiB.
         max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024),
+        // In blocks of 512 bytes, whatever the file system's are.
+        io_read_bytes: u64::try_from(usage.ru_inblock).ok().map(|blocks| blocks.saturating_mul(512)),
+        output_bytes: 0,
+        io_write_bytes: u64::try_from(usage.ru_oublock).ok().map(|blocks| blocks.saturating_mul(512)),
     }
 }
 
@@ -420,8 +428,14 @@ mod tests {
             working_dir: working_dir.map(|directory| directory.as_os_str().to_owned()),
             env: Vec::new(),
             time_limit_ms: 0,
+            schedule_to_close: false,
+            watchdog_ms: None,
+            silence_timeout_ms: None,
             kill_grace_ms: 0,
             output_limit: 0,
+            memory_limit: None,
+            cpu_millis: None,
+            pids_limit: None,
             boot_id: String::new(),
         };
         Prepared::new(&order, &environment::merged(&[], [("PATH".to_owned(), path.into())])).unwrap_err()

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::domain::limits::Limits;
+use crate::domain::run::Timeout;
 use crate::domain::{Attempt, FlowType, JobId, RunToken, WorkerId};
 
 /// Everything that a shim needs; `Debug` shows neither environment nor payload.
@@ -31,10 +33,18 @@ pub struct CommandSpec {
     pub payload: Option<Vec<u8>>,
     /// How long the command may run.
     pub time_limit: Duration,
+    /// What that is: [`Timeout::StartToClose`] or [`Timeout::ScheduleToClose`].
+    pub time_limit_is: Timeout,
+    /// How often the command has to say that it is alive (`WATCHDOG=1`, sd_notify(3)); `None` means that it need not.
+    pub watchdog: Option<Duration>,
+    /// How long the command may write nothing; `None` means for ever.
+    pub silence_timeout: Option<Duration>,
     /// How long after SIGTERM SIGKILL follows.
     pub kill_grace: Duration,
     /// How many bytes each of standard output and standard error are kept; older output is dropped.
     pub output_limit: u64,
+    /// What the run may use of the machine.
+    pub limits: Limits,
 }
 
 impl fmt::Debug for CommandSpec {
@@ -48,8 +58,11 @@ impl fmt::Debug for CommandSpec {
             .field("working_dir", &self.working_dir)
             .field("worker", &self.worker)
             .field("time_limit", &self.time_limit)
+            .field("watchdog", &self.watchdog)
+            .field("silence_timeout", &self.silence_timeout)
             .field("kill_grace", &self.kill_grace)
             .field("output_limit", &self.output_limit)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }

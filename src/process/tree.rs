@@ -135,6 +135,22 @@ fn send(pid: i32, parent: i32, root: i32, signal: Signal) {
     }
 }
 
+/// What every process below `root` holds in memory, in bytes: what is its own, and once the most that any shares.
+///
+/// Shared pages (libraries, a fork's untouched copies of files) would be counted many times otherwise.
+pub(super) fn resident(root: i32) -> u64 {
+    let (mut own, mut shared) = (0_u64, 0_u64);
+    for pid in descendants(root).into_keys() {
+        // Sizes in pages: total, resident, resident and shared (proc(5), statm).
+        let Ok(sizes) = fs::read_to_string(format!("/proc/{pid}/statm")) else { continue };
+        let mut sizes = sizes.split_ascii_whitespace().skip(1).map_while(|size| size.parse::<u64>().ok());
+        let (Some(resident), Some(of_it_shared)) = (sizes.next(), sizes.next()) else { continue };
+        own += resident.saturating_sub(of_it_shared);
+        shared = shared.max(of_it_shared);
+    }
+    (own + shared).saturating_mul(rustix::param::page_size() as u64)
+}
+
 /// What is still alive below `root`, for a person.
 pub(super) fn names(root: i32) -> String {
     let alive = descendants(root).into_keys().filter_map(|pid| Some((pid, Stat::of(pid)?)));

@@ -5,11 +5,20 @@ use std::sync::Arc;
 
 use super::{CommandSpec, Error, Evidence, RunLink};
 use crate::domain::RunToken;
+use crate::domain::limits::Limits;
 
 #[derive(Debug)]
 pub(super) struct Launcher;
 
 const UNSUPPORTED: Error = Error::Unsupported { what: "running commands" };
+
+pub(super) fn check_limits(_limits: Limits) -> Result<(), String> {
+    Err("limits need Linux".to_owned())
+}
+
+pub(super) fn prepare_limits(limits: Limits) -> Result<(), String> {
+    check_limits(limits)
+}
 
 impl Launcher {
     pub(super) fn open(_runs: &Path, _executable: PathBuf) -> Result<Self, Error> {

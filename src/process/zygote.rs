@@ -34,7 +34,7 @@ pub(super) fn serve() -> ExitCode {
     let _ = rustix::process::setsid();
     let surroundings = Surroundings {
         environment: std::env::vars_os().filter(|(name, _)| environment::is_passed_on(name)).collect(),
-        groups: cgroup::own_delegated(),
+        groups: cgroup::Site::of_this_process().and_then(|site| site.delegated()),
     };
     // What a processor can do is asked once for all shims: in a virtual machine each such question is dear.
     let _ = crc32fast::hash(b"callsheet");

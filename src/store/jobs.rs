@@ -10,8 +10,8 @@ use serde_json::json;
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row, storable};
 use super::{
-    CancelResult, Due, Enqueued, Error, EventRow, FlowState, JobFilter, JobRow, NewJob, OpenJob, Page, RunRow, Store,
-    WorkerRow,
+    CancelResult, Due, Enqueued, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, NewJob, OpenJob, Page,
+    RunRow, Store, WorkerRow,
 };
 use crate::crash::{self, Step};
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
@@ -216,6 +216,25 @@ impl Store {
         let mut query = select::<runs::Entity>(self.dialect());
         query.and_where(runs::Column::JobId.eq(job.0)).order_by(runs::Column::Id, Order::Asc);
         self.rows(&query, run_row).await
+    }
+
+    /// What is known of the runs of these jobs, as far as matters for whether their files may go; claimed ones, which may have
+    /// files and no row yet, are among them.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn known_runs(&self, jobs: &[JobId]) -> Result<Vec<KnownRun>, Error> {
+        let ids: Vec<i64> = jobs.iter().map(|job| job.0).collect();
+        let mut query = select::<runs::Entity>(self.dialect());
+        query.and_where(runs::Column::JobId.is_in(ids.clone()));
+        let mut known = self.rows(&query, known_run).await?;
+        // Read after the runs: what is claimed meanwhile is then certainly seen.
+        let mut query = select::<jobs::Entity>(self.dialect());
+        query.and_where(jobs::Column::Id.is_in(ids)).and_where(Expr::cust(OPEN));
+        for job in self.rows(&query, job_row).await? {
+            known.extend(job.run_token.map(|run_token| KnownRun { job: job.id, run_token, ended: None }));
+        }
+        Ok(known)
     }
 
     /// The status changes of a job, the first one first.
@@ -437,6 +456,13 @@ pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow, Error> {
     })
 }
 
+fn known_run(row: &Row<'_>) -> Result<KnownRun, Error> {
+    let run = run_row(row)?;
+    // One that has ended has both; one that anybody wrote otherwise counts as open, which keeps its files.
+    let ended = run.outcome.and(run.completed_time);
+    Ok(KnownRun { job: run.job_id, run_token: run.run_token, ended })
+}
+
 fn run_row(row: &Row<'_>) -> Result<RunRow, Error> {
     Ok(RunRow {
         id: row.int("id")?,
@@ -454,6 +480,8 @@ fn run_row(row: &Row<'_>) -> Result<RunRow, Error> {
         user_cpu_ms: row.maybe_int("user_cpu_ms")?,
         system_cpu_ms: row.maybe_int("system_cpu_ms")?,
         max_rss_bytes: row.maybe_int("max_rss_bytes")?,
+        io_read_bytes: row.maybe_int("io_read_bytes")?,
+        io_write_bytes: row.maybe_int("io_write_bytes")?,
     })
 }
 

@@ -89,6 +89,10 @@ pub struct RunRow {
     pub system_cpu_ms: Option<i64>,
     /// `max_rss_bytes`
     pub max_rss_bytes: Option<i64>,
+    /// `io_read_bytes`
+    pub io_read_bytes: Option<i64>,
+    /// `io_write_bytes`
+    pub io_write_bytes: Option<i64>,
 }
 
 /// A row of `job_events`.
@@ -178,6 +182,17 @@ pub struct OpenJob {
     pub started_time: Option<Timestamp>,
     /// `runs.pid` of the run with this token.
     pub pid: Option<i32>,
+}
+
+/// A run, as far as matters for whether its files may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRun {
+    /// The job.
+    pub job: JobId,
+    /// `run_token`
+    pub run_token: String,
+    /// When it ended; `None` while it goes on.
+    pub ended: Option<Timestamp>,
 }
 
 /// How a flow's queue stands.

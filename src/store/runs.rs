@@ -181,13 +181,15 @@ impl Store {
         outcome: Outcome,
     ) -> Result<(), Error> {
         let upsert = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time, completed_time, outcome, \
-             exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+             exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
              ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
              started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
              outcome = excluded.outcome, exit_code = excluded.exit_code, signal = excluded.signal, error = excluded.error, \
              user_cpu_ms = excluded.user_cpu_ms, system_cpu_ms = excluded.system_cpu_ms, \
-             max_rss_bytes = excluded.max_rss_bytes";
+             max_rss_bytes = excluded.max_rss_bytes, io_read_bytes = excluded.io_read_bytes, \
+             io_write_bytes = excluded.io_write_bytes";
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         let usage = settlement.usage;
         let values = [
@@ -204,7 +206,9 @@ impl Store {
             settlement.error.as_deref().map(storable).into(),
             usage.map(|usage| milliseconds(usage.user_cpu)).into(),
             usage.map(|usage| milliseconds(usage.system_cpu)).into(),
-            usage.map(|usage| i64::try_from(usage.max_rss_bytes).unwrap_or(i64::MAX)).into(),
+            usage.map(|usage| bytes(usage.max_rss_bytes)).into(),
+            usage.and_then(|usage| usage.io_read_bytes).map(bytes).into(),
+            usage.and_then(|usage| usage.io_write_bytes).map(bytes).into(),
         ];
         transaction.execute_raw(self.statement(upsert, values)).await.doing("settle a run")?;
         Ok(())

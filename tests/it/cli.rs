@@ -582,7 +582,9 @@ async fn show_and_logs_tell_of_a_run() {
     assert_eq!(raw.stdout, b"one\ntwo\xff\x1b[31m\nthree", "byte for byte to a pipe");
     assert_eq!(place.run(&["logs", "1", "--stream", "stdout", "--tail", "1"]).exits(0).stdout, "three");
     assert_eq!(place.run(&["logs", "1", "--stream", "stderr", "--follow"]).exits(0).stdout, "e1\ne2\n");
-    assert_eq!(place.run(&["logs", "1", "--stream", "both", "--tail", "1"]).exits(0).stdout, "threee2\n");
+    assert_eq!(place.run(&["logs", "1", "--stream", "both", "--tail", "2"]).exits(0).stdout, "threee1\ne2\n");
+    assert_eq!(place.run(&["logs", "1", "--stream", "stderr", "--offset", "3"]).exits(0).stdout, "e2\n");
+    place.run(&["logs", "1", "--offset", "3", "--tail", "1"]).exits(2).says("--offset");
     let line = place.json(&["--json", "logs", "1", "--stream", "stderr"]);
     assert_eq!(line, json!({ "stream": "stderr", "offset": 0, "text": "e1\ne2\n" }));
     place.run(&["logs", "1", "--attempt", "2"]).exits(3).says("job 1 has no attempt 2");

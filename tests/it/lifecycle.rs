@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use callsheet::domain::lifecycle::JobChange;
-use callsheet::domain::retry::RetryPolicy;
+use callsheet::domain::retry::{Jitter, RetryPolicy};
 use callsheet::domain::run::{
-    CommandEnd, EndCause, Next, RunContext, RunEnd, RunEvent, RunPhase, Usage, Verdict, conclude,
+    CommandEnd, EndCause, Next, RunContext, RunEnd, RunEvent, RunPhase, Shortage, Usage, Verdict, conclude,
 };
 use callsheet::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::store::{CancelResult, Claim, Due, NewJob, Settlement, Started, Store, Write, Written};
@@ -85,6 +85,7 @@ fn ends() -> String {
             completed_time: Timestamp::from_unix_millis(1),
             execution: Duration::from_millis(1),
             usage: Usage::default(),
+            shortage: Shortage::default(),
             stderr_tail: String::new(),
         })
     };
@@ -94,7 +95,7 @@ fn ends() -> String {
         ("it is killed by a signal that nobody here sent", verdict(CommandEnd::Signaled(11), EndCause::Itself)),
         ("it ends after it was asked to, with 0", verdict(CommandEnd::Exited(0), EndCause::Requested)),
         ("it ends after it was asked to, otherwise", verdict(CommandEnd::Signaled(15), EndCause::Requested)),
-        ("its time is up, whatever its exit code", verdict(CommandEnd::Exited(0), EndCause::TimedOut)),
+        ("its time is up, whatever its exit code", verdict(CommandEnd::Exited(0), EndCause::TimedOut(None))),
         ("it can't be started", RunEnd::SpawnFailed("why".to_owned())),
         ("nobody can say how it ended", RunEnd::Lost("why".to_owned())),
         ("it was certainly never started", RunEnd::NeverStarted),
@@ -110,6 +111,7 @@ fn ends() -> String {
             let context = RunContext {
                 attempt: Attempt(attempt),
                 maximum_attempts: 2,
+                jitter: Jitter::NONE,
                 retry: &retry,
                 cancel_requested,
                 start_to_close_timeout: Duration::from_secs(1),

@@ -20,6 +20,7 @@ mod ends;
 mod grafana;
 mod http;
 mod lifecycle;
+mod liveness;
 mod metrics;
 mod order;
 mod overview;

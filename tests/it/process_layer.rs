@@ -9,9 +9,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use callsheet::domain::run::{CommandEnd, EndCause, Verdict};
+use callsheet::domain::limits::Limits;
+use callsheet::domain::run::{CommandEnd, EndCause, TimedOut, Timeout, Verdict};
 use callsheet::domain::{Attempt, JobId, RunToken};
-use callsheet::process::logs::{LogReader, Stream};
+use callsheet::process::logs::{RunLog, Selection, Stream};
 use callsheet::process::{CommandSpec, Error, Evidence, Processes, RunLink, RunReport};
 
 use super::support::processes::{
@@ -75,8 +76,8 @@ impl Stage {
     }
 
     fn output(&self, spec: &CommandSpec, stream: Stream) -> String {
-        let chunk = LogReader::open(&self.run_dir(spec), stream).read(0, usize::MAX).unwrap();
-        String::from_utf8(chunk.bytes).unwrap()
+        let page = RunLog::open(&self.run_dir(spec), Selection::Only(stream), true).read(0, usize::MAX).unwrap();
+        String::from_utf8(page.to_bytes()).unwrap()
     }
 
     /// The zygote of this stage: a child of this process whose arguments say so (tests run at the same time).
@@ -108,8 +109,12 @@ fn command(argv: &[&str]) -> CommandSpec {
         worker: "worker".parse().unwrap(),
         payload: None,
         time_limit: Duration::from_secs(60),
+        time_limit_is: Timeout::StartToClose,
+        watchdog: None,
+        silence_timeout: None,
         kill_grace: Duration::from_millis(300),
         output_limit: 1 << 20,
+        limits: Limits::default(),
     }
 }
 
@@ -397,7 +402,13 @@ async fn the_time_limit_ends_the_whole_tree() {
     let mut link = stage.launch(&spec).await;
     let pids = escaped(&stage).await;
     let verdict = told(&mut link).await.verdict();
-    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::TimedOut));
+    assert_eq!(
+        (verdict.end, verdict.cause),
+        (
+            CommandEnd::Signaled(9),
+            EndCause::TimedOut(Some(TimedOut { timeout: Timeout::StartToClose, limit: Duration::from_secs(2) }))
+        )
+    );
     assert!(verdict.execution >= Duration::from_secs(2) && verdict.execution < Duration::from_secs(20));
     assert!(!pids.into_iter().any(is_alive), "{pids:?}");
     assert_nothing_is_alive_of(&spec);
@@ -410,14 +421,14 @@ async fn output_beyond_the_limit_loses_its_oldest_part_only() {
     let verdict = stage.run(&spec).await.verdict();
     assert_eq!(verdict.end, CommandEnd::Exited(0));
     assert_eq!(verdict.stderr_tail, "the last words\n");
-    let reader = LogReader::open(&stage.run_dir(&spec), Stream::Stdout);
-    let (first, total) = (reader.first_kept().unwrap(), reader.total_length().unwrap());
+    let log = RunLog::open(&stage.run_dir(&spec), Selection::Only(Stream::Stdout), true);
+    let (first, total) = (log.read(0, 1).unwrap().pieces[0].offset, log.total_length().unwrap());
     assert_eq!(total, 50_000_000);
     assert!(total - first <= 1 << 20, "more than the limit is kept");
     assert!(total - first >= 1 << 19, "less than half of the limit is kept");
-    assert_eq!(reader.tail(1).unwrap().bytes, b"005000000\n");
+    assert_eq!(log.tail(1).unwrap().to_bytes(), b"005000000\n");
     let line = first / 10 + 2;
-    assert_eq!(reader.read((line - 1) * 10, 10).unwrap().bytes, format!("{line:09}\n").into_bytes());
+    assert_eq!(log.read((line - 1) * 10, 10).unwrap().to_bytes(), format!("{line:09}\n").into_bytes());
     assert_eq!(stage.output(&spec, Stream::Stderr), "the last words\n");
 }
 

@@ -195,6 +195,9 @@ pub fn completed(job: &ClaimedJob) -> Settlement {
             user_cpu: Duration::from_millis(20),
             system_cpu: Duration::from_millis(3),
             max_rss_bytes: 5_000_000_000,
+            io_read_bytes: Some(6_000_000_000),
+            io_write_bytes: None,
+            output_bytes: 0,
         }),
         ..settlement(job, Next::Final(JobStatus::Completed), Some(Outcome::Completed))
     }
@@ -501,6 +504,7 @@ async fn a_job_goes_its_way_with_every_column_and_event(db: Db) {
     let run = &runs[0];
     assert_eq!((run.attempt, run.outcome.as_deref(), run.exit_code), (Attempt(1), Some("COMPLETED"), Some(0)));
     assert_eq!((run.user_cpu_ms, run.system_cpu_ms, run.max_rss_bytes), (Some(20), Some(3), Some(5_000_000_000)));
+    assert_eq!((run.io_read_bytes, run.io_write_bytes), (Some(6_000_000_000), None));
     assert_eq!((run.started_time, run.completed_time), (Some(at(5_000_000_000_000)), Some(at(5_000_000_001_500))));
     assert_eq!(db.steps(id).await, steps(&["PENDING", "INQUEUE", "PROGRESS", "COMPLETED"]));
     // The key is free again.

@@ -11,9 +11,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use callsheet::domain::heartbeat::{TAKEOVER_MARGIN, is_overdue, may_be_taken_over};
-use callsheet::domain::retry::RetryPolicy;
+use callsheet::domain::retry::{Jitter, RetryPolicy};
 use callsheet::domain::run::{
-    CommandEnd, EndCause, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Usage, Verdict, conclude,
+    CommandEnd, EndCause, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Shortage, Usage, Verdict, conclude,
 };
 use callsheet::domain::{Attempt, JobStatus, Timestamp};
 use stateright::{Checker, HasDiscoveries, Model, Property};
@@ -343,6 +343,7 @@ fn next_of(command: Command, attempt: u8, attempts: u8) -> Next {
             completed_time: Timestamp::from_unix_millis(1),
             execution: Duration::from_millis(1),
             usage: Usage::default(),
+            shortage: Shortage::default(),
             stderr_tail: String::new(),
         }),
     };
@@ -351,6 +352,7 @@ fn next_of(command: Command, attempt: u8, attempts: u8) -> Next {
     let context = RunContext {
         attempt: Attempt(u32::from(attempt)),
         maximum_attempts: most,
+        jitter: Jitter::NONE,
         retry: &retry,
         cancel_requested: false,
         start_to_close_timeout: Duration::from_secs(1),

@@ -33,6 +33,14 @@ for word in "${words[@]}"; do
       (setsid bash -c 'trap "" TERM; echo $$ >"$0.daemon"; while :; do sleep 0.1; done' "$evidence/$job.$attempt" </dev/null >/dev/null 2>&1 &)
       while [ ! -s "$evidence/$job.$attempt.daemon" ]; do sleep 0.01; done
       ;;
+    count:*) seq 1 "$value" ;;
+    flood:*) head -c "${value}M" /dev/zero; echo ;;
+    junk) printf '\033[2J\033]0;title\007red \377\303( \342\200\256 end\b\n' ;;
+    alive:*)
+      # By a child of its own, every half second, so many times; the last one counts from then on.
+      for ((i = 0; i < value; i++)); do (exec "$BINARY" notify --watchdog); sleep 0.5; done
+      ;;
+    stuck) python3 -c 'import os, socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"WATCHDOG=trigger", os.environ["NOTIFY_SOCKET"])' ;;
     progress:*) "$BINARY" notify --progress "$value" --status "at $value" ;;
     environment) env >"$evidence/$job.$attempt.environment" ;;
     kill:*) note end "$(now)"; kill -s "$value" $$ ;;
