@@ -141,7 +141,7 @@ async fn find_run(store: &Store, args: &Args) -> Result<Option<RunRow>> {
     }
 }
 
-fn directory_of(config: &Config, run: &RunRow) -> Option<PathBuf> {
+pub(super) fn directory_of(config: &Config, run: &RunRow) -> Option<PathBuf> {
     let token: RunToken = run.run_token.parse().ok()?;
     Some(run_dir(&config.data_dir, run.job_id, run.attempt, &token))
 }

@@ -20,6 +20,7 @@ mod retry;
 mod select;
 mod serve;
 mod show;
+mod top;
 mod wait;
 mod workers;
 
@@ -101,6 +102,7 @@ enum Command {
     Drain(drain::Args),
     Flows(flows::Args),
     Workers(workers::Args),
+    Top(top::Args),
     Migrate(migrate::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -167,6 +169,7 @@ impl Context {
             Command::Drain(args) => tool(drain::run(self, &args)),
             Command::Flows(args) => tool(flows::run(self, &args)),
             Command::Workers(args) => tool(workers::run(self, &args)),
+            Command::Top(args) => tool(top::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
             Command::Doctor(args) => tool(doctor::run(self, &args)),
             Command::Completions(args) => completions::run(self, &args),

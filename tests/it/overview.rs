@@ -188,3 +188,11 @@ async fn a_text_is_looked_for_in_a_part_at_a_time(on: On) {
     assert_eq!(service.store.search(&whole).await.unwrap().rows.len(), 1);
 }
 on_each_database!(a_text_is_looked_for_in_a_part_at_a_time);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn top_refuses_where_there_is_no_terminal() {
+    let service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
+    let output = service.cli(&["top"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("top draws on a terminal, and this is none"));
+}
