@@ -180,30 +180,51 @@ impl Store {
             filter.statuses.extend([JobStatus::Pending, JobStatus::InQueue, JobStatus::Progress]);
         }
         let page = self.matching_ids(&filter).await?;
+        let reaches_open =
+            filter.statuses.iter().any(|status| matches!(status, JobStatus::InQueue | JobStatus::Progress));
+        let rows = self.cancel_known(&page.rows, reaches_open).await?;
+        Ok(Page { rows, next_cursor: page.next_cursor })
+    }
+
+    /// Asks to cancel these jobs, which had these statuses when they were chosen, and leaves out those that have ended.
+    ///
+    /// # Errors
+    /// Where the database fails; what was cancelled before that stays so.
+    pub async fn cancel_chosen(&self, jobs: &[(JobId, JobStatus)]) -> Result<Vec<(JobId, CancelResult)>, Error> {
+        let mut results = Vec::with_capacity(jobs.len());
+        for chunk in jobs.chunks(CHUNK) {
+            results.extend(self.cancel_known(chunk, true).await?);
+        }
+        Ok(results)
+    }
+
+    async fn cancel_known(
+        &self,
+        jobs: &[(JobId, JobStatus)],
+        reaches_open: bool,
+    ) -> Result<Vec<(JobId, CancelResult)>, Error> {
         let waiting: Vec<JobId> =
-            page.rows.iter().filter(|(_, status)| *status == JobStatus::Pending).map(|(id, _)| *id).collect();
+            jobs.iter().filter(|(_, status)| *status == JobStatus::Pending).map(|(id, _)| *id).collect();
         let cancelled = match waiting.is_empty() {
             true => BTreeSet::new(),
             false => self.in_time(CANCEL, self.retrying(|| self.cancel_waiting(&waiting))).await?,
         };
-        let reaches_open =
-            filter.statuses.iter().any(|status| matches!(status, JobStatus::InQueue | JobStatus::Progress));
         let mut rows = Vec::new();
-        for (id, _) in page.rows {
-            if cancelled.contains(&id) {
-                rows.push((id, CancelResult::Cancelled));
+        for (id, _) in jobs {
+            if cancelled.contains(id) {
+                rows.push((*id, CancelResult::Cancelled));
             } else if reaches_open {
                 // A transaction each: one that held many open rows could wait for a batch of confirmations, and that for it.
-                match self.request_cancel(id).await? {
+                match self.request_cancel(*id).await? {
                     CancelResult::NotFound | CancelResult::NotPossible(_) => {}
                     result @ (CancelResult::Cancelled | CancelResult::Requested | CancelResult::AlreadyRequested) => {
-                        rows.push((id, result));
+                        rows.push((*id, result));
                     }
                 }
             }
         }
         self.changed_here();
-        Ok(Page { rows, next_cursor: page.next_cursor })
+        Ok(rows)
     }
 
     async fn cancel_waiting(&self, jobs: &[JobId]) -> Result<BTreeSet<JobId>, Error> {

@@ -18,8 +18,9 @@ pub const COUNTED_UP_TO: u64 = 1000;
 const MOST_OPEN: u64 = 500;
 /// So many of the last failures are read.
 const FAILURES: u64 = 8;
-/// So many ended jobs of each flow are read for its lane.
-const LANE: u64 = 40;
+/// So many ended jobs are read for the lanes of all flows, and so many of each flow at the most.
+const LANES: usize = 240;
+const LANE: usize = 40;
 /// So many flows are looked at the most; a table of types that somebody has filled with noise must stay readable.
 const MOST_FLOWS: usize = 200;
 /// So much of an error is read, in characters: its sentence and the lines that follow it.
@@ -251,10 +252,11 @@ impl Store {
         if types.is_empty() {
             return Ok(Vec::new());
         }
+        let each = (LANES / types.len()).clamp(2, LANE);
         let one = |place: usize| {
             format!(
                 "SELECT * FROM (SELECT {} FROM jobs {} WHERE type = ${place} AND {ENDED} AND completed_time IS NOT NULL \
-                 ORDER BY completed_time DESC LIMIT {LANE}) AS lane{place}",
+                 ORDER BY completed_time DESC LIMIT {each}) AS lane{place}",
                 self.ended_columns(),
                 dialect.by_index("jobs_ended"),
             )

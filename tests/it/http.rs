@@ -51,7 +51,7 @@ async fn the_metrics_tell_what_was_done(on: On) {
     })
     .await;
     assert!(text.contains("callsheet_build_info") && text.contains("process_resident_memory_bytes"));
-    assert!(get(&service, "/").1.contains("/metrics"));
+    assert!(get(&service, "/").1.contains("<title>Overview"));
     let (status, body) = get(&service, "/nothing");
     assert_eq!(status, 404);
     assert!(body.contains(r#""status":404"#), "{body}");

@@ -24,6 +24,7 @@ mod liveness;
 mod metrics;
 mod order;
 mod overview;
+mod page;
 mod process_layer;
 mod progress;
 mod recovery;

@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub mod browser;
 pub mod client;
 pub mod postgres;
 #[cfg(target_os = "linux")]

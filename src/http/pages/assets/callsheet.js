@@ -1,0 +1,283 @@
+// Keeps an open page fresh: the parts that the server says have changed, the times, and a job's output. Everything on the
+// page works without this.
+"use strict";
+
+const live = document.getElementById("live");
+const offset = Number(document.body.dataset.now || Date.now()) - Date.now();
+const RECONNECT = 1500;
+
+// Times ---------------------------------------------------------------------------------------------------------------
+
+const rough = (s) => (s < 60 ? `${s}s` : s < 3600 ? `${Math.floor(s / 60)}m` : s < 172800 ? `${Math.floor(s / 3600)}h` : `${Math.floor(s / 86400)}d`);
+
+function length(ms) {
+  const s = Math.floor(ms / 1000);
+  if (s < 60) return `${s}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}m ${s % 60}s`;
+  if (s < 86400) return `${Math.floor(s / 3600)}h ${Math.floor((s % 3600) / 60)}m`;
+  return `${Math.floor(s / 86400)}d ${Math.floor((s % 86400) / 3600)}h`;
+}
+
+function tick() {
+  const now = Date.now() + offset;
+  for (const time of document.querySelectorAll("time[data-said]")) {
+    const since = now - Date.parse(time.dateTime);
+    const said = time.dataset.said === "since" ? length(Math.max(0, since))
+      : since < 0 ? `in ${rough(Math.floor(-since / 1000))}` : `${rough(Math.floor(since / 1000))} ago`;
+    if (time.textContent !== said) time.textContent = said;
+  }
+}
+setInterval(tick, 1000);
+
+// The title tells a time exactly, in UTC; whoever points at it gets their own, too.
+document.addEventListener("pointerover", (event) => {
+  const time = event.target.closest && event.target.closest("time[datetime]");
+  if (time && !time.dataset.local) {
+    time.dataset.local = "yes";
+    time.title += `\n${new Date(time.dateTime).toLocaleString()} here`;
+  }
+});
+
+// What was just done is not told again when the page is reloaded.
+if (location.search.includes("done=")) {
+  const address = new URL(location.href);
+  for (const name of ["done", "n"]) address.searchParams.delete(name);
+  history.replaceState(null, "", address);
+}
+
+// Parts ---------------------------------------------------------------------------------------------------------------
+
+/** What tells an element from its neighbours, so that it is found again after its part was replaced. */
+const mark = (element) => ["id", "href", "action", "aria-label", "name", "value"].map((name) => element.getAttribute(name)).join("|") + element.tagName
+  + (element.form ? element.form.getAttribute("action") : "");
+
+function replace({ id, class: name, html, hash }) {
+  let part = document.getElementById(id);
+  if (!part) {
+    part = document.createElement("section");
+    part.id = id;
+    part.className = name;
+    const after = { error: "job" }[id];
+    const before = after && document.getElementById(after);
+    if (!before) return;
+    before.after(part);
+  }
+  // As it is already, but for the time that has passed.
+  if (part.dataset.part === hash) return;
+  part.dataset.part = hash;
+  const focused = part.contains(document.activeElement) ? mark(document.activeElement) : null;
+  const chosen = new Set([...part.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
+  const scrolled = [...part.querySelectorAll(".scroll, pre")].map((element) => [element.scrollLeft, element.scrollTop]);
+  part.innerHTML = html;
+  for (const box of part.querySelectorAll("input[type=checkbox]")) if (chosen.has(box.value)) box.checked = true;
+  [...part.querySelectorAll(".scroll, pre")].forEach((element, place) => {
+    if (scrolled[place]) [element.scrollLeft, element.scrollTop] = scrolled[place];
+  });
+  if (focused) {
+    const again = [...part.querySelectorAll("a, button, input, select, [tabindex]")].find((element) => mark(element) === focused);
+    if (again) again.focus({ preventScroll: true });
+  }
+}
+
+// Output --------------------------------------------------------------------------------------------------------------
+
+const LINES_OF_A_BLOCK = 300;
+const MOST_LINES = 250000;
+
+/** The output of a job: blocks of some hundred lines, of which the browser lays out those that can be seen. */
+class Log {
+  constructor(box) {
+    this.box = box;
+    this.attempt = box.dataset.attempt;
+    this.lines = 0;
+    this.last = null;
+    this.fresh = true;
+    this.found = [];
+    this.current = -1;
+    const tool = (name) => document.getElementById(`log-${name}`);
+    this.counter = tool("lines");
+    this.told = tool("found");
+    this.search = tool("search");
+    this.follow = tool("follow");
+    tool("tools").hidden = false;
+    tool("stream").addEventListener("change", (event) => {
+      box.classList.toggle("only-stdout", event.target.value === "stdout");
+      box.classList.toggle("only-stderr", event.target.value === "stderr");
+      this.find();
+    });
+    this.search.addEventListener("input", () => {
+      clearTimeout(this.typing);
+      this.typing = setTimeout(() => this.find(), 150);
+    });
+    this.search.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") {
+        event.preventDefault();
+        this.step(event.shiftKey ? -1 : 1);
+      }
+    });
+    tool("next").addEventListener("click", () => this.step(1));
+    tool("previous").addEventListener("click", () => this.step(-1));
+    this.follow.addEventListener("change", () => this.follow.checked && this.toEnd());
+    // Whoever scrolls up wants to read there, and whoever scrolls to the end wants to follow.
+    const away = () => { if (box.scrollTop + box.clientHeight < box.scrollHeight - 40) this.follow.checked = false; };
+    box.addEventListener("wheel", (event) => event.deltaY < 0 && away(), { passive: true });
+    box.addEventListener("touchmove", away, { passive: true });
+    box.addEventListener("keydown", (event) => ["ArrowUp", "PageUp", "Home"].includes(event.key) && setTimeout(away));
+  }
+
+  append({ stream, text }) {
+    if (this.fresh) {
+      // What the server has shown is the end of what comes now.
+      this.box.textContent = "";
+      this.fresh = false;
+    }
+    const lines = text.endsWith("\n") ? text.slice(0, -1).split("\n") : text.split("\n");
+    for (let start = 0; start < lines.length;) {
+      if (!this.last || this.last.stream !== stream || this.last.count >= LINES_OF_A_BLOCK) {
+        const block = document.createElement("div");
+        block.className = `block ${stream}`;
+        block.append(document.createTextNode(""));
+        this.box.append(block);
+        this.last = { node: block.firstChild, stream, count: 0 };
+      }
+      const some = lines.slice(start, start + LINES_OF_A_BLOCK - this.last.count);
+      this.last.node.appendData((this.last.count ? "\n" : "") + some.join("\n"));
+      this.last.count += some.length;
+      start += some.length;
+    }
+    this.lines += lines.length;
+    while (this.lines > MOST_LINES && this.box.firstChild !== this.last.node.parentNode) {
+      this.lines -= this.box.firstChild.textContent.split("\n").length;
+      this.box.firstChild.remove();
+    }
+    this.counter.textContent = `${this.lines.toLocaleString("en")} lines`;
+    if (!this.drawing) {
+      this.drawing = requestAnimationFrame(() => {
+        this.drawing = null;
+        if (this.follow.checked) this.toEnd();
+        if (this.search.value) this.find(true);
+      });
+    }
+  }
+
+  /** Goes to the end, and on while what comes into sight there turns out to be higher than was thought. */
+  toEnd(tries = 8) {
+    this.box.scrollTop = this.box.scrollHeight;
+    requestAnimationFrame(() => {
+      const left = this.box.scrollHeight - this.box.clientHeight - this.box.scrollTop;
+      if (left > 2 && tries > 0 && this.follow.checked) this.toEnd(tries - 1);
+    });
+  }
+
+  find(keep) {
+    const wanted = this.search.value.toLowerCase();
+    const before = this.found[this.current];
+    this.found = [];
+    const only = document.getElementById("log-stream").value;
+    if (wanted) {
+      for (const block of this.box.children) {
+        if (only !== "both" && !block.classList.contains(only)) continue;
+        const node = block.firstChild;
+        const text = node && node.nodeType === 3 ? node.data.toLowerCase() : "";
+        for (let at = text.indexOf(wanted); at >= 0 && this.found.length < 5000; at = text.indexOf(wanted, at + wanted.length)) {
+          this.found.push({ node, at, length: wanted.length });
+        }
+      }
+    }
+    this.current = keep && before ? this.found.findIndex((one) => one.node === before.node && one.at === before.at) : -1;
+    this.show();
+    if (!keep && this.found.length) this.step(1);
+  }
+
+  step(by) {
+    if (!this.found.length) return;
+    this.current = (this.current + by + this.found.length) % this.found.length;
+    this.follow.checked = false;
+    const range = this.range(this.found[this.current]);
+    const block = range.startContainer.parentNode;
+    // A block that is far away has no layout before it is brought near.
+    block.scrollIntoView({ block: "nearest" });
+    requestAnimationFrame(() => {
+      const place = range.getBoundingClientRect();
+      const box = this.box.getBoundingClientRect();
+      this.box.scrollTop += place.top - box.top - box.height / 3;
+    });
+    this.show();
+  }
+
+  range({ node, at, length: size }) {
+    const range = new Range();
+    range.setStart(node, at);
+    range.setEnd(node, at + size);
+    return range;
+  }
+
+  show() {
+    const more = this.found.length >= 5000 ? "+" : "";
+    this.told.textContent = !this.search.value ? "" : !this.found.length ? "not found" : `${Math.max(0, this.current) + 1} of ${this.found.length}${more}`;
+    if (!window.CSS || !CSS.highlights) return;
+    CSS.highlights.set("found", new Highlight(...this.found.map((one) => this.range(one))));
+    const current = this.found[this.current];
+    if (current) CSS.highlights.set("current", new Highlight(this.range(current)));
+    else CSS.highlights.delete("current");
+  }
+}
+
+const startLog = () => {
+  const box = document.getElementById("log");
+  return box ? new Log(box) : null;
+};
+let log = startLog();
+
+// The stream ----------------------------------------------------------------------------------------------------------
+
+let at = null;
+let script = null;
+
+function say(word, name) {
+  if (!live) return;
+  live.textContent = word;
+  live.className = name;
+}
+
+function connect() {
+  const address = new URL(document.body.dataset.live, location.href);
+  if (log) address.searchParams.set("attempt", log.attempt);
+  if (at) address.searchParams.set("at", at);
+  const events = new EventSource(address);
+  const on = (name, told) => events.addEventListener(name, (event) => told(JSON.parse(event.data)));
+  on("hello", (hello) => {
+    // Another version of the service has other pages.
+    if (script && script !== hello.script) return location.reload();
+    script = hello.script;
+    say("live", "on");
+  });
+  on("part", (part) => {
+    replace(part);
+    tick();
+  });
+  on("log", (piece) => {
+    at = piece.at;
+    if (log) log.append(piece);
+  });
+  on("output", ({ html }) => {
+    const output = document.getElementById("output");
+    if (!output) return;
+    output.outerHTML = html;
+    log = startLog();
+    at = null;
+  });
+  events.addEventListener("trouble", (event) => {
+    say("the database does not answer", "off");
+    if (live) live.title = event.data;
+  });
+  events.addEventListener("error", () => {
+    events.close();
+    say("reconnecting…", "off");
+    setTimeout(connect, RECONNECT);
+  });
+  addEventListener("pagehide", () => events.close(), { once: true });
+}
+
+if (document.body.dataset.live) connect();
+addEventListener("pageshow", (event) => event.persisted && connect());

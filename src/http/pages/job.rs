@@ -1,0 +1,257 @@
+//! One job: where it stands, the way it went, each attempt, its error in full, its output, everything in its row.
+
+use maud::{Markup, html};
+
+use super::jobs::what;
+use super::parts::{ago, badge, button, exact, icon, meter, name, plain_name, remark, said, since};
+use super::{Part, Visitor};
+use crate::domain::{JobId, JobStatus, Timestamp};
+use crate::http::words::{duration_of, size, thousands};
+use crate::store::{EventRow, JobRow, RunRow};
+
+/// Of a job that was tried without end, so many attempts and events are shown: the last ones.
+const MOST: usize = 200;
+/// So much of a payload or an error is shown, in characters; the API has all of it.
+const MOST_TEXT: usize = 20_000;
+
+/// Everything that is shown of a job.
+#[derive(Clone, Copy)]
+pub(super) struct JobView<'a> {
+    pub(super) job: &'a JobRow,
+    pub(super) runs: &'a [RunRow],
+    pub(super) events: &'a [EventRow],
+    pub(super) now: Timestamp,
+}
+
+/// The parts that change while the page is open.
+pub(super) fn parts(view: JobView<'_>, visitor: &Visitor) -> Vec<Part> {
+    let mut parts = vec![Part { id: "job", class: "job-head", body: head(view, visitor) }];
+    if let Some(error) = view.job.error.as_deref().filter(|error| !error.trim().is_empty()) {
+        let body = html! { h2 { "Error" } pre.error tabindex="0" { (cut(&said(error))) } };
+        parts.push(Part { id: "error", class: "panel", body });
+    }
+    parts
+}
+
+/// Those that stand below the output.
+pub(super) fn later_parts(view: JobView<'_>) -> Vec<Part> {
+    vec![
+        Part { id: "path", class: "panel", body: path(view) },
+        Part { id: "attempts", class: "panel", body: attempts(view) },
+    ]
+}
+
+/// What does not change.
+pub(super) fn rest(view: JobView<'_>) -> Markup {
+    html! {
+        section.panel { h2 { "Payload" } @match &view.job.payload {
+            Some(payload) => pre.payload tabindex="0" { (cut(&pretty(payload))) },
+            None => p.muted { "none" },
+        } }
+        section #row.panel { h2 { "Row" } (row(view.job, view.now)) }
+    }
+}
+
+fn head(view: JobView<'_>, visitor: &Visitor) -> Markup {
+    let (job, now) = (view.job, view.now);
+    let of = format!("job {}", job.id);
+    html! {
+        p.crumbs { a href=(super::overview::jobs_of(&job.job_type, None)) { (name(&job.job_type)) } }
+        h1 { span.muted { "#" (job.id) } " " (name(&job.identifier)) }
+        div.state {
+            (badge(job.status))
+            @if let Some(maximum) = job.maximum_attempts { span { "attempt " (job.attempt) " of " (maximum) } } @else if job.attempt.0 > 0 { span { "attempt " (job.attempt) } }
+            @if let Some(worker) = &job.worker_id { span { "on " (name(worker)) } }
+            @if job.cancel_requested_time.is_some() && !job.status.is_final() { span.badge.cancelled { (icon("cancelled")) "cancelling" } }
+            @if visitor.operator {
+                @if !job.status.is_final() { (button(visitor, &format!("/jobs/{}/cancel", job.id), "Cancel", "danger", &of)) }
+                @if matches!(job.status, JobStatus::Error | JobStatus::Cancelled) { (button(visitor, &format!("/jobs/{}/retry", job.id), "Retry", "", &of)) }
+            }
+        }
+        @if job.status == JobStatus::Progress {
+            div.big-progress {
+                @if let Some(progress) = job.progress { (meter(progress, &of)) span.percent { (progress) "%" } }
+                @if let Some(time) = job.started_time { span { "for " (since(time, now)) } }
+                @if let Some(message) = &job.status_message { span { (remark(message, 300)) } }
+                @if let Some(time) = job.heartbeat_time { span.muted { "confirmed " (ago(time, now)) } }
+            }
+        } @else {
+            div.summary { (what(job, now)) @if let Some(code) = job.exit_code { span.muted { " exit code " (code) } } }
+        }
+    }
+}
+
+/// The statuses that the job went through, with the times between them.
+fn path(view: JobView<'_>) -> Markup {
+    let shown = view.events.len().saturating_sub(MOST);
+    let mut before = Some(view.job.created_time).filter(|_| shown == 0);
+    html! {
+        h2 { "Path" }
+        ol.path {
+            @if shown == 0 { li { (badge(JobStatus::Pending)) span { "created " (ago(view.job.created_time, view.now)) } } }
+            @else { li.muted { (shown) " earlier changes are left out" } }
+            @for event in view.events.iter().skip(shown) {
+                @let gap = before.replace(event.time).map(|before| event.time.since(before));
+                li {
+                    @if let Some(gap) = gap { span.gap { "+" (duration_of(i64::try_from(gap.as_millis()).unwrap_or(i64::MAX))) } }
+                    @match event.to_status.parse::<JobStatus>() { Ok(status) => (badge(status)), Err(_) => (name(&event.to_status)) }
+                    span { (ago(event.time, view.now)) @if event.attempt.0 > 1 { ", attempt " (event.attempt) } @if let Some(worker) = &event.worker_id { ", " (name(worker)) } }
+                    @if let Some(message) = &event.message { span.muted { (remark(message, 300)) } }
+                }
+            }
+            @if !view.job.status.is_final() && let Some(last) = before {
+                li.muted { "in this status for " (since(last, view.now)) }
+            }
+        }
+    }
+}
+
+fn attempts(view: JobView<'_>) -> Markup {
+    let skipped = view.runs.len().saturating_sub(MOST);
+    html! {
+        h2 { "Attempts" }
+        @if view.runs.is_empty() { p.muted { "No command has been started yet." } } @else {
+            @if skipped > 0 { p.muted { (skipped) " earlier attempts are left out" } }
+            div.scroll tabindex="0" role="region" aria-label="Attempts" {
+                table {
+                    thead { tr {
+                        th.number scope="col" { "#" } th scope="col" { "Outcome" } th scope="col" { "Started" } th.number scope="col" { "Took" }
+                        th.number scope="col" { "Exit" } th.number scope="col" { "CPU user / system" } th.number scope="col" { "Peak memory" }
+                        th scope="col" { "Worker" } th.number scope="col" { "Pid" } th scope="col" { "Output" }
+                    } }
+                    tbody { @for run in view.runs.iter().skip(skipped).rev() { (attempt(run, view.now)) } }
+                }
+            }
+        }
+    }
+}
+
+fn attempt(run: &RunRow, now: Timestamp) -> Markup {
+    let log = |stream: &str| format!("/api/v1/jobs/{}/logs?attempt={}&stream={stream}", run.job_id, run.attempt);
+    html! {
+        tr {
+            th.number scope="row" { (run.attempt) }
+            td { @match run.outcome.as_deref() {
+                None => span.badge.progress { (icon("progress")) "running" },
+                Some("COMPLETED") => span.badge.completed { (icon("completed")) "COMPLETED" },
+                Some("CANCELLED") => span.badge.cancelled { (icon("cancelled")) "CANCELLED" },
+                Some(other) => span.badge.error { (icon("error")) (name(other)) },
+            } }
+            td { @if let Some(time) = run.started_time { (ago(time, now)) } }
+            td.number {
+                @match (run.started_time, run.completed_time) {
+                    (Some(start), Some(end)) => (duration_of(i64::try_from(end.since(start).as_millis()).unwrap_or(i64::MAX))),
+                    (Some(start), None) => (since(start, now)),
+                    _ => "",
+                }
+            }
+            td.number { @match (run.exit_code, run.signal) {
+                (_, Some(signal)) => { "signal " (signal) } (Some(code), None) => (code), (None, None) => "",
+            } }
+            td.number { @if let (Some(user), Some(system)) = (run.user_cpu_ms, run.system_cpu_ms) { (duration_of(user)) " / " (duration_of(system)) } }
+            td.number { @if let Some(bytes) = run.max_rss_bytes.and_then(|bytes| u64::try_from(bytes).ok()) { (size(bytes)) } }
+            td { @if let Some(worker) = &run.worker_id { (name(worker)) } }
+            td.number { @if let Some(pid) = run.pid { (pid) } }
+            td { a href=(log("stdout")) download=(file(run, "stdout")) { "stdout" } " " a href=(log("stderr")) download=(file(run, "stderr")) { "stderr" } }
+        }
+    }
+}
+
+fn file(run: &RunRow, stream: &str) -> String {
+    format!("job-{}-attempt-{}-{stream}.log", run.job_id, run.attempt)
+}
+
+/// What is known of the output without a script: the end of it. A script takes the place over, and follows.
+pub(super) struct LogView<'a> {
+    pub(super) job: JobId,
+    /// The attempt whose output it is.
+    pub(super) run: Option<&'a RunRow>,
+    pub(super) attempts: Vec<u32>,
+    /// The end of standard output and of standard error; `None` where this machine has none of it.
+    pub(super) tails: Option<(String, String)>,
+}
+
+pub(super) fn log(view: &LogView<'_>) -> Markup {
+    let Some(run) = view.run else {
+        return html! { section #output.panel { h2 { "Output" } p.muted { "No command has been started yet." } } };
+    };
+    html! {
+        section #output.panel {
+            div.panel-head {
+                h2 { "Output of attempt " (run.attempt) }
+                nav.spans aria-label="Attempt" {
+                    @for attempt in view.attempts.iter().rev().take(12).rev().filter(|_| view.attempts.len() > 1) {
+                        @if *attempt == run.attempt.0 { a aria-current="true" href={ "?attempt=" (attempt) "#output" } { (attempt) } }
+                        @else { a href={ "?attempt=" (attempt) "#output" } { (attempt) } }
+                    }
+                }
+            }
+            @match &view.tails {
+                None => p.muted {
+                    "This machine has no output of this attempt: it is kept by the worker that ran it"
+                    @if let Some(worker) = &run.worker_id { " (" (name(worker)) ")" } ", until retention removes it."
+                },
+                Some((stdout, stderr)) => {
+                    div.log-tools #log-tools hidden {
+                        label { "Stream " select #log-stream { option value="both" { "both" } option value="stdout" { "stdout" } option value="stderr" { "stderr" } } }
+                        label { "Search " input #log-search type="search" placeholder="in the output" maxlength="200"; }
+                        button.small type="button" #log-previous { "Previous" }
+                        button.small type="button" #log-next { "Next" }
+                        span #log-found role="status" {}
+                        label.check { input type="checkbox" #log-follow checked; " Follow" }
+                        span #log-lines.muted {}
+                    }
+                    div #log.log tabindex="0" role="log" aria-label="Output" aria-live="off" data-attempt=(run.attempt) data-job=(view.job) {
+                        @if stdout.is_empty() && stderr.is_empty() { p.muted { "Nothing has been written yet." } }
+                        @if !stdout.is_empty() { pre.stdout { (stdout) } }
+                        @if !stderr.is_empty() { pre.stderr { (stderr) } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn row(job: &JobRow, now: Timestamp) -> Markup {
+    let time = |time: Option<Timestamp>| html! { @if let Some(time) = time { (exact(time)) " " span.muted { (ago(time, now)) } } };
+    let text = |text: &Option<String>| html! { @if let Some(text) = text { (name(text)) } };
+    let fields = [
+        ("id", html! { (job.id) }),
+        ("type", name(&job.job_type)),
+        ("identifier", name(&job.identifier)),
+        ("priority", html! { (job.priority) }),
+        ("run_at", time(Some(job.run_at))),
+        (
+            "maximum_attempts",
+            html! { @match job.maximum_attempts { Some(most) => (most), None => span.muted { "as the flow says" } } },
+        ),
+        ("unique_key", text(&job.unique_key)),
+        ("worker_id", text(&job.worker_id)),
+        ("run_token", text(&job.run_token)),
+        (
+            "workflow id",
+            html! { @if let Ok(flow) = job.job_type.parse::<crate::domain::FlowType>() { (flow.workflow_id(job.id)) } @else { (plain_name(&job.job_type)) } },
+        ),
+        ("cancel_requested_time", time(job.cancel_requested_time)),
+        ("created_time", time(Some(job.created_time))),
+        ("queued_time", time(job.queued_time)),
+        ("started_time", time(job.started_time)),
+        ("heartbeat_time", time(job.heartbeat_time)),
+        ("completed_time", time(job.completed_time)),
+        ("execution_ms", html! { @if let Some(ms) = job.execution_ms { (thousands(u64::try_from(ms).unwrap_or(0))) } }),
+    ];
+    html! { dl.row { @for (key, value) in fields { div { dt { (key) } dd { (value) } } } } }
+}
+
+fn pretty(payload: &str) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_str(payload).ok();
+    let pretty = json.and_then(|json| serde_json::to_string_pretty(&json).ok());
+    said(pretty.as_deref().unwrap_or(payload))
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MOST_TEXT) {
+        Some((end, _)) => format!("{}\n… cut here; the API has all of it", text.get(..end).unwrap_or(text)),
+        None => text.to_owned(),
+    }
+}

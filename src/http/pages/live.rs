@@ -1,0 +1,292 @@
+//! What an open page is told: each part of it that has changed, and what the command has written, as server-sent events.
+//!
+//! A stream begins with every part as it is, so a page that was away, or that saw the service restart, misses nothing;
+//! the id of an event says how far the output was read, and a page that comes back goes on from there.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::form::Fields;
+use super::frame::assets;
+use super::{Output, Part, Place, Rendered, Visitor};
+use crate::domain::{Attempt, JobId};
+use crate::http::App;
+use crate::process::logs::{LogReader, Stream};
+use crate::process::text::made_safe;
+
+/// Changes that come closer together are told as one.
+const AT_LEAST: Duration = Duration::from_millis(400);
+/// What nobody tells of (progress, signs of life, other workers, the clock) is looked for this often.
+const AT_MOST: Duration = Duration::from_millis(1500);
+/// How often the output is looked at.
+const LOG_EVERY: Duration = Duration::from_millis(250);
+/// So much of a stream's past is sent to a page that opens, in bytes; all of it can be downloaded.
+const PAST: u64 = 12 << 20;
+/// So much is read at once, in bytes.
+const AT_ONCE: usize = 256 << 10;
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A page that is open.
+struct Watcher {
+    app: App,
+    visitor: Visitor,
+    place: Place,
+    overviews: std::sync::Arc<super::cache::Overviews>,
+    changes: watch::Receiver<()>,
+    stop: watch::Receiver<bool>,
+    told: BTreeMap<&'static str, String>,
+    log: Option<Log>,
+    ready: VecDeque<Event>,
+    next_look: Instant,
+}
+
+/// The answer to a page that wants to be told.
+pub(super) fn stream(
+    app: App,
+    visitor: Visitor,
+    place: Place,
+    overviews: std::sync::Arc<super::cache::Overviews>,
+    fields: &Fields,
+) -> Response {
+    let log = match &place {
+        Place::Job(id, _) => fields.first("attempt").and_then(|text| text.parse().ok()).map(|attempt| {
+            let read = fields.first("at").and_then(Read::parse);
+            Log { job: *id, attempt: Attempt(attempt), place: None, read, ended: false }
+        }),
+        Place::Overview(_) | Place::Jobs(_) | Place::Workers => None,
+    };
+    let hello = json!({ "script": assets()[1].path });
+    let watcher = Watcher {
+        changes: app.handle().changes(),
+        stop: app.stop(),
+        app,
+        visitor,
+        place,
+        overviews,
+        told: BTreeMap::new(),
+        log,
+        ready: VecDeque::from([Event::default().event("hello").data(hello.to_string())]),
+        next_look: Instant::now(),
+    };
+    let events = futures_util::stream::unfold(watcher, |mut watcher| async move {
+        let event = watcher.next().await?;
+        Some((Ok::<_, Infallible>(event), watcher))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+}
+
+impl Watcher {
+    /// The next thing to tell; `None` once the service stops.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if *self.stop.borrow() {
+                return None;
+            }
+            if Instant::now() >= self.next_look {
+                self.look().await;
+            }
+            if self.ready.is_empty() {
+                self.read_log().await;
+            }
+            if self.ready.is_empty() {
+                self.wait().await;
+            }
+        }
+    }
+
+    async fn wait(&mut self) {
+        let log_is_open = self.log.as_ref().is_some_and(|log| !log.ended);
+        let until_look = self.next_look.saturating_duration_since(Instant::now());
+        let pause = if log_is_open { until_look.min(LOG_EVERY) } else { until_look };
+        tokio::select! {
+            _ = self.stop.changed() => {}
+            changed = self.changes.changed() => match changed {
+                // A little later: what changes now often changes again at once.
+                Ok(()) => self.next_look = self.next_look.min(Instant::now() + AT_LEAST),
+                Err(_) => tokio::time::sleep(pause).await,
+            },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
+    /// Renders the page anew and tells what of it is other than before.
+    async fn look(&mut self) {
+        self.changes.mark_unchanged();
+        self.next_look = Instant::now() + AT_MOST;
+        match super::render(&self.app, &self.overviews, &self.visitor, &self.place, false).await {
+            Ok(Rendered { parts, later, output, .. }) => {
+                for part in parts.into_iter().chain(later) {
+                    self.tell(part);
+                }
+                if let Some(output) = output {
+                    self.follow(output);
+                }
+            }
+            Err(problem) => {
+                tracing::debug!(?problem, "an open page can't be rendered");
+                self.ready.push_back(Event::default().event("trouble").data(problem.detail().to_owned()));
+            }
+        }
+    }
+
+    fn tell(&mut self, part: Part) {
+        let html = part.body.into_string();
+        let hash = hash(&html);
+        if self.told.get(part.id) != Some(&hash) {
+            let data = json!({ "id": part.id, "class": part.class, "html": html, "hash": hash });
+            self.told.insert(part.id, hash);
+            self.ready.push_back(Event::default().event("part").data(data.to_string()));
+        }
+    }
+
+    /// Follows this output, which may be that of a later attempt than the page has shown so far.
+    fn follow(&mut self, output: Output) {
+        let Place::Job(job, _) = self.place else { return };
+        if let Some(log) = self.log.as_mut().filter(|log| log.attempt == output.attempt) {
+            log.ended = output.ended;
+            return;
+        }
+        let data = json!({ "attempt": output.attempt.0, "html": output.markup.into_string() });
+        self.ready.push_back(Event::default().event("output").data(data.to_string()));
+        self.log = Some(Log { job, attempt: output.attempt, place: None, read: None, ended: output.ended });
+    }
+
+    async fn read_log(&mut self) {
+        let Some(log) = self.log.as_mut() else { return };
+        if log.place.is_none() {
+            log.place = place_of(&self.app, log.job, log.attempt).await;
+        }
+        let Some(place) = log.place.clone() else { return };
+        let (read, ended) = (log.read, log.ended);
+        // Files are read where that may take its time.
+        let Ok(read) = tokio::task::spawn_blocking(move || read_on(&place, read, ended)).await else { return };
+        for (text, stream, offset, read) in read {
+            log.read = Some(read);
+            let data = json!({ "stream": stream.as_str(), "offset": offset, "text": text, "at": read.to_string() });
+            self.ready.push_back(Event::default().event("log").data(data.to_string()));
+        }
+    }
+}
+
+/// The output of one run that is followed.
+struct Log {
+    job: JobId,
+    attempt: Attempt,
+    place: Option<std::path::PathBuf>,
+    read: Option<Read>,
+    ended: bool,
+}
+
+/// How far each stream was read, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Read {
+    stdout: u64,
+    stderr: u64,
+}
+
+impl Read {
+    fn parse(text: &str) -> Option<Self> {
+        let (stdout, stderr) = text.split_once('-')?;
+        Some(Self { stdout: stdout.parse().ok()?, stderr: stderr.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for Read {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.stdout, self.stderr)
+    }
+}
+
+/// Where this machine keeps the output of an attempt.
+pub(super) async fn place_of(app: &App, job: JobId, attempt: Attempt) -> Option<std::path::PathBuf> {
+    let runs = app.store().runs(job).await.ok()?;
+    let run = runs.iter().rfind(|run| run.attempt == attempt)?;
+    Some(app.handle().run_dir(job, attempt, &run.run_token.parse().ok()?))
+}
+
+/// What was written since, in whole lines: their text, their stream, where they start, and how far everything is read then.
+fn read_on(place: &std::path::Path, read: Option<Read>, ended: bool) -> Vec<(String, Stream, u64, Read)> {
+    let readers = [Stream::Stdout, Stream::Stderr].map(|stream| (stream, LogReader::open(place, stream)));
+    let start = |reader: &LogReader| reader.total_length().unwrap_or(0).saturating_sub(PAST);
+    let mut read = read.unwrap_or_else(|| Read { stdout: start(&readers[0].1), stderr: start(&readers[1].1) });
+    let mut texts = Vec::new();
+    for (stream, reader) in readers {
+        let from = match stream {
+            Stream::Stdout => read.stdout,
+            Stream::Stderr => read.stderr,
+        };
+        let Ok(chunk) = reader.read(from, AT_ONCE) else { continue };
+        let whole = match chunk.bytes.iter().rposition(|byte| *byte == b'\n') {
+            Some(newline) => newline + 1,
+            // A line that is longer than anybody reads, or the last one, which has no end.
+            None if ended || chunk.bytes.len() >= AT_ONCE => chunk.bytes.len(),
+            None => 0,
+        };
+        let Some(bytes) = chunk.bytes.get(..whole).filter(|bytes| !bytes.is_empty()) else { continue };
+        let next = chunk.offset + whole as u64;
+        match stream {
+            Stream::Stdout => read.stdout = next,
+            Stream::Stderr => read.stderr = next,
+        }
+        texts.push((made_safe(bytes), stream, chunk.offset, read));
+    }
+    texts
+}
+
+/// What tells a part from the same part as it was before, however much time has passed.
+pub(super) fn hash(html: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    without_times(html).for_each(|text| text.hash(&mut hasher));
+    format!("{:016x}", hasher.finish())
+}
+
+/// The markup without the words of its times, which every page keeps fresh by itself.
+fn without_times(html: &str) -> impl Iterator<Item = &str> {
+    html.split("<time ").enumerate().flat_map(|(place, piece)| {
+        let (head, rest) = if place == 0 { ("", piece) } else { piece.split_once('>').unwrap_or((piece, "")) };
+        let rest = if place == 0 { rest } else { rest.split_once("</time>").map_or("", |(_, rest)| rest) };
+        [head, rest]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_in_which_only_time_has_passed_is_the_same() {
+        let html =
+            |said: &str| format!("<p>a <time datetime=\"x\">{said}</time> b<time datetime=\"y\">{said}</time></p>");
+        let rest = |html: &str| without_times(html).collect::<String>();
+        assert_eq!(rest(&html("1s ago")), rest(&html("2s ago")));
+        assert_ne!(rest(&html("1s")), rest(&html("1s").replace("b<", "c<")));
+        assert_ne!(rest(&html("1s")), rest(&html("1s").replace("\"x\"", "\"z\"")));
+    }
+
+    #[test]
+    fn output_is_told_in_whole_lines_and_from_where_it_was_left() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("stdout.0"), "one\ntwo\nthr").unwrap();
+        std::fs::write(scratch.path().join("stderr.0"), "\u{1b}[31mbad\u{1b}[0m\n").unwrap();
+        let first = read_on(scratch.path(), None, false);
+        let texts: Vec<_> =
+            first.iter().map(|(text, stream, offset, _)| (text.as_str(), stream.as_str(), *offset)).collect();
+        assert_eq!(texts, [("one\ntwo\n", "stdout", 0), ("bad\n", "stderr", 0)]);
+        let read = first.last().unwrap().3;
+        assert_eq!(Read::parse(&read.to_string()), Some(read));
+        assert_eq!(read_on(scratch.path(), Some(read), false), []);
+        let last = read_on(scratch.path(), Some(read), true);
+        assert_eq!((last.len(), last[0].0.as_str(), last[0].2), (1, "thr", 8));
+    }
+}

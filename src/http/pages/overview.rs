@@ -1,0 +1,396 @@
+//! The overview: what needs somebody, why the last ones failed, every flow, the timeline, the charts, the workers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use maud::{Markup, html};
+
+use super::charts::{self, Durations};
+use super::parts::{ago, badge, button, count, encoded, icon, meter, name, plain_name, remark, said, since};
+use super::timeline::timeline;
+use super::workers::workers_table;
+use super::{Part, Visitor};
+use crate::domain::{JobStatus, Timestamp};
+use crate::http::words::{age, duration_of, rough, thousands};
+use crate::store::{Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
+
+/// What the configuration says about a flow, as far as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FlowInfo {
+    /// How many runs there may be at once.
+    pub(super) concurrency: u32,
+    /// How long a run may go unconfirmed.
+    pub(super) heartbeat_timeout: Duration,
+    /// When its scheduler ticks next.
+    pub(super) next_tick: Option<Timestamp>,
+}
+
+/// Everything that the overview shows.
+#[derive(Clone, Copy)]
+pub(super) struct OverviewView<'a> {
+    pub(super) overview: &'a Overview,
+    /// `None` while the last day is being counted for the first time.
+    pub(super) history: Option<&'a History>,
+    /// How many wait of each type, counted exactly a while ago.
+    pub(super) waiting: &'a BTreeMap<String, u64>,
+    /// The flows of the configuration.
+    pub(super) flows: &'a BTreeMap<String, FlowInfo>,
+    /// What the service says is wrong with itself.
+    pub(super) complaints: &'a [String],
+    /// What the address asks for.
+    pub(super) span: Option<&'a str>,
+}
+
+/// A worker that lives writes its sign of life three times in this long.
+const WORKER_SILENCE: Duration = Duration::from_secs(30);
+/// Due jobs of a flow in which nothing runs are waited for this long before somebody is told.
+const NOTHING_CLAIMS: Duration = Duration::from_secs(60);
+/// Failures are news for this long.
+const RECENTLY: Duration = Duration::from_secs(3600);
+/// So many running jobs are shown on a card.
+const RUNS_ON_A_CARD: usize = 4;
+
+/// One thing that an operator should look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attention {
+    /// The sentence.
+    pub(super) sentence: String,
+    /// Where there is more about it.
+    pub(super) link: Option<String>,
+    /// What can be done about it at once: the address of a form, and its word.
+    pub(super) act: Option<(String, &'static str)>,
+}
+
+/// The parts that change while the page is open.
+pub(super) fn parts(view: OverviewView<'_>, visitor: &Visitor) -> Vec<Part> {
+    let now = view.overview.now;
+    vec![
+        Part { id: "situation", class: "", body: situation(view, visitor) },
+        Part { id: "flows", class: "", body: cards(view, visitor) },
+        Part { id: "failures", class: "panel", body: failures(&view.overview.failures, now, visitor) },
+        Part {
+            id: "timeline",
+            class: "panel",
+            body: timeline(
+                view.overview,
+                &view.flows.iter().map(|(name, flow)| (name.clone(), flow.concurrency)).collect(),
+                view.span,
+            ),
+        },
+        Part { id: "throughput", class: "panel", body: throughput(view) },
+        Part { id: "durations", class: "panel", body: durations(view.overview) },
+        Part {
+            id: "workers",
+            class: "panel",
+            body: html! { h2 { "Workers" } (workers_table(&view.overview.workers, Some(&view.overview.open), now)) },
+        },
+    ]
+}
+
+fn situation(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
+    let overview = view.overview;
+    let running = overview.open.iter().filter(|row| row.status == JobStatus::Progress).count();
+    let waiting: u64 = overview.queues.iter().map(|queue| waiting(queue, view.waiting).0).sum();
+    let more = overview.queues.iter().any(|queue| waiting_is_more(queue, view.waiting));
+    let attention = attention(view);
+    html! {
+        h1.situation {
+            @if attention.is_empty() {
+                span.ok { (icon("completed")) "All is well." }
+            } @else if let [_] = attention.as_slice() {
+                span.bad { (icon("attention")) "One thing needs you." }
+            } @else {
+                span.bad { (icon("attention")) (attention.len()) " things need you." }
+            }
+            " " span.numbers { (running) " running, " (thousands(waiting)) @if more { "+" } " waiting" }
+        }
+        @if !attention.is_empty() {
+            ul.needs {
+                @for item in &attention {
+                    li {
+                        (icon("attention"))
+                        span { @if let Some(link) = &item.link { a href=(link) { (item.sentence) } } @else { (item.sentence) } }
+                        @if let Some((action, label)) = item.act.as_ref().filter(|_| visitor.operator) {
+                            (button(visitor, action, label, "small", &item.sentence))
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Everything that is stuck, missing or broken, the gravest first.
+pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
+    let (overview, now) = (view.overview, view.overview.now);
+    let mut found = Vec::new();
+    for complaint in view.complaints {
+        found.push(Attention { sentence: remark(complaint, 300), link: None, act: None });
+    }
+    let alive = |worker: &&WorkerRow| worker.state != "STOPPED" && now.since(worker.heartbeat_time) <= WORKER_SILENCE;
+    for worker in overview.workers.iter().filter(|worker| worker.state != "STOPPED").filter(|worker| !alive(worker)) {
+        let runs = overview.open.iter().filter(|row| row.worker_id.as_deref() == Some(&worker.worker_id)).count();
+        let left = match runs {
+            0 => String::new(),
+            1 => "; 1 job of it is open".to_owned(),
+            _ => format!("; {runs} jobs of it are open"),
+        };
+        let silence = age(worker.heartbeat_time, now);
+        let sentence =
+            format!("Worker {} has shown no sign of life for {silence}{left}", plain_name(&worker.worker_id));
+        found.push(Attention { sentence, link: Some("/workers".to_owned()), act: None });
+    }
+    if !overview.workers.iter().any(|worker| alive(&worker)) {
+        let sentence = "No worker is alive, so nothing is started".to_owned();
+        found.push(Attention { sentence, link: Some("/workers".to_owned()), act: None });
+    }
+    for row in &overview.open {
+        let timeout = view.flows.get(&row.job_type).map_or(WORKER_SILENCE, |flow| flow.heartbeat_timeout);
+        let confirmed = row.heartbeat_time.or(row.started_time).or(row.queued_time);
+        if let Some(confirmed) = confirmed.filter(|confirmed| now.since(*confirmed) > timeout) {
+            let sentence = format!("Job {} has not been confirmed for {}", row.id, age(confirmed, now));
+            found.push(Attention { sentence, link: Some(format!("/jobs/{}", row.id)), act: None });
+        }
+    }
+    for queue in &overview.queues {
+        let flow = plain_name(&queue.job_type);
+        let (waiting, link) = (count(queue.waiting), Some(jobs_of(&queue.job_type, Some(JobStatus::Pending))));
+        if queue.waiting.at_least == 0 {
+            continue;
+        }
+        if !view.flows.is_empty() && !view.flows.contains_key(&queue.job_type) {
+            found.push(Attention {
+                sentence: format!("{waiting} wait in {flow}, which no flow of this worker runs"),
+                link,
+                act: None,
+            });
+        } else if queue.paused {
+            let act = Some((format!("/flows/{}/resume", encoded(&queue.job_type)), "Resume"));
+            found.push(Attention { sentence: format!("{flow} is paused, and {waiting} wait"), link, act });
+        } else if let Some(oldest) =
+            queue.oldest_waiting.filter(|oldest| queue.open == 0 && now.since(*oldest) > NOTHING_CLAIMS)
+        {
+            let sentence = format!("{waiting} wait in {flow} since {}, and nothing runs", age(oldest, now));
+            found.push(Attention { sentence, link, act: None });
+        }
+    }
+    let failed: Vec<&EndedRow> =
+        overview.failures.iter().filter(|row| now.since(row.completed_time) <= RECENTLY).collect();
+    if let Some(last) = failed.first() {
+        // Only so many are read, and whether there were more is the history's to say.
+        let counted =
+            view.history.map(|history| history.ended(None, now, 60, 1).first().map_or(0, |ended| ended.failed));
+        let many = counted.unwrap_or(0).max(failed.len() as u64);
+        let jobs = if many == 1 { "1 job has".to_owned() } else { format!("{} jobs have", thousands(many)) };
+        let sentence = format!("{jobs} failed in the last hour, the last one {} ago", age(last.completed_time, now));
+        found.push(Attention { sentence, link: Some("#failures".to_owned()), act: None });
+    }
+    found
+}
+
+fn waiting(queue: &Queue, exact: &BTreeMap<String, u64>) -> (u64, bool) {
+    match exact.get(&queue.job_type).filter(|exact| queue.waiting.or_more && **exact > queue.waiting.at_least) {
+        Some(exact) => (*exact, false),
+        None => (queue.waiting.at_least, queue.waiting.or_more),
+    }
+}
+
+fn waiting_is_more(queue: &Queue, exact: &BTreeMap<String, u64>) -> bool {
+    waiting(queue, exact).1
+}
+
+fn cards(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
+    let known: Vec<&str> = view.overview.queues.iter().map(|queue| queue.job_type.as_str()).collect();
+    // A flow of the configuration that has never been registered has no row, and still is one.
+    let missing: Vec<Queue> = view
+        .flows
+        .keys()
+        .filter(|flow| !known.contains(&flow.as_str()))
+        .map(|flow| Queue {
+            job_type: flow.clone(),
+            paused: false,
+            waiting: crate::store::Count::default(),
+            delayed: crate::store::Count::default(),
+            oldest_waiting: None,
+            next_due: None,
+            open: 0,
+        })
+        .collect();
+    let mut queues: Vec<&Queue> = view.overview.queues.iter().chain(&missing).collect();
+    let is_busy = |queue: &Queue| queue.open > 0 || queue.waiting.at_least > 0 || queue.paused;
+    queues.sort_by_key(|queue| (!is_busy(queue), queue.job_type.clone()));
+    html! {
+        h2 { "Flows" }
+        @if queues.is_empty() {
+            p.muted { "No flow is configured yet: `callsheet init` writes a callsheet.toml to start from." }
+        }
+        div.cards { @for queue in queues { (card(queue, view, visitor)) } }
+    }
+}
+
+fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
+    let (flow, now) = (queue.job_type.as_str(), view.overview.now);
+    let info = view.flows.get(flow);
+    let runs: Vec<&OpenRow> = view.overview.open.iter().filter(|row| row.job_type == flow).collect();
+    let (waiting, more) = waiting(queue, view.waiting);
+    let day = view.history.map(|history| history.last_day(Some(flow), now));
+    let link = |status| jobs_of(flow, Some(status));
+    let (state, word) = match (queue.paused, info.is_some() || view.flows.is_empty(), queue.open) {
+        (true, _, _) => ("paused", "paused"),
+        (false, false, _) => ("attention", "not configured"),
+        (false, true, 0) => ("pending", "idle"),
+        (false, true, _) => ("progress", "running"),
+    };
+    html! {
+        article.card aria-label={ "flow " (plain_name(flow)) } {
+            header {
+                h3 { a href=(jobs_of(flow, None)) { (name(flow)) } }
+                span class={ "badge " (state) } { (icon(state)) (word) }
+                @if visitor.operator && (info.is_some() || queue.paused) {
+                    @let (action, label) = if queue.paused { ("resume", "Resume") } else { ("pause", "Pause") };
+                    (button(visitor, &format!("/flows/{}/{action}", encoded(flow)), label, "small quiet", &plain_name(flow)))
+                }
+            }
+            dl.figures {
+                div { dt { "Running" } dd { (queue.open) @if let Some(info) = info { span.muted { " of " (info.concurrency) } } } }
+                div { dt { "Waiting" } dd { a href=(link(JobStatus::Pending)) { (thousands(waiting)) @if more { "+" } } } }
+                div { dt { "Done 24h" } dd { a href=(link(JobStatus::Completed)) { (day.map_or("…".to_owned(), |day| thousands(day.completed))) } } }
+                div { dt { "Failed 24h" } dd class=[day.filter(|day| day.failed > 0).map(|_| "bad")] {
+                    a href=(link(JobStatus::Error)) { (day.map_or("…".to_owned(), |day| thousands(day.failed))) }
+                } }
+            }
+            @if !runs.is_empty() {
+                ul.runs {
+                    @for run in runs.iter().take(RUNS_ON_A_CARD) { (running(run, now)) }
+                    @if queue.open > RUNS_ON_A_CARD.min(runs.len()) as u64 {
+                        li { a href=(link(JobStatus::Progress)) { (queue.open - RUNS_ON_A_CARD.min(runs.len()) as u64) " more" } }
+                    }
+                }
+            }
+            footer.muted {
+                @if let Some(oldest) = queue.oldest_waiting { span { "the oldest has waited " (since(oldest, now)) } }
+                @if queue.delayed.at_least > 0 { span { (count(queue.delayed)) " delayed" @if let Some(due) = queue.next_due { ", next due " (ago(due, now)) } } }
+                @if let Some(tick) = info.and_then(|info| info.next_tick) { span { "next tick " (ago(tick, now)) } }
+                @if let Some(history) = view.history { (spark(&history.ended(Some(flow), now, 1440, 48))) }
+            }
+        }
+    }
+}
+
+fn running(run: &OpenRow, now: Timestamp) -> Markup {
+    let start = run.started_time.filter(|_| run.status == JobStatus::Progress).or(run.queued_time);
+    let of = format!("job {}", run.id);
+    html! {
+        li {
+            a.run-name href={ "/jobs/" (run.id) } { span.muted { (run.id) } " " (name(&run.identifier)) }
+            span.run-state {
+                @if run.cancel_requested { span.badge.cancelled { (icon("cancelled")) "cancelling" } }
+                @else if run.status == JobStatus::InQueue { (badge(run.status)) }
+                @if run.attempt.0 > 1 { span.muted { "attempt " (run.attempt) } }
+                @if let Some(start) = start { (since(start, now)) }
+            }
+            @if let Some(progress) = run.progress {
+                span.run-progress { (meter(progress, &of)) span.percent { (progress) "%" } }
+            }
+            @if let Some(message) = &run.status_message { span.run-message.muted { (remark(message, 120)) } }
+        }
+    }
+}
+
+/// A day of a flow as a row of tiny bars; what it says stands in words beside it.
+fn spark(ended: &[Ended]) -> Markup {
+    let most = ended.iter().map(|ended| ended.all()).max().unwrap_or(0);
+    if most == 0 {
+        return html! {};
+    }
+    let height = |count: u64| (count * 18).div_ceil(most);
+    html! {
+        svg.spark viewBox={ "0 0 " (ended.len() * 3) " 18" } width="120" height="18" preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+            @for (place, ended) in ended.iter().enumerate().filter(|(_, ended)| ended.all() > 0) {
+                @let (all, failed) = (height(ended.all()), height(ended.failed));
+                rect class="completed" x=(place * 3) y=(18 - all) width="2" height=(all) {}
+                @if failed > 0 { rect class="error" x=(place * 3) y=(18 - failed) width="2" height=(failed) {} }
+            }
+        }
+    }
+}
+
+fn failures(failures: &[EndedRow], now: Timestamp, visitor: &Visitor) -> Markup {
+    html! {
+        div.panel-head { h2 { "Last failures" } a href="/jobs?status=ERROR" { "all failed jobs" } }
+        @if failures.is_empty() { p.muted { "No job has failed." } }
+        ul.failures {
+            @for row in failures {
+                @let error = said(row.error.as_deref().unwrap_or_default());
+                @let mut lines = error.lines();
+                li {
+                    div.failure-head {
+                        (badge(row.status))
+                        a href={ "/jobs/" (row.id) } { (row.id) " " (name(&row.identifier)) }
+                        span.muted { (name(&row.job_type)) }
+                        span.muted { (ago(row.completed_time, now)) @if let Some(ms) = row.execution_ms { ", after " (duration_of(ms)) } }
+                        @if visitor.operator { (button(visitor, &format!("/jobs/{}/retry", row.id), "Retry", "small", &format!("job {}", row.id))) }
+                    }
+                    p.reason { (remark(lines.next().unwrap_or("no reason was recorded"), 240)) }
+                    @if let Some(last) = lines.rfind(|line| !line.trim().is_empty()) { p.last-line { code { (remark(last, 240)) } } }
+                }
+            }
+        }
+    }
+}
+
+fn throughput(view: OverviewView<'_>) -> Markup {
+    let day = view.history.map(|history| history.ended(None, view.overview.now, 1440, 48));
+    html! {
+        h2 { "Ended in the last 24 hours" }
+        @match day {
+            Some(day) => {
+                (charts::throughput(&day, &["24h ago", "18h", "12h", "6h", "now"]))
+                @let sum = |of: fn(&Ended) -> u64| thousands(day.iter().map(of).sum());
+                p.legend {
+                    span { span.key.completed aria-hidden="true" {} (sum(|ended| ended.completed)) " completed" }
+                    span { span.key.error aria-hidden="true" {} (sum(|ended| ended.failed)) " failed" }
+                    span { span.key.cancelled aria-hidden="true" {} (sum(|ended| ended.cancelled)) " cancelled" }
+                    span.muted { "in half hours" }
+                }
+            }
+            None => p.muted { "The last day is being counted." }
+        }
+    }
+}
+
+fn durations(overview: &Overview) -> Markup {
+    let mut flows: BTreeMap<&str, Durations> = BTreeMap::new();
+    for row in overview.ended.iter().filter(|row| row.started_time.is_some()) {
+        let Some(length) = row.execution_ms else { continue };
+        let flow = flows
+            .entry(&row.job_type)
+            .or_insert_with(|| Durations { name: plain_name(&row.job_type), runs: Vec::new() });
+        flow.runs.push((row.status, length));
+    }
+    let flows: Vec<Durations> = flows.into_values().take(16).collect();
+    html! {
+        h2 { "How long the last runs took" }
+        @if flows.is_empty() { p.muted { "No run has ended yet." } } @else {
+            (charts::durations(&flows))
+            p.legend {
+                span { span.key.completed aria-hidden="true" {} "completed" }
+                span { span.key.cross aria-hidden="true" { "×" } "failed" }
+                span { span.key.cancelled aria-hidden="true" {} "cancelled" }
+                span { span.key.middle aria-hidden="true" {} "median" }
+            }
+        }
+    }
+}
+
+/// The address of a list of jobs.
+pub(super) fn jobs_of(flow: &str, status: Option<JobStatus>) -> String {
+    let status = status.map(|status| format!("&status={status}")).unwrap_or_default();
+    format!("/jobs?type={}{status}", encoded(flow))
+}
+
+/// How long a worker has been silent, where that is too long.
+pub(super) fn silence(worker: &WorkerRow, now: Timestamp) -> Option<String> {
+    let silence = now.since(worker.heartbeat_time);
+    (worker.state != "STOPPED" && silence > WORKER_SILENCE).then(|| rough(silence.as_secs()))
+}
