@@ -20,14 +20,14 @@ use tokio::time::Instant;
 
 use crate::actors::root::{RootActor, RootArgs, RootMessage};
 use crate::actors::status::{ErrorChain, StatusMessage};
-use crate::actors::{Handle, Health, Launches, Port, Reply, Shared};
+use crate::actors::{Handle, Health, Launches, Port, Reply, Shared, Tree, Watched};
 use crate::clock::SystemClock;
 use crate::config::{self, Changes, Config, FlowConfig, OnStop, Overrides};
 use crate::crash::{self, Step};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, Role};
 use crate::process::upkeep::RunDirectories;
 use crate::process::{self, Processes};
 use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
@@ -36,6 +36,8 @@ use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// How long flows that are no longer configured may take to stop claiming before a reload is told of.
 const RELOAD: Duration = Duration::from_secs(10);
+/// The file in the data directory that says where the service listens.
+pub const ADDRESS_FILE: &str = "http_address";
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a draining service looks whether its runs have ended, which may take days.
 const DRAIN_LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -210,7 +212,7 @@ impl Service {
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
         let server = match config.http.listen {
-            Some(address) => Some(http::Server::bind(address).await?),
+            Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
             None => None,
         };
         let retired = retired_flows(&store, &worker, &config).await?;
@@ -225,17 +227,20 @@ impl Service {
             retention: Port::default(),
             launches: Launches::default(),
             health: Health::default(),
+            tree: Tree::new(Arc::new(SystemClock)),
             changed: watch::Sender::default(),
             draining: AtomicBool::new(false),
             drain_requested: watch::Sender::new(None),
         });
         let flows = config.flows.values().cloned().collect();
         let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired, kept };
-        let (root, root_task) = RootActor::spawn(None, RootActor, args).await?;
+        let (root, root_task) = Watched::spawn(None, shared.tree.watch(Role::Root, None, RootActor), args).await?;
+        shared.tree.set_root(root.get_cell());
         let stop_http = watch::Sender::new(false);
         let config = watch::Sender::new(Arc::new(config));
         let http = server.map(|server| {
             let address = server.address();
+            note_address(&config.borrow().data_dir, address);
             let handle = Handle::new(Arc::clone(&shared));
             let settings = http::Settings { handle, config: config.subscribe(), tokens, local_key };
             (address, tokio::spawn(server.serve(settings, stop_http.subscribe())))
@@ -511,6 +516,14 @@ fn answer_channel() -> (Reply<()>, oneshot::Receiver<()>) {
         }
     });
     (reply, receiver)
+}
+
+/// Says where the service listens, for commands that ask it where the system chose the port.
+fn note_address(data_dir: &Path, address: SocketAddr) {
+    let path = data_dir.join(ADDRESS_FILE);
+    if let Err(error) = std::fs::write(&path, format!("{address}\n")) {
+        tracing::warn!(%error, path = %path.display(), "can't write down where the service listens");
+    }
 }
 
 fn make_data_dir(path: &Path) -> Result<(), Error> {

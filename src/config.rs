@@ -85,6 +85,17 @@ pub struct HttpConfig {
     pub listen: Option<SocketAddr>,
     /// Who is let in; where there is none, whoever comes from a loopback address is an operator.
     pub tokens: Vec<TokenConfig>,
+    /// Certificate and key; `None` for plain HTTP.
+    pub tls: Option<TlsConfig>,
+}
+
+/// `http.tls`: files in PEM, absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate, and those that lead to one that clients know.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// `[retention]`.
@@ -311,7 +322,7 @@ impl Default for ServiceConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))), tokens: Vec::new() }
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))), tokens: Vec::new(), tls: None }
     }
 }
 

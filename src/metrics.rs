@@ -47,7 +47,7 @@ const WORKER_GONE: Duration = Duration::from_secs(3_600);
 const MOST_WORKERS: usize = 200;
 
 /// The part of an actor's name that a label may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// The supervisor of all.
     Root,
@@ -785,6 +785,12 @@ impl MailboxGauge {
     pub fn entered(&self) {
         self.0.gauge.inc();
         self.0.depth.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many messages are in it.
+    #[must_use]
+    pub fn depth(&self) -> u64 {
+        u64::try_from(self.0.depth.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
     /// A message was taken out.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::job::{JobActor, JobArgs, JobMessage, JobStart, OwnedRun};
 use super::job_supervisor::JobSupervisorMessage;
 use super::status::{Pending, StatusMessage};
-use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, after};
+use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::admission::{Request, admit};
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
@@ -382,7 +382,8 @@ impl DispatcherState {
     async fn start(&mut self, myself: &ActorRef<DispatcherMessage>, job: JobArgs) -> Result<(), ActorProcessingErr> {
         self.spawn_again.retain(|timer| !timer.is_finished());
         let name = self.args.flow.flow.workflow_id(job.run.job);
-        match JobActor::spawn_linked(Some(name), JobActor, job.clone(), self.args.jobs.get_cell()).await {
+        let actor = self.args.shared.tree.watch(Role::Job, Some(&self.args.flow.flow), JobActor);
+        match Watched::spawn_linked(Some(name), actor, job.clone(), self.args.jobs.get_cell()).await {
             Ok(_) => Ok(()),
             // The job's last attempt has settled, or this claim could not have been, but its actor is still leaving.
             Err(SpawnErr::ActorAlreadyRegistered(_)) => {

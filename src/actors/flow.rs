@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::dispatcher::{DispatcherActor, DispatcherArgs, DispatcherEvent, DispatcherMessage};
 use super::job_supervisor::{JobSupervisor, JobSupervisorMessage, RunOrphaned};
 use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
-use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
+use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::metrics::Role;
@@ -112,7 +112,7 @@ impl Actor for FlowActor {
     type Arguments = FlowArgs;
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: FlowArgs) -> Result<FlowState, ActorProcessingErr> {
-        let jobs = start_job_supervisor(&myself).await?;
+        let jobs = start_job_supervisor(&args.site, &myself).await?;
         let mut state = FlowState {
             args,
             children: BTreeMap::from([(jobs.get_id(), Role::JobSupervisor)]),
@@ -215,7 +215,7 @@ impl FlowState {
         let flow = &site.flow.flow;
         let id = match role {
             Role::JobSupervisor => {
-                self.jobs = start_job_supervisor(myself).await?;
+                self.jobs = start_job_supervisor(&self.args.site, myself).await?;
                 self.jobs.get_id()
             }
             Role::Dispatcher => {
@@ -229,7 +229,8 @@ impl FlowState {
                 };
                 // A flow that is no longer configured may share a task queue with one that is.
                 let name = site.claims.then(|| flow.task_queue());
-                DispatcherActor::spawn_linked(name, DispatcherActor, args, myself.get_cell()).await?.0.get_id()
+                let actor = self.watch(role, DispatcherActor);
+                Watched::spawn_linked(name, actor, args, myself.get_cell()).await?.0.get_id()
             }
             Role::Scheduler if site.claims => {
                 let args = SchedulerArgs {
@@ -238,8 +239,8 @@ impl FlowState {
                     dispatcher: site.dispatcher.clone(),
                 };
                 let name = Some(flow.master_task_queue());
-                let (scheduler, _) =
-                    SchedulerActor::spawn_linked(name, SchedulerActor, args, myself.get_cell()).await?;
+                let actor = self.watch(role, SchedulerActor);
+                let (scheduler, _) = Watched::spawn_linked(name, actor, args, myself.get_cell()).await?;
                 self.scheduler.insert(scheduler).get_id()
             }
             Role::Scheduler
@@ -255,6 +256,10 @@ impl FlowState {
         };
         self.children.insert(id, role);
         Ok(())
+    }
+
+    fn watch<A: Actor>(&self, role: Role, actor: A) -> Watched<A> {
+        self.args.site.shared.tree.watch(role, Some(&self.args.site.flow.flow), actor)
     }
 
     async fn child_ended(
@@ -366,10 +371,12 @@ impl FlowState {
 }
 
 async fn start_job_supervisor(
+    site: &FlowSite,
     myself: &ActorRef<FlowMessage>,
 ) -> Result<ActorRef<JobSupervisorMessage>, ActorProcessingErr> {
     let parent = upward(myself, FlowMessage::RunOrphaned);
-    Ok(JobSupervisor::spawn_linked(None, JobSupervisor, parent, myself.get_cell()).await?.0)
+    let actor = site.shared.tree.watch(Role::JobSupervisor, Some(&site.flow.flow), JobSupervisor);
+    Ok(Watched::spawn_linked(None, actor, parent, myself.get_cell()).await?.0)
 }
 
 fn upward<E: 'static>(

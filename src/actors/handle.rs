@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Shared;
+use super::{ActorSnapshot, Shared};
 use crate::domain::{Attempt, JobId, RunToken, WorkerId};
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -49,6 +49,12 @@ impl Handle {
     #[must_use]
     pub fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {
         self.0.launcher.run_dir(job, attempt, token)
+    }
+
+    /// Every actor there is, a supervisor before those under it; cheap, and asks none of them.
+    #[must_use]
+    pub fn actors(&self) -> Vec<ActorSnapshot> {
+        self.0.tree.snapshot()
     }
 
     /// Tells whenever the tables may have changed, by this service or by others.

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
 use super::retention::RetentionMessage;
 use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, after};
+use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
@@ -800,7 +800,8 @@ impl JobState {
                 }
             }),
         };
-        let (heartbeat, _) = HeartbeatActor::spawn_linked(None, HeartbeatActor, args, myself.get_cell()).await?;
+        let actor = self.args.shared.tree.watch(Role::Heartbeat, Some(&self.args.flow.flow), HeartbeatActor);
+        let (heartbeat, _) = Watched::spawn_linked(None, actor, args, myself.get_cell()).await?;
         self.heartbeat = Some(heartbeat);
         Ok(())
     }

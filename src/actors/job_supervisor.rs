@@ -5,8 +5,8 @@
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 
-use super::Upward;
 use super::job::JobState;
+use super::{Upward, WatchedState};
 use crate::domain::run::RunPhase;
 
 /// The supervisor of one flow's runs.
@@ -62,7 +62,8 @@ impl Actor for JobSupervisor {
         match event {
             SupervisionEvent::ActorTerminated(cell, Some(mut state), _) => {
                 // A stop that came from outside looks like a clean end; only the state tells whether the work was done.
-                let closed = state.take::<JobState>().is_ok_and(|job| job.phase() == RunPhase::Closed);
+                let closed =
+                    state.take::<WatchedState<JobState>>().is_ok_and(|job| job.inner().phase() == RunPhase::Closed);
                 if !closed {
                     orphaned(parent, cell.get_name(), "it was stopped".to_owned());
                 }

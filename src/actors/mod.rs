@@ -30,6 +30,7 @@ pub mod retention;
 pub mod root;
 pub mod scheduler;
 pub mod status;
+mod tree;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
@@ -52,6 +53,7 @@ use crate::store::Store;
 pub use self::handle::Handle;
 use self::retention::RetentionMessage;
 use self::status::StatusMessage;
+pub use self::tree::{ActorSnapshot, Tree, Watched, WatchedState};
 
 /// How a child tells its parent of an event without importing it.
 pub type Upward<E> = Arc<dyn Fn(E) + Send + Sync>;
@@ -78,6 +80,8 @@ pub struct Shared {
     pub launches: Launches,
     /// What `readyz` tells.
     pub health: Health,
+    /// Which actors there are, for people.
+    pub tree: Tree,
     /// Told whenever the tables have changed, by us or by others.
     pub changed: watch::Sender<()>,
     /// Whether the service drains or is stopping, and nothing new may be claimed; outlives any dispatcher's memory of it.
@@ -168,6 +172,12 @@ impl<M: Message> Port<M> {
     /// The actor, where it has been started.
     pub fn actor(&self) -> Option<ActorRef<M>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(actor, _)| actor.clone())
+    }
+
+    /// The actor, and how many messages wait for it.
+    fn depth(&self) -> Option<(ractor::ActorId, u64)> {
+        let port = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        port.as_ref().map(|(actor, mailbox)| (actor.get_id(), mailbox.depth()))
     }
 
     /// The actor has taken a message out of its mailbox.

@@ -13,7 +13,7 @@ use super::dispatcher::{settle_through, wake_through};
 use super::flow::RecoverRequest;
 use super::job::{JobActor, JobArgs, JobStart, OwnedRun};
 use super::status::{ErrorChain, StatusMessage};
-use super::{Port, Reply};
+use super::{Port, Reply, Watched};
 use crate::metrics::{MailboxGauge, Role};
 use crate::store::OpenJob;
 
@@ -123,7 +123,8 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
             return Err(Failure::Again(format!("the last actor of {name} is still leaving")));
         }
         let Some(args) = job_args(request, &job) else { continue };
-        match JobActor::spawn_linked(Some(name), JobActor, args, request.jobs.get_cell()).await {
+        let actor = request.site.shared.tree.watch(Role::Job, Some(&request.site.flow.flow), JobActor);
+        match Watched::spawn_linked(Some(name), actor, args, request.jobs.get_cell()).await {
             Ok(_) => {}
             Err(SpawnErr::ActorAlreadyRegistered(_)) => {
                 return Err(Failure::Again(format!("another actor of job {} is just starting", job.id)));

@@ -20,7 +20,7 @@ use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::retention::{RetentionActor, RetentionArgs};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
-use super::{AbortOnDrop, Port, Reply, Shared, Upward, after};
+use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -172,6 +172,12 @@ impl Actor for RootActor {
             _background: background,
             flows,
         };
+        state.shared.tree.count(&state.shared.status);
+        state.shared.tree.count(&state.recovery);
+        state.shared.tree.count(&state.shared.retention);
+        for site in state.flows.values() {
+            state.shared.tree.count(&site.dispatcher);
+        }
         state.start(&myself, Child::Status).await?;
         state.start(&myself, Child::Recovery).await?;
         state.start(&myself, Child::Retention).await?;
@@ -303,6 +309,7 @@ impl RootState {
             self.shared.metrics.add_flow(&name, flow.concurrency.get());
             lock(&self.counted).push(name.clone());
             let (shared, dispatcher) = (Arc::clone(&self.shared), Port::default());
+            shared.tree.count(&dispatcher);
             self.flows.insert(name.clone(), FlowSite { shared, flow, dispatcher, claims: true });
             if let Err(error) = self.start(myself, Child::Flow(name.clone())).await {
                 self.flow_failed(myself, name, &error.to_string());
@@ -324,22 +331,26 @@ impl RootState {
     async fn start(&mut self, myself: &ActorRef<RootMessage>, child: Child) -> Result<(), ActorProcessingErr> {
         let id = match &child {
             Child::Status => {
-                StatusActor::spawn_linked(None, StatusActor, self.status.clone(), myself.get_cell()).await?.0.get_id()
+                let actor = self.shared.tree.watch(Role::Status, None, StatusActor);
+                Watched::spawn_linked(None, actor, self.status.clone(), myself.get_cell()).await?.0.get_id()
             }
             Child::Recovery => {
                 let args = (self.recovery.clone(), mailbox(&self.shared.metrics));
-                RecoveryActor::spawn_linked(None, RecoveryActor, args, myself.get_cell()).await?.0.get_id()
+                let actor = self.shared.tree.watch(Role::Recovery, None, RecoveryActor);
+                Watched::spawn_linked(None, actor, args, myself.get_cell()).await?.0.get_id()
             }
             Child::Retention => {
                 let Some((directories, kept)) = self.kept.clone() else { return Ok(()) };
                 let (shared, mailbox) = (Arc::clone(&self.shared), self.shared.metrics.mailbox(Role::Retention));
                 let args = RetentionArgs { shared, directories, kept, mailbox };
-                RetentionActor::spawn_linked(None, RetentionActor, args, myself.get_cell()).await?.0.get_id()
+                let actor = self.shared.tree.watch(Role::Retention, None, RetentionActor);
+                Watched::spawn_linked(None, actor, args, myself.get_cell()).await?.0.get_id()
             }
             Child::Flow(flow) => {
                 let Some(site) = self.flows.get(flow) else { return Ok(()) };
                 let args = FlowArgs { site: site.clone(), recover: self.recover(myself) };
-                let (actor, _) = FlowActor::spawn_linked(None, FlowActor, args, myself.get_cell()).await?;
+                let actor = self.shared.tree.watch(Role::Flow, Some(flow), FlowActor);
+                let (actor, _) = Watched::spawn_linked(None, actor, args, myself.get_cell()).await?;
                 let id = actor.get_id();
                 self.actors.insert(flow.clone(), actor);
                 id

@@ -24,7 +24,7 @@ use super::retention::RetentionMessage;
 use super::root::{RootActor, RootArgs, RootMessage};
 use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
 use super::status::{StatusActor, StatusArgs, StatusMessage};
-use super::{Health, Launcher, Launches, Port, Reply, Shared};
+use super::{Health, Launcher, Launches, Port, Reply, Shared, Watched};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::domain::run::{CommandEnd, EndCause, Shortage, Usage, Verdict};
@@ -181,6 +181,7 @@ impl World {
             retention: Port::default(),
             launches: Launches::default(),
             health: Health::default(),
+            tree: super::Tree::new(Arc::new(SystemClock)),
             changed: tokio::sync::watch::Sender::default(),
             draining: AtomicBool::new(false),
             drain_requested: watch::Sender::new(None),
@@ -197,7 +198,8 @@ impl World {
             retired: vec![],
             kept: Some((RunDirectories::of(Path::new("/nonexistent")), None)),
         };
-        let (root, _) = RootActor::spawn(None, RootActor, args.clone()).await.unwrap();
+        let (root, _) =
+            Watched::spawn(None, args.shared.tree.watch(Role::Root, None, RootActor), args.clone()).await.unwrap();
         Self { flow, launcher, args, root }
     }
 
@@ -287,7 +289,10 @@ impl World {
             // What app does at the next start of the service; here the old actors' names must be free first.
             let mut root = None;
             eventually("a new root", async || {
-                root = RootActor::spawn(None, RootActor, self.args.clone()).await.ok();
+                root =
+                    Watched::spawn(None, self.args.shared.tree.watch(Role::Root, None, RootActor), self.args.clone())
+                        .await
+                        .ok();
                 root.is_some()
             })
             .await;
@@ -411,6 +416,31 @@ async fn a_successor_takes_the_same_command_over() {
     assert!(
         text.contains(&format!(r#"callsheet_recovered_runs_total{{type="{}",verdict="reattached"}} 1"#, world.flow))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tree_tells_who_was_started_again() {
+    let mut world = World::new(1).await;
+    let tree = world.args.shared.tree.clone();
+    tree.set_root(world.root.get_cell());
+    let jobs = world.enqueue(1).await;
+    eventually("PROGRESS", async || world.status(jobs[0]).await == JobStatus::Progress).await;
+    let found = |role: Role| tree.snapshot().into_iter().find(|actor| actor.role == role);
+    let of = |role: Role| found(role).unwrap();
+    for role in [Role::Dispatcher, Role::Job] {
+        assert_eq!(of(role).restarts, 0);
+        let old = world.actor(role).unwrap();
+        world.fail(role, Death::Kill);
+        world.replaced(role, &old).await;
+        eventually("the new one in the tree", async || found(role).is_some_and(|new| new.restarts == 1)).await;
+    }
+    let (supervisor, job) = (of(Role::JobSupervisor), of(Role::Job));
+    assert_eq!((job.parent, job.name), (Some(supervisor.id), world.flow.workflow_id(jobs[0])));
+    assert_eq!((supervisor.restarts, supervisor.mailbox, of(Role::Root).parent), (0, None, None));
+    assert!(of(Role::Status).last_message.is_some() && of(Role::Status).mailbox.is_some());
+    world.launcher.end(jobs[0], CommandEnd::Exited(0), EndCause::Itself);
+    eventually("the job's actor to be gone", async || !tree.snapshot().iter().any(|actor| actor.role == Role::Job))
+        .await;
 }
 
 /// The StatusActor dies again and again while eight commands at a time start and end.
@@ -595,6 +625,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         retention: Port::default(),
         launches: Launches::default(),
         health: Health::default(),
+        tree: super::Tree::new(Arc::new(SystemClock)),
         changed: tokio::sync::watch::Sender::default(),
         draining: AtomicBool::new(false),
         drain_requested: watch::Sender::new(None),

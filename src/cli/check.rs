@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::Context;
 use super::failure::{Exit, Failure, ProblemJson, Result};
-use crate::config::{Complaint, Config, FlowConfig, Places, worker_id};
+use crate::config::{Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::database_url::DatabaseUrl;
+use crate::http;
 use crate::process::check_limits;
 use crate::store::{self, Store, Use};
 
@@ -54,6 +55,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         findings.warn("", "the configuration has no flows, so nothing would be run", "add a [flows.TYPE] table");
     }
     findings.data_dir();
+    findings.http();
     for flow in config.flows.values() {
         findings.command(flow);
         findings.limits(flow);
@@ -131,6 +133,20 @@ impl Findings<'_> {
                     "check its path",
                 );
             }
+        }
+    }
+
+    fn http(&mut self) {
+        if let Some(tls) = &self.config.http.tls
+            && let Err(error) = http::check_tls(tls)
+        {
+            let key = if error.to_string().contains(&*tls.key.to_string_lossy()) { "key" } else { "certificate" };
+            let help = "http.tls wants the certificate and its private key, each in PEM and readable by this user";
+            self.problem(&format!("http.tls.{key}"), error.to_string(), help);
+        }
+        // It may be set where the service runs, which need not be here.
+        if let Err(error) = known_tokens(&self.config.http) {
+            self.warn("", error.to_string(), "the service needs it in its environment, and does not start without");
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::output::Output;
 use crate::config::{self, Complaint, Complaints};
-use crate::{app, process, store};
+use crate::{app, http, process, store};
 
 /// What a command came to.
 pub(super) type Result<T = ()> = std::result::Result<T, Failure>;
@@ -219,7 +219,8 @@ impl From<app::Error> for Failure {
             app::Error::Process(process::Error::Limits { .. }) => Self::new(Exit::Usage, chain(&error)).help(
                 "remove memory, cpus and pids from the limits of the flows; `callsheet check` says which they are",
             ),
-            app::Error::Http(_) => {
+            app::Error::Http(http::Error::Tls { .. }) => Self::new(Exit::Usage, chain(&error)),
+            app::Error::Http(http::Error::Bind { .. }) => {
                 Self::new(Exit::Failed, chain(&error)).help("name another address by http.listen, or \"off\"")
             }
             app::Error::AlreadyRunning { .. }

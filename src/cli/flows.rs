@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::Cell;
-use serde::Serialize;
 
 use super::Context;
 use super::failure::Result;
 use super::output::{age, cut};
 use crate::clock;
 use crate::domain::Timestamp;
-use crate::http::json::rfc3339;
+use crate::http::json::{FlowJson, FlowsJson};
 use crate::store::FlowState;
 
 /// Show the queue of each flow
@@ -19,24 +18,6 @@ use crate::store::FlowState;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  callsheet flows\n  callsheet flows --json")]
 pub(super) struct Args {}
-
-#[derive(Serialize)]
-struct FlowJson {
-    #[serde(rename = "type")]
-    job_type: String,
-    /// Whether the configuration has a flow of this type.
-    configured: bool,
-    paused: bool,
-    paused_time: Option<String>,
-    paused_by: Option<String>,
-    concurrency: Option<u32>,
-    worker_concurrency: Option<u32>,
-    pending: u64,
-    runnable: u64,
-    inqueue: u64,
-    progress: u64,
-    oldest_pending_time: Option<String>,
-}
 
 pub(super) async fn run(context: &Context, _: &Args) -> Result {
     let config = context.config()?;
@@ -51,20 +32,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     for name in names {
         let state = states.get(name);
         let flow = config.flows.iter().find(|(flow, _)| flow.as_str() == name).map(|(_, flow)| flow);
-        let json = FlowJson {
-            job_type: name.to_owned(),
-            configured: flow.is_some(),
-            paused: state.is_some_and(|state| state.paused),
-            paused_time: state.and_then(|state| state.paused_time).map(rfc3339),
-            paused_by: state.and_then(|state| state.paused_by.clone()),
-            concurrency: flow.map(|flow| flow.concurrency.get()),
-            worker_concurrency: flow.map(|flow| flow.worker_concurrency.get()),
-            pending: state.map_or(0, |state| state.pending),
-            runnable: state.map_or(0, |state| state.runnable),
-            inqueue: state.map_or(0, |state| state.inqueue),
-            progress: state.map_or(0, |state| state.progress),
-            oldest_pending_time: state.and_then(|state| state.oldest_pending).map(rfc3339),
-        };
+        let json = FlowJson::new(name, flow.map(AsRef::as_ref), state);
         let remark = match (flow.is_some(), json.paused) {
             (false, _) if config.path.is_some() => "no flow of the configuration has this type".to_owned(),
             (_, true) => paused(state, now),
@@ -84,7 +52,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         flows.push(json);
     }
     if context.output.json {
-        return Ok(context.output.json(&serde_json::json!({ "flows": flows }))?);
+        return Ok(context.output.json(&FlowsJson { flows })?);
     }
     if rows.is_empty() {
         context.output.note("there are no flows and no open jobs");

@@ -1,5 +1,6 @@
 //! The command line: arguments, what each command prints, and exit codes (CONTRACT §1).
 
+mod actors;
 mod cancel;
 mod check;
 mod completions;
@@ -7,6 +8,7 @@ mod demo;
 mod doctor;
 mod drain;
 mod enqueue;
+mod events;
 mod failure;
 mod flows;
 mod init;
@@ -103,6 +105,8 @@ enum Command {
     Flows(flows::Args),
     Workers(workers::Args),
     Top(top::Args),
+    Actors(actors::Args),
+    Events(events::Args),
     Migrate(migrate::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -170,6 +174,8 @@ impl Context {
             Command::Flows(args) => tool(flows::run(self, &args)),
             Command::Workers(args) => tool(workers::run(self, &args)),
             Command::Top(args) => tool(top::run(self, &args)),
+            Command::Actors(args) => tool(actors::run(self, &args)),
+            Command::Events(args) => tool(events::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
             Command::Doctor(args) => tool(doctor::run(self, &args)),
             Command::Completions(args) => completions::run(self, &args),
@@ -186,7 +192,7 @@ impl Context {
     async fn store(&self, config: &Config) -> Result<Store> {
         let store = Store::connect(&config.database_url, Use::Tool).await?;
         store.check_schema().await?;
-        Ok(store)
+        Ok(store.on_behalf_of(this_user()))
     }
 
     /// The same for what operators do, which is put down to whoever runs this command.
@@ -234,6 +240,18 @@ fn user() -> String {
     let user = user.unwrap_or_else(|| format!("uid {uid}"));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("{user}@{host}")
+}
+
+/// Who runs this command, for the audit trail.
+fn this_user() -> Who {
+    let uid = rustix::process::geteuid().as_raw();
+    // Read from the file rather than from $USER, which says what its owner likes.
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let fields = |line: &str| line.split(':').map(ToOwned::to_owned).collect::<Vec<_>>();
+    let name = users.lines().map(fields).find(|user| user.get(2).is_some_and(|id| *id == uid.to_string()));
+    let name = name.and_then(|user| user.into_iter().next()).unwrap_or_else(|| format!("uid {uid}"));
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Who { actor: name, via: "cli", address: Some(host) }
 }
 
 fn make_private_directory(directory: &std::path::Path) -> Result {

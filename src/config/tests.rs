@@ -107,7 +107,7 @@ fn the_template_is_valid_and_so_is_all_that_it_comments_out() {
     assert_eq!(config.database_url.to_string(), "sqlite:///etc/callsheet/callsheet-data/callsheet.db");
     let is_key = |line: &str| {
         let first = line.split(' ').next().unwrap_or_default();
-        line.contains(" = ") && first.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        line.starts_with("[[") || line.contains(" = ") && first.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };
     let commented_in: Vec<&str> =
         TEMPLATE.lines().map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line)).collect();

@@ -12,8 +12,10 @@ use toml::Spanned;
 
 use super::report::Notes;
 use super::tokens::parse_sha256;
-use super::written::{Flow, Size, Token, Written};
-use super::{AccessRole, FlowConfig, HttpConfig, OnStop, RetentionConfig, ServiceConfig, TokenConfig, TokenSecret};
+use super::written::{Flow, Size, Tls, Token, Written};
+use super::{
+    AccessRole, FlowConfig, HttpConfig, OnStop, RetentionConfig, ServiceConfig, TlsConfig, TokenConfig, TokenSecret,
+};
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::limits::Limits;
@@ -110,6 +112,7 @@ impl Validator<'_> {
         let http = HttpConfig {
             listen: self.listen(written.listen.as_ref(), written.tokens.is_empty()),
             tokens: self.tokens(&written.tokens),
+            tls: written.tls.as_ref().and_then(|tls| self.tls(tls)),
         };
         let retention = self.retention(&written.retention);
         let defaults = defaults.unwrap_or_default();
@@ -242,6 +245,22 @@ impl Validator<'_> {
                 None
             }
         }
+    }
+
+    fn tls(&mut self, written: &Tls) -> Option<TlsConfig> {
+        let mut file = |key: &str, file: Option<&Spanned<String>>| match file {
+            Some(file) => {
+                self.place(format!("http.tls.{key}"), file.span());
+                self.path(key, file);
+                Some(self.directory.join(file.get_ref()))
+            }
+            None => {
+                self.notes.add(written.span.clone(), format!("`http.tls` has no `{key}`")).missing();
+                None
+            }
+        };
+        let (certificate, key) = (file("certificate", written.certificate.as_ref()), file("key", written.key.as_ref()));
+        Some(TlsConfig { certificate: certificate?, key: key? })
     }
 
     fn tokens(&mut self, written: &[Spanned<Token>]) -> Vec<TokenConfig> {

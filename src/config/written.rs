@@ -21,9 +21,16 @@ pub(super) struct Written {
     pub(super) stop_deadline: Field<String>,
     pub(super) listen: Field<String>,
     pub(super) tokens: Vec<Spanned<Token>>,
+    pub(super) tls: Option<Tls>,
     pub(super) defaults: Option<Flow>,
     pub(super) flows: Vec<(Spanned<String>, Flow)>,
     pub(super) retention: Vec<(&'static str, Spanned<String>)>,
+}
+
+pub(super) struct Tls {
+    pub(super) span: Range<usize>,
+    pub(super) certificate: Field<String>,
+    pub(super) key: Field<String>,
 }
 
 #[derive(Default)]
@@ -72,7 +79,8 @@ pub(super) enum Size {
 
 const TOP: &[&str] = &["data_dir", "database_url", "worker_id", "service", "http", "defaults", "flows", "retention"];
 const SERVICE: &[&str] = &["on_stop", "stop_deadline"];
-const HTTP: &[&str] = &["listen", "tokens"];
+const HTTP: &[&str] = &["listen", "tokens", "tls"];
+const TLS: &[&str] = &["certificate", "key"];
 const TOKEN: &[&str] = &["name", "role", "token_sha256", "token_env"];
 const FLOW: &[&str] = &[
     "command",
@@ -134,6 +142,7 @@ pub(super) fn read(text: &str) -> (Written, Notes) {
     if let Some(mut http) = top.table("http", "[http]") {
         written.listen = http.string("listen", "write \"127.0.0.1:8440\", or \"off\" for none");
         written.tokens = http.tokens();
+        written.tls = http.tls();
         http.no_other_keys(HTTP);
     }
     if let Some(mut retention) = top.table("retention", "[retention]") {
@@ -284,6 +293,14 @@ impl<'t, 'i> Table<'t, 'i> {
             tokens.push(Spanned::new(value.span(), token));
         }
         tokens
+    }
+
+    fn tls(&mut self) -> Option<Tls> {
+        let span = self.get("tls")?.span();
+        let mut tls = self.table("tls", "http.tls")?;
+        let read = Tls { span, certificate: tls.string("certificate", ""), key: tls.string("key", "") };
+        tls.no_other_keys(TLS);
+        Some(read)
     }
 
     fn flow(&mut self, path: &str) -> Flow {

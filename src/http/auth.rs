@@ -37,6 +37,8 @@ pub(super) const SESSION_LENGTH: std::time::Duration = std::time::Duration::from
 pub(super) struct Access {
     tokens: Vec<KnownToken>,
     failures: Failures,
+    /// Wrong tokens that stand in the log: no more than people can read.
+    noted: Failures,
     /// What the forms of a server without tokens are recognized by; kept over restarts.
     local_key: String,
 }
@@ -146,7 +148,7 @@ impl Viewer {
 
 impl Access {
     pub(super) fn new(tokens: Vec<KnownToken>, local_key: String) -> Self {
-        Self { tokens, failures: Failures::default(), local_key }
+        Self { tokens, failures: Failures::default(), noted: Failures::default(), local_key }
     }
 
     /// Whether no token is asked for, and only the address counts.
@@ -162,20 +164,20 @@ impl Access {
             .fold(None, |found, token| if bool::from(token.sha256.ct_eq(&hash)) { Some(token) } else { found })
     }
 
-    /// The token that this is, where this address has not failed too often.
+    /// The token that this is.
     ///
     /// # Errors
-    /// 401, or 429 once an address has failed too often.
+    /// With 401. Who guesses is not slowed down here: what is random and long enough is not found so, and a program that has a
+    /// right token must not suffer from one behind the same address that has not.
     fn admit(&self, given: &[u8], address: IpAddr) -> Result<&KnownToken, Problem> {
-        let now = Instant::now();
         if let Some(token) = self.recognize(given) {
             return Ok(token);
         }
-        if let Some(wait) = self.failures.wait(address, now) {
-            return Err(too_often(wait));
+        let now = Instant::now();
+        if self.noted.wait(address, now).is_none() {
+            self.noted.failed(address, now);
+            tracing::warn!(%address, "somebody came with a token that nobody has");
         }
-        self.failures.failed(address, now);
-        tracing::warn!(%address, "somebody came with a token that nobody has");
         Err(Problem::unauthorized("nobody has this token"))
     }
 
@@ -192,6 +194,7 @@ impl Access {
         let token = match self.admit(given.trim().as_bytes(), address) {
             Ok(token) => token,
             Err(problem) => {
+                self.failures.failed(address, Instant::now());
                 let store = app.handle().store().on_behalf_of(who("unknown"));
                 store.note_deed("sign_in", "page", "refused: nobody has this token").await?;
                 return Err(problem);

@@ -1,14 +1,17 @@
 //! Rows as JSON, for the API and for `--json`: keys are the column names, times RFC 3339 in UTC to the millisecond.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
+use crate::actors::ActorSnapshot;
+use crate::config::FlowConfig;
 use crate::domain::Timestamp;
-use crate::store::{EventRow, JobRow, Page, RunRow, WorkerRow, WorkerState};
+use crate::store::{AuditRow, EventRow, FlowState, JobRow, Page, RunRow, StreamedEvent, WorkerRow, WorkerState};
 
 /// A row of `jobs`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct JobJson {
     /// `id`
     pub id: i64,
@@ -18,12 +21,15 @@ pub struct JobJson {
     /// `identifier`
     pub identifier: String,
     /// `payload`: the JSON that was written, or a text where what was written is no JSON.
+    #[schema(value_type = Option<Value>, nullable)]
     pub payload: Option<Value>,
     /// `status`
+    #[schema(value_type = StatusWord)]
     pub status: &'static str,
     /// `priority`
     pub priority: i64,
     /// `run_at`
+    #[schema(format = DateTime)]
     pub run_at: String,
     /// `attempt`
     pub attempt: u32,
@@ -36,6 +42,7 @@ pub struct JobJson {
     /// `run_token`
     pub run_token: Option<String>,
     /// `cancel_requested_time`
+    #[schema(format = DateTime)]
     pub cancel_requested_time: Option<String>,
     /// `progress`
     pub progress: Option<u8>,
@@ -46,21 +53,26 @@ pub struct JobJson {
     /// `exit_code`
     pub exit_code: Option<i64>,
     /// `created_time`
+    #[schema(format = DateTime)]
     pub created_time: String,
     /// `queued_time`
+    #[schema(format = DateTime)]
     pub queued_time: Option<String>,
     /// `started_time`
+    #[schema(format = DateTime)]
     pub started_time: Option<String>,
     /// `heartbeat_time`
+    #[schema(format = DateTime)]
     pub heartbeat_time: Option<String>,
     /// `completed_time`
+    #[schema(format = DateTime)]
     pub completed_time: Option<String>,
     /// `execution_ms`
     pub execution_ms: Option<i64>,
 }
 
 /// A row of `runs`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct RunJson {
     /// `id`
     pub id: i64,
@@ -75,8 +87,10 @@ pub struct RunJson {
     /// `pid`
     pub pid: Option<i64>,
     /// `started_time`
+    #[schema(format = DateTime)]
     pub started_time: Option<String>,
     /// `completed_time`
+    #[schema(format = DateTime)]
     pub completed_time: Option<String>,
     /// `outcome`
     pub outcome: Option<String>,
@@ -99,7 +113,7 @@ pub struct RunJson {
 }
 
 /// A row of `job_events`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct EventJson {
     /// `id`
     pub id: i64,
@@ -112,6 +126,7 @@ pub struct EventJson {
     /// `to_status`
     pub to_status: String,
     /// `time`
+    #[schema(format = DateTime)]
     pub time: String,
     /// `worker_id`
     pub worker_id: Option<String>,
@@ -120,7 +135,7 @@ pub struct EventJson {
 }
 
 /// A job with every run and every event.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct JobDetailJson {
     /// The job.
     #[serde(flatten)]
@@ -132,7 +147,7 @@ pub struct JobDetailJson {
 }
 
 /// A row of `workers`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct WorkerJson {
     /// `worker_id`
     pub worker_id: String,
@@ -145,17 +160,87 @@ pub struct WorkerJson {
     /// `state`, or MISSING where it has not stopped and shows no sign of life.
     pub state: &'static str,
     /// `started_time`
+    #[schema(format = DateTime)]
     pub started_time: String,
     /// `heartbeat_time`
+    #[schema(format = DateTime)]
     pub heartbeat_time: String,
     /// How long ago that was by the database's clock, in seconds.
     pub heartbeat_age_seconds: u64,
     /// `drain_requested_time`
+    #[schema(format = DateTime)]
     pub drain_requested_time: Option<String>,
     /// `drain_requested_by`
     pub drain_requested_by: Option<String>,
     /// How many claimed and running jobs it has.
     pub runs: u64,
+}
+
+/// The workers.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct WorkersJson {
+    /// In the order of their names.
+    pub workers: Vec<WorkerJson>,
+}
+
+/// How a flow's queue stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FlowJson {
+    /// `type`
+    #[serde(rename = "type")]
+    pub job_type: String,
+    /// Whether the configuration has a flow of this type.
+    pub configured: bool,
+    /// Whether nothing of it is claimed.
+    pub paused: bool,
+    /// Since when.
+    #[schema(format = DateTime)]
+    pub paused_time: Option<String>,
+    /// Who paused it.
+    pub paused_by: Option<String>,
+    /// How many runs there may be at once, over all workers.
+    pub concurrency: Option<u32>,
+    /// How many runs there may be at once on one worker.
+    pub worker_concurrency: Option<u32>,
+    /// Jobs that wait, delayed ones included.
+    pub pending: u64,
+    /// Jobs that wait and are due.
+    pub runnable: u64,
+    /// Claimed jobs.
+    pub inqueue: u64,
+    /// Running jobs.
+    pub progress: u64,
+    /// `run_at` of the job that has been due for the longest time.
+    #[schema(format = DateTime)]
+    pub oldest_pending_time: Option<String>,
+}
+
+/// The flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FlowsJson {
+    /// In the order of their types.
+    pub flows: Vec<FlowJson>,
+}
+
+impl FlowJson {
+    /// The flow of this type, as far as it is configured and has rows.
+    #[must_use]
+    pub fn new(name: &str, flow: Option<&FlowConfig>, state: Option<&FlowState>) -> Self {
+        Self {
+            job_type: name.to_owned(),
+            configured: flow.is_some(),
+            paused: state.is_some_and(|state| state.paused),
+            paused_time: state.and_then(|state| state.paused_time).map(rfc3339),
+            paused_by: state.and_then(|state| state.paused_by.clone()),
+            concurrency: flow.map(|flow| flow.concurrency.get()),
+            worker_concurrency: flow.map(|flow| flow.worker_concurrency.get()),
+            pending: state.map_or(0, |state| state.pending),
+            runnable: state.map_or(0, |state| state.runnable),
+            inqueue: state.map_or(0, |state| state.inqueue),
+            progress: state.map_or(0, |state| state.progress),
+            oldest_pending_time: state.and_then(|state| state.oldest_pending).map(rfc3339),
+        }
+    }
 }
 
 impl WorkerJson {
@@ -182,12 +267,154 @@ impl WorkerJson {
 }
 
 /// A page of jobs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct JobsJson {
     /// The jobs, newest first.
     pub jobs: Vec<JobJson>,
     /// What to give as `cursor` for the next page; `None` where this is the last.
     pub next_cursor: Option<String>,
+}
+
+/// `jobs.status`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[schema(as = JobStatus)]
+pub enum StatusWord {
+    /// Waiting to be claimed.
+    Pending,
+    /// Claimed by a worker; its command has not started yet.
+    InQueue,
+    /// Its command runs.
+    Progress,
+    /// Its command ended with exit code 0.
+    Completed,
+    /// It ended otherwise, and no attempt is left.
+    Error,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// A job that was enqueued.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct EnqueuedJson {
+    /// The job.
+    #[serde(flatten)]
+    pub job: JobJson,
+    /// Whether it was there before: an open job has the same `unique_key`.
+    pub existing: bool,
+}
+
+/// A status change, as it is streamed.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct StreamedEventJson {
+    /// The change.
+    #[serde(flatten)]
+    pub event: EventJson,
+    /// `jobs.type`
+    #[serde(rename = "type")]
+    pub job_type: String,
+}
+
+/// A row of `audit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct AuditJson {
+    /// `id`
+    pub id: i64,
+    /// `time`
+    #[schema(format = DateTime)]
+    pub time: String,
+    /// `actor`: a token's name, a user's, or `local` where no token was asked for.
+    pub actor: String,
+    /// `via`: `api`, `page` or `cli`.
+    pub via: String,
+    /// `address`: where from.
+    pub address: Option<String>,
+    /// `action`, such as `cancel`.
+    pub action: String,
+    /// `target`, such as `job 42`.
+    pub target: String,
+    /// `outcome`: `done`, or why not.
+    pub outcome: String,
+}
+
+/// A page of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct AuditsJson {
+    /// The deeds, newest first.
+    pub audit: Vec<AuditJson>,
+    /// What to give as `cursor` for the next page; `None` where this is the last.
+    pub next_cursor: Option<String>,
+}
+
+/// A live actor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ActorJson {
+    /// What tells it from every other actor of this service.
+    pub id: u64,
+    /// The `id` of its supervisor; null for the root.
+    pub parent_id: Option<u64>,
+    /// Its name; its role where it has none.
+    pub name: String,
+    /// What it does, such as `dispatcher`.
+    pub role: String,
+    /// The job type of its flow.
+    #[serde(rename = "type")]
+    pub job_type: Option<String>,
+    /// When it was started.
+    #[schema(format = DateTime)]
+    pub started_time: String,
+    /// How often it was started again after it had failed.
+    pub restarts: u32,
+    /// Messages that wait for it; null where they are not counted.
+    pub mailbox_depth: Option<u64>,
+    /// How long ago it took its last message, in milliseconds; null where it has had none.
+    pub last_message_age_ms: Option<u64>,
+}
+
+/// The live supervision tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ActorsJson {
+    /// Whose.
+    pub worker_id: String,
+    /// A supervisor before those under it.
+    pub actors: Vec<ActorJson>,
+}
+
+impl From<&ActorSnapshot> for ActorJson {
+    fn from(actor: &ActorSnapshot) -> Self {
+        Self {
+            id: actor.id,
+            parent_id: actor.parent,
+            name: actor.name.clone(),
+            role: actor.role.as_str().to_owned(),
+            job_type: actor.flow.as_ref().map(|flow| flow.as_str().to_owned()),
+            started_time: rfc3339(actor.since),
+            restarts: actor.restarts,
+            mailbox_depth: actor.mailbox,
+            last_message_age_ms: actor.last_message.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+impl From<&StreamedEvent> for StreamedEventJson {
+    fn from(streamed: &StreamedEvent) -> Self {
+        Self { event: EventJson::from(&streamed.event), job_type: streamed.job_type.clone() }
+    }
+}
+
+impl From<&AuditRow> for AuditJson {
+    fn from(row: &AuditRow) -> Self {
+        Self {
+            id: row.id,
+            time: rfc3339(row.time),
+            actor: row.actor.clone(),
+            via: row.via.clone(),
+            address: row.address.clone(),
+            action: row.action.clone(),
+            target: row.target.clone(),
+            outcome: row.outcome.clone(),
+        }
+    }
 }
 
 /// The time as RFC 3339 in UTC to the millisecond, such as `2026-11-23T10:00:00.000Z`; the end of the calendar for what

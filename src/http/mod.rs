@@ -17,14 +17,19 @@
 //!
 //! [`store::Error`]: crate::store::Error
 
+mod api;
 pub mod auth;
 mod body;
+mod connection;
 mod failures;
+mod feed;
 mod guard;
 pub mod json;
 pub mod pages;
 pub mod problem;
 mod sign_in;
+mod sse;
+mod tls;
 pub mod words;
 
 use std::net::SocketAddr;
@@ -42,17 +47,25 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tower::ServiceExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
+use tower::{Layer, ServiceExt};
 
 pub use self::auth::{Operator, PostedForm, Viewer};
+use self::connection::Patient;
 pub use self::problem::{FieldError, Problem};
 use crate::actors::Handle;
-use crate::config::{Config, KnownToken};
+use crate::config::{Config, KnownToken, TlsConfig};
 use crate::store::Store;
 
-/// More connections than this wait to be accepted: a scraper and some people need a handful.
-const MOST_CONNECTIONS: usize = 512;
+/// More connections than this wait to be accepted: each is a file descriptor, of which a process usually has 1024.
+const MOST_CONNECTIONS: usize = 800;
+/// More streams than this are refused, so that there are always connections for everything else.
+const MOST_STREAMS: usize = 600;
+/// So many large bodies are read at once; at 16 MiB each, and as much again while they are taken apart.
+const MOST_LARGE_BODIES: usize = 8;
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon to try again what was too much.
+const LATER: Duration = Duration::from_secs(5);
 /// A client that has not sent its request's head by then is not going to.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest head of a request that is read.
@@ -68,6 +81,14 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Why the server could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The certificate can't be used.
+    #[error("can't use {} for TLS (http.tls): {reason}", path.display())]
+    Tls {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The address is taken, not ours, or not permitted.
     #[error("can't listen on {address} (http.listen); is another callsheet running?")]
     Bind {
@@ -87,6 +108,9 @@ struct Parts {
     handle: Handle,
     config: watch::Receiver<Arc<Config>>,
     access: auth::Access,
+    feed: feed::Feed,
+    streams: Arc<Semaphore>,
+    large_bodies: Semaphore,
     stop: watch::Receiver<bool>,
 }
 
@@ -124,6 +148,34 @@ impl App {
     fn access(&self) -> &auth::Access {
         &self.0.access
     }
+
+    fn feed(&self) -> &feed::Feed {
+        &self.0.feed
+    }
+
+    /// The right to one more stream that stays open.
+    ///
+    /// # Errors
+    /// 503 where there are too many: the last connections are for what does not stay.
+    fn stream_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| {
+            let detail = format!("{MOST_STREAMS} streams are open already");
+            Problem::later(StatusCode::SERVICE_UNAVAILABLE, LATER, detail)
+        })
+    }
+
+    /// A turn at reading a large body: what many of them at once would take in memory is more than there may be.
+    ///
+    /// # Errors
+    /// 503 where it does not come soon.
+    async fn large_body_turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        match tokio::time::timeout(TURN_TIMEOUT, self.0.large_bodies.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => {
+                Err(Problem::later(StatusCode::SERVICE_UNAVAILABLE, LATER, "many large requests are being read"))
+            }
+        }
+    }
 }
 
 /// What the server is started with.
@@ -145,22 +197,32 @@ struct Peer {
     tls: bool,
 }
 
+/// Checks that a service could speak TLS with these files.
+///
+/// # Errors
+/// Where they can't be read, or don't belong together.
+pub fn check_tls(files: &TlsConfig) -> Result<(), Error> {
+    tls::Tls::load(files).map(drop)
+}
+
 /// A bound address that is not served yet.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<tls::Tls>,
 }
 
 impl Server {
-    /// Binds the address.
+    /// Binds the address, and reads the certificate where there is to be one.
     ///
     /// # Errors
-    /// Where it can't be had.
-    pub async fn bind(address: SocketAddr) -> Result<Self, Error> {
+    /// Where they can't be had.
+    pub async fn bind(address: SocketAddr, tls: Option<&TlsConfig>) -> Result<Self, Error> {
+        let tls = tls.map(tls::Tls::load).transpose()?;
         let bind_error = |source| Error::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, tls })
     }
 
     /// The address, with the port that the system chose where port 0 was asked for.
@@ -171,9 +233,25 @@ impl Server {
 
     /// Serves until `stop` says true, then lets open answers finish for a moment.
     pub async fn serve(self, settings: Settings, mut stop: watch::Receiver<bool>) {
+        let Self { listener, tls, .. } = self;
         let Settings { handle, config, tokens, local_key } = settings;
+        if let Some(tls) = tls.clone() {
+            tokio::spawn(tls.keep_fresh(config.clone()));
+        }
         let access = auth::Access::new(tokens, local_key);
-        let router = router(App(Arc::new(Parts { handle, config, access, stop: stop.clone() })));
+        let app = App(Arc::new(Parts {
+            feed: feed::Feed::new(handle.clone()),
+            handle,
+            config,
+            access,
+            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            large_bodies: Semaphore::new(MOST_LARGE_BODIES),
+            stop: stop.clone(),
+        }));
+        let feeding = app.clone();
+        tokio::spawn(async move { feeding.feed().run(feeding.stop()).await });
+        // Around the router rather than a layer of it, which would not see the header Allow of what the router refuses.
+        let router = from_fn_with_state(app.clone(), guard::guard).layer(router(app));
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
@@ -185,18 +263,32 @@ impl Server {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
-                accepted = accept(&self.listener, &permits) => accepted,
+                accepted = accept(&listener, &permits) => accepted,
             };
             let Some((stream, address, permit)) = accepted else { break };
-            let peer = Peer { address, tls: false };
+            // An IPv4 address that came in by an IPv6 socket is still one of IPv4.
+            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+            let peer = Peer { address, tls: tls.is_some() };
             let router = router.clone();
             let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
                 request.extensions_mut().insert(peer);
-                router.clone().oneshot(request)
+                router.clone().oneshot(request.map(axum::body::Body::new))
             });
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            let (http, watcher, tls) = (http.clone(), graceful.watcher(), tls.clone());
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
+                let ended = match tls {
+                    None => watcher.watch(http.serve_connection(TokioIo::new(Patient::new(stream)), service)).await,
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => {
+                            watcher.watch(http.serve_connection(TokioIo::new(Patient::new(stream)), service)).await
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, "a client did not come to speak TLS");
+                            Ok(())
+                        }
+                    },
+                };
+                if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended badly");
                 }
                 drop(permit);
@@ -229,12 +321,12 @@ fn router(app: App) -> Router {
     Router::new()
         .merge(pages::routes())
         .merge(sign_in::routes())
+        .merge(api::routes())
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(app.clone(), guard::guard))
         .with_state(app)
 }
 

@@ -208,6 +208,20 @@ impl Store {
         Ok(self.rows(&query, job_row).await?.pop())
     }
 
+    /// These jobs, as far as there are such, in no order.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobRow>, Error> {
+        let mut rows = Vec::with_capacity(ids.len());
+        for chunk in ids.chunks(CHUNK) {
+            let mut query = select::<jobs::Entity>(self.dialect());
+            query.and_where(jobs::Column::Id.is_in(chunk.iter().map(|id| id.0)));
+            rows.extend(self.rows(&query, job_row).await?);
+        }
+        Ok(rows)
+    }
+
     /// The runs of a job, the first attempt first.
     ///
     /// # Errors

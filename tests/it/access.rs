@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::on_each_database;
 use crate::support::client::Answer;
+use crate::support::eventually;
 use crate::support::service::{On, Service};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\n";
@@ -89,6 +90,39 @@ async fn a_session_lasts_over_a_restart_until_somebody_signs_out(on: On) {
 }
 on_each_database!(a_session_lasts_over_a_restart_until_somebody_signs_out);
 
+async fn a_viewer_reads_and_an_operator_writes(on: On) {
+    let Some(service) = with_tokens(on).await else { return };
+    let json = "Content-Type: application/json";
+    let job = br#"{"type": "ONE", "identifier": "say:a"}"#;
+    let post = |headers: &[&str]| service.request("POST", "/api/v1/jobs", headers, job);
+    post(&[json]).problem(401);
+    assert!(post(&[json, VIEWER]).problem(403).contains("\"eye\" is a viewer's"));
+    assert_eq!(post(&[json, OPERATOR]).status, 201);
+    service.request("GET", "/api/v1/jobs", &[], b"").problem(401);
+    assert_eq!(service.request("GET", "/api/v1/jobs", &[VIEWER], b"").status, 200);
+    assert_eq!(service.get("/api/openapi.json").status, 200);
+    // The page's own script may too, if it knows what only our pages know.
+    let cookie = session(&service, "do-everything");
+    assert_eq!(service.request("GET", "/api/v1/jobs", &[&cookie], b"").status, 200);
+    post(&[json, &cookie]).problem(403);
+    let id = cookie.rsplit_once('=').unwrap().1;
+    let csrf: String =
+        Sha256::digest(format!("callsheet csrf {id}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(post(&[json, &cookie, &format!("X-CSRF-Token: {csrf}")]).status, 201);
+    let watcher = session(&service, "see-everything");
+    let id = watcher.rsplit_once('=').unwrap().1;
+    let csrf: String =
+        Sha256::digest(format!("callsheet csrf {id}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(post(&[json, &watcher, &format!("X-CSRF-Token: {csrf}")]).problem(403).contains("viewer"));
+    let rows =
+        service.store.audit(&callsheet::store::AuditFilter { limit: 10, ..Default::default() }).await.unwrap().rows;
+    let deeds: Vec<_> = rows.iter().map(|row| (row.actor.as_str(), row.via.as_str(), row.action.as_str())).collect();
+    let expected =
+        [("eye", "page", "sign_in"), ("ops", "api", "enqueue"), ("ops", "page", "sign_in"), ("ops", "api", "enqueue")];
+    assert_eq!(deeds, expected);
+}
+on_each_database!(a_viewer_reads_and_an_operator_writes);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_guesses_tokens_is_made_to_wait() {
     let service = with_tokens(On::Sqlite).await.unwrap();
@@ -100,7 +134,6 @@ async fn who_guesses_tokens_is_made_to_wait() {
     assert_eq!(waiting.status, 429);
     let seconds: u32 = waiting.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=60).contains(&seconds), "{seconds}");
-    service.request("GET", "/metrics", &["Authorization: Bearer guess"], b"").problem(429);
     // A program that has a right token does not suffer from others that have not.
     assert_eq!(service.request("GET", "/metrics", &[VIEWER], b"").status, 200);
 }
@@ -160,4 +193,118 @@ async fn every_answer_has_the_security_headers() {
             assert_eq!(answer.header(name), Some(value), "{path}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_can_be_replaced_while_the_service_runs() {
+    let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
+    let certificates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+    let put = |name: &str| {
+        std::fs::copy(certificates.join(format!("{name}.pem")), service.path("tls.pem")).unwrap();
+        std::fs::copy(certificates.join(format!("{name}.key.pem")), service.path("tls.key.pem")).unwrap();
+    };
+    put("first");
+    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
+    let tls = "[http]\ntls = { certificate = \"tls.pem\", key = \"tls.key.pem\" }\n";
+    std::fs::write(service.path("callsheet.toml"), config.replace("[http]\n", tls)).unwrap();
+    let config = service.path("callsheet.toml");
+    std::fs::write(service.path("tls.key.pem"), "nonsense").unwrap();
+    let refused = service.cli(&["serve"]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && text.contains("tls.key.pem for TLS (http.tls)"), "{text}");
+    let checked = service.cli(&["check"]);
+    let text = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(config.exists() && !checked.status.success(), "{text}");
+    assert!(text.contains("callsheet.toml:4:40: can't use") && text.contains("tls.key.pem"), "{text}");
+    put("first");
+    service.serve().await;
+    let (certificate, answer) = over_tls(&service.address()).await;
+    assert_eq!(certificate, pem(&certificates.join("first.pem")));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("strict-transport-security: max-age"), "{answer}");
+    // Over plain HTTP nothing is said.
+    let mut plain = std::net::TcpStream::connect(service.address()).unwrap();
+    std::io::Write::write_all(&mut plain, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut said = Vec::new();
+    std::io::Read::read_to_end(&mut plain, &mut said).ok();
+    assert!(!said.starts_with(b"HTTP"));
+    // One of the two files alone fits nothing, and the old certificate stays.
+    std::fs::copy(certificates.join("second.pem"), service.path("tls.pem")).unwrap();
+    eventually("a word about it", async || service.log().contains("the old one is kept")).await;
+    assert_eq!(over_tls(&service.address()).await.0, certificate);
+    std::fs::copy(certificates.join("second.key.pem"), service.path("tls.key.pem")).unwrap();
+    eventually("the new certificate", async || {
+        over_tls(&service.address()).await.0 == pem(&certificates.join("second.pem"))
+    })
+    .await;
+}
+
+fn pem(path: &std::path::Path) -> Vec<u8> {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    tokio_rustls::rustls::pki_types::CertificateDer::from_pem_file(path).unwrap().to_vec()
+}
+
+/// The certificate that a client is shown, and the answer to its request.
+async fn over_tls(address: &str) -> (Vec<u8>, String) {
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+    /// Takes every certificate: which it is, the test looks at itself.
+    #[derive(Debug)]
+    struct Anybody;
+
+    impl ServerCertVerifier for Anybody {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let supported = &ring::default_provider().signature_verification_algorithms;
+            tokio_rustls::rustls::crypto::verify_tls12_signature(message, certificate, signature, supported)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let supported = &ring::default_provider().signature_verification_algorithms;
+            tokio_rustls::rustls::crypto::verify_tls13_signature(message, certificate, signature, supported)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            ring::default_provider().signature_verification_algorithms.supported_schemes()
+        }
+    }
+
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.ok();
+    (certificate, String::from_utf8_lossy(&answer).into_owned())
 }

@@ -216,6 +216,7 @@ impl OneJob {
                     concurrency: 1,
                     worker_concurrency: 1,
                     tokens: vec![token],
+                    schedule_to_close_timeout: Duration::from_secs(172_800),
                 });
                 let answers = self.store.apply(&[claim]).await.unwrap();
                 let Written::Claimed(claimed) = &answers[0] else { panic!("{answers:?}") };

@@ -11,12 +11,14 @@
 )]
 
 mod access;
+mod api;
 mod cancel;
 mod cli;
 mod control;
 mod crash_points;
 mod doctor;
 mod ends;
+mod events;
 mod grafana;
 mod http;
 mod lifecycle;
@@ -30,6 +32,7 @@ mod progress;
 mod recovery;
 mod reload;
 mod retry;
+mod schemathesis;
 mod screen_replacement;
 mod soak;
 #[path = "../soak/engine.rs"]

@@ -1,0 +1,345 @@
+//! Enqueueing: one job, or up to ten thousand in one transaction.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use axum::response::{IntoResponse, Response};
+use chrono::DateTime;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::query::shown;
+use crate::config::FlowConfig;
+use crate::domain::{FlowType, JobId, Timestamp};
+use crate::http::json::{EnqueuedJson, JobJson};
+use crate::http::problem::{FieldError, Problem};
+use crate::http::{App, Operator, body};
+use crate::store::{Due, Enqueued, NewJob};
+
+/// CONTRACT §5.
+const LARGEST_BODY: usize = 16 << 20;
+const MOST_JOBS: usize = 10_000;
+/// More mistakes than these help nobody.
+const MOST_ERRORS: usize = 50;
+const LONGEST_KEY: usize = 255;
+
+/// A job to be enqueued.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewJobJson {
+    /// Its type: a flow of this service.
+    #[serde(rename = "type")]
+    job_type: String,
+    /// What it is about; the flow's `identifier_pattern` says which it takes.
+    #[schema(max_length = 1024)]
+    identifier: String,
+    /// Any JSON, kept as it is written.
+    #[serde(default)]
+    #[schema(value_type = Option<Object>, nullable)]
+    payload: Option<Box<RawValue>>,
+    /// Higher first; 0 where nothing is said.
+    #[serde(default)]
+    priority: Option<i32>,
+    /// When it may start; at once where nothing is said.
+    #[serde(default)]
+    #[schema(format = DateTime)]
+    run_at: Option<String>,
+    /// At least 1; the flow's where nothing is said.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 2_147_483_647)]
+    maximum_attempts: Option<u32>,
+    /// While an open job of the type has it, no second one is made.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 255)]
+    unique_key: Option<String>,
+}
+
+/// One job, or up to 10,000.
+#[derive(Deserialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "for the description; the body is read by its first character, for the sake of its errors")]
+enum NewJobs {
+    /// One.
+    One(NewJobJson),
+    /// Several, all or none.
+    Many(Vec<NewJobJson>),
+}
+
+/// What came of it: one job, or as many as were asked for, in their order.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+enum EnqueuedJobs {
+    /// One.
+    One(Box<EnqueuedJson>),
+    /// Several.
+    Many(Vec<EnqueuedJson>),
+}
+
+/// Enqueue one job, or up to 10,000 in one transaction
+///
+/// Safe to repeat where the jobs have a `unique_key`: while an open job of the type has that key, it is the answer, and
+/// nothing is added. Where anything is wrong with any of them, nothing is enqueued.
+#[utoipa::path(
+    post, path = "/api/v1/jobs", tag = "jobs", operation_id = "enqueue_jobs",
+    request_body(content = NewJobs, content_type = "application/json"),
+    responses(
+        (status = 201, description = "Enqueued", body = EnqueuedJobs),
+        (status = 200, description = "Open jobs have these unique keys already; nothing was added", body = EnqueuedJobs),
+        (status = 408, description = "The body came too slowly", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is larger than 16 MiB", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not `application/json`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A value can't be used; `errors` says which", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn enqueue(
+    State(app): State<App>,
+    Operator(who): Operator,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !body::is_media_type(kind, "application/json") {
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "this takes JSON, as application/json"));
+    }
+    let _turn = app.large_body_turn().await?;
+    let bytes = body::read(&headers, body, LARGEST_BODY).await?;
+    let (written, several) = parse(&bytes)?;
+    let new = validate(&written, several, &app.config().flows)?;
+    let enqueued = app.store_for(&who).enqueue(&new).await?;
+    let mut jobs = answered(&app, &enqueued).await?;
+    let status = if enqueued.iter().all(|job| job.existing) { StatusCode::OK } else { StatusCode::CREATED };
+    if several {
+        return Ok((status, Json(EnqueuedJobs::Many(jobs))).into_response());
+    }
+    let job = jobs.pop().ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "somebody has deleted the job at once"))?;
+    let mut response = (status, Json(EnqueuedJobs::One(Box::new(job)))).into_response();
+    if let Some(location) =
+        enqueued.first().and_then(|job| HeaderValue::try_from(format!("/api/v1/jobs/{}", job.id)).ok())
+    {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// The jobs of a body, and whether it is an array.
+fn parse(bytes: &[u8]) -> Result<(Vec<NewJobJson>, bool), Problem> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let several = bytes.trim_ascii_start().first() == Some(&b'[');
+    let jobs = if several {
+        serde_path_to_error::deserialize(&mut json)
+    } else {
+        serde_path_to_error::deserialize(&mut json).map(|job| vec![job])
+    };
+    let jobs: Vec<NewJobJson> = jobs.map_err(|error| unreadable(&error))?;
+    if let Err(error) = json.end() {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}")));
+    }
+    let wrong = |detail: String| {
+        let error = FieldError { field: "body".to_owned(), pointer: Some("#".to_owned()), detail };
+        Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, vec![error]))
+    };
+    match jobs.len() {
+        0 => wrong("there is no job in it".to_owned()),
+        1..=MOST_JOBS => Ok((jobs, several)),
+        count => wrong(format!("there are {count} jobs in it; at most {MOST_JOBS} are taken at once")),
+    }
+}
+
+/// What serde says of a body, with the place in the words of RFC 6901.
+fn unreadable(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
+    use serde_path_to_error::Segment;
+    let cause = error.inner();
+    if !cause.is_data() {
+        return Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {cause}"));
+    }
+    let mut pointer = "#".to_owned();
+    let mut field = None;
+    for segment in error.path() {
+        match segment {
+            Segment::Seq { index } => pointer = format!("{pointer}/{index}"),
+            Segment::Map { key } | Segment::Enum { variant: key } => {
+                pointer = format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
+                field = Some(key.clone());
+            }
+            Segment::Unknown => {}
+        }
+    }
+    let detail = cause.to_string();
+    // An unknown or missing field is told of where it should stand, and named in the sentence only.
+    let names_field = detail.starts_with("unknown field") || detail.starts_with("missing field");
+    let named = || detail.split('`').nth(1).filter(|_| names_field).map(ToOwned::to_owned);
+    let field = field.or_else(named).unwrap_or_else(|| "body".to_owned());
+    Problem::invalid(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        vec![FieldError { field, pointer: Some(pointer), detail: detail.clone() }],
+    )
+}
+
+type Flows = BTreeMap<FlowType, Arc<FlowConfig>>;
+
+/// The jobs, each fit for its flow; or everything that is wrong with any of them.
+fn validate(written: &[NewJobJson], several: bool, flows: &Flows) -> Result<Vec<NewJob>, Problem> {
+    let mut errors = Vec::new();
+    let mut jobs = Vec::with_capacity(written.len());
+    for (index, job) in written.iter().enumerate() {
+        let place = if several { format!("#/{index}") } else { "#".to_owned() };
+        match job.validated(flows) {
+            Ok(job) => jobs.push(job),
+            Err(found) => errors.extend(found.into_iter().map(|(field, detail)| FieldError {
+                field: field.to_owned(),
+                pointer: Some(format!("{place}/{field}")),
+                detail,
+            })),
+        }
+        if errors.len() >= MOST_ERRORS {
+            break;
+        }
+    }
+    if errors.is_empty() { Ok(jobs) } else { Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors)) }
+}
+
+impl NewJobJson {
+    fn validated(&self, flows: &Flows) -> Result<NewJob, Vec<(&'static str, String)>> {
+        let mut errors = Vec::new();
+        let flow = self.job_type.parse::<FlowType>().ok().and_then(|flow| flows.get(&flow));
+        match flow {
+            None => errors.push(("type", unknown_type(&self.job_type, flows))),
+            Some(flow) => {
+                if let Err(refusal) = flow.identifier_pattern.check(&self.identifier) {
+                    errors.push(("identifier", refusal.to_string()));
+                }
+            }
+        }
+        let due = match self.run_at.as_deref().map(DateTime::parse_from_rfc3339) {
+            None => Due::After(std::time::Duration::ZERO),
+            Some(Ok(time)) => Due::At(Timestamp::from_unix_millis(time.timestamp_millis())),
+            Some(Err(_)) => {
+                errors.push(("run_at", "a time is written as in 2026-11-23T08:00:00Z (RFC 3339)".to_owned()));
+                Due::After(std::time::Duration::ZERO)
+            }
+        };
+        if self.maximum_attempts.is_some_and(|attempts| attempts == 0 || i32::try_from(attempts).is_err()) {
+            errors.push(("maximum_attempts", format!("it is a whole number from 1 to {}", i32::MAX)));
+        }
+        if let Some(key) = &self.unique_key {
+            if key.is_empty() || key.len() > LONGEST_KEY {
+                errors.push(("unique_key", format!("a key has 1 to {LONGEST_KEY} bytes")));
+            } else if key.contains('\0') {
+                errors.push(("unique_key", "a NUL character can't be kept".to_owned()));
+            }
+        }
+        // PostgreSQL reads an escaped NUL of a JSON text as one, and can't keep it.
+        let payload = self.payload.as_ref().map(|payload| payload.get().to_owned());
+        match flow {
+            Some(flow) if errors.is_empty() => Ok(NewJob {
+                flow: flow.flow.clone(),
+                identifier: self.identifier.clone(),
+                payload,
+                priority: self.priority.unwrap_or(0),
+                due,
+                maximum_attempts: self.maximum_attempts,
+                unique_key: self.unique_key.clone(),
+            }),
+            _ => Err(errors),
+        }
+    }
+}
+
+fn unknown_type(name: &str, flows: &Flows) -> String {
+    let known: Vec<&str> = flows.keys().map(FlowType::as_str).collect();
+    match known.iter().find(|known| known.eq_ignore_ascii_case(name)) {
+        Some(near) => format!("no flow has the type {}; did you mean {near}? Upper and lower case count", shown(name)),
+        None if known.is_empty() => "this service has no flows".to_owned(),
+        None => format!("no flow of this service has the type {}; there are {}", shown(name), known.join(", ")),
+    }
+}
+
+/// The rows as they are now, in the order in which they were asked for.
+async fn answered(app: &App, enqueued: &[Enqueued]) -> Result<Vec<EnqueuedJson>, Problem> {
+    let ids: Vec<JobId> = enqueued.iter().map(|job| job.id).collect();
+    let rows = app.store().jobs(&ids).await?;
+    let rows: BTreeMap<JobId, _> = rows.iter().map(|row| (row.id, row)).collect();
+    // One that somebody has deleted since is not there to be shown.
+    let found = enqueued.iter().filter_map(|job| Some((job, *rows.get(&job.id)?)));
+    Ok(found.map(|(job, row)| EnqueuedJson { job: JobJson::from(row), existing: job.existing }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flows() -> Flows {
+        let text = "[flows.ONE]\ncommand = [\"true\"]\n";
+        crate::config::Config::parse(text, std::path::Path::new("/callsheet.toml")).unwrap().flows
+    }
+
+    fn errors(body: &str) -> Vec<String> {
+        let problem = match parse(body.as_bytes()).and_then(|(jobs, several)| validate(&jobs, several, &flows())) {
+            Ok(jobs) => panic!("{jobs:?}"),
+            Err(problem) => serde_json::to_value(problem).unwrap(),
+        };
+        let error = |error: &serde_json::Value| {
+            let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+            format!("{} {}: {}", text("pointer"), text("field"), text("detail"))
+        };
+        match problem["errors"].as_array() {
+            Some(errors) => errors.iter().map(error).collect(),
+            None => vec![format!("{}: {}", problem["status"], problem["detail"].as_str().unwrap())],
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_place() {
+        let body = r#"[{"type": "ONE", "identifier": "a"}, {"type": "one", "identifier": "b", "unique_key": ""}, {
+            "type": "ONE", "identifier": "-x", "run_at": "soon", "maximum_attempts": 0}]"#;
+        let found = errors(body);
+        let starts = [
+            "#/1/type type: no flow has the type \"one\"; did you mean ONE?",
+            "#/1/unique_key unique_key: a key has 1 to 255 bytes",
+            "#/2/identifier identifier: the identifier \"-x\" does not match",
+            "#/2/run_at run_at: a time is written as",
+            "#/2/maximum_attempts maximum_attempts: it is a whole number",
+        ];
+        assert_eq!(found.len(), starts.len(), "{found:#?}");
+        assert!(found.iter().zip(starts).all(|(found, start)| found.starts_with(start)), "{found:#?}");
+    }
+
+    #[test]
+    fn what_is_no_such_json_is_told_with_its_place() {
+        for (body, start) in [
+            ("", "400: the body is no JSON: EOF"),
+            ("{", "400: the body is no JSON: EOF"),
+            ("{} x", "#/ "),
+            (
+                r#"{"type": "ONE", "identifier": 7}"#,
+                "#/identifier identifier: invalid type: integer `7`, expected a string",
+            ),
+            (r#"[{"type": "ONE", "identifier": "a"}, {"type": "ONE"}]"#, "#/1 identifier: missing field `identifier`"),
+            (r#"{"type": "ONE", "identifier": "a", "priorty": 1}"#, "#/priorty priorty: unknown field `priorty`"),
+            (r#"{"type": "ONE", "identifier": "a", "priority": 2147483648}"#, "#/priority priority: invalid value"),
+            (r#"{"type": "ONE", "identifier": "a"} x"#, "400: the body is no JSON: trailing characters"),
+            ("[]", "# body: there is no job in it"),
+            ("7", "# body: invalid type: integer `7`"),
+        ] {
+            let found = errors(body);
+            // The second of these is complained about as an object that lacks its fields.
+            assert!(body == "{} x" || found[0].starts_with(start), "{body}: {found:?}");
+        }
+        let many = format!("[{}]", vec![r#"{"type": "ONE", "identifier": "a"}"#; MOST_JOBS + 1].join(","));
+        assert_eq!(errors(&many), ["# body: there are 10001 jobs in it; at most 10000 are taken at once"]);
+    }
+
+    #[test]
+    fn a_payload_is_kept_as_it_is_written() {
+        let body = r#"{"type": "ONE", "identifier": "a", "payload": {"b": 1.50,  "a": 12345678901234567890123}}"#;
+        let (jobs, several) = parse(body.as_bytes()).unwrap();
+        let jobs = validate(&jobs, several, &flows()).unwrap();
+        assert_eq!(jobs[0].payload.as_deref(), Some(r#"{"b": 1.50,  "a": 12345678901234567890123}"#));
+    }
+}

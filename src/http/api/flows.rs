@@ -1,0 +1,99 @@
+//! Flows and workers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+
+use super::Segment;
+use super::query::{Parameters, shown};
+use crate::domain::FlowType;
+use crate::http::json::{FlowJson, FlowsJson, WorkerJson, WorkersJson};
+use crate::http::problem::Problem;
+use crate::http::{App, Operator, Viewer};
+use crate::store::{FlowState, PauseResult};
+
+/// How each flow's queue stands
+///
+/// Types that waiting rows have and that no flow of this service has are listed too; such rows are left alone.
+#[utoipa::path(
+    get, path = "/api/v1/flows", tag = "flows", operation_id = "list_flows",
+    responses((status = 200, description = "The flows", body = FlowsJson))
+)]
+pub(super) async fn flows(State(app): State<App>, _: Viewer, uri: Uri) -> Result<Json<FlowsJson>, Problem> {
+    Parameters::of(&uri, &[]).finish()?;
+    let states = app.store().flow_states().await?;
+    let states: BTreeMap<&str, &FlowState> = states.iter().map(|state| (state.job_type.as_str(), state)).collect();
+    let config = app.config();
+    let names: BTreeSet<&str> = config.flows.keys().map(FlowType::as_str).chain(states.keys().copied()).collect();
+    let flow = |name: &str| config.flows.values().find(|flow| flow.flow.as_str() == name);
+    let flows =
+        names.into_iter().map(|name| FlowJson::new(name, flow(name).map(AsRef::as_ref), states.get(name).copied()));
+    Ok(Json(FlowsJson { flows: flows.collect() }))
+}
+
+/// Pause a flow over all workers
+///
+/// Nothing of it is claimed any more; what runs runs on. Safe to repeat.
+#[utoipa::path(
+    post, path = "/api/v1/flows/{type}/pause", tag = "flows", operation_id = "pause_flow",
+    params(("type" = String, Path, description = "The flow's job type")),
+    responses(
+        (status = 200, description = "The flow", body = FlowJson),
+        (status = 404, description = "There is no such flow", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn pause(
+    State(app): State<App>,
+    Operator(who): Operator,
+    Segment(name): Segment,
+) -> Result<Json<FlowJson>, Problem> {
+    set_paused(&app, &who, &name, true).await
+}
+
+/// Let a paused flow go on
+///
+/// Safe to repeat.
+#[utoipa::path(
+    post, path = "/api/v1/flows/{type}/resume", tag = "flows", operation_id = "resume_flow",
+    params(("type" = String, Path, description = "The flow's job type")),
+    responses(
+        (status = 200, description = "The flow", body = FlowJson),
+        (status = 404, description = "There is no such flow", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn resume(
+    State(app): State<App>,
+    Operator(who): Operator,
+    Segment(name): Segment,
+) -> Result<Json<FlowJson>, Problem> {
+    set_paused(&app, &who, &name, false).await
+}
+
+async fn set_paused(app: &App, who: &Viewer, name: &str, paused: bool) -> Result<Json<FlowJson>, Problem> {
+    let no_such_flow = || Problem::new(StatusCode::NOT_FOUND, format!("there is no flow {}", shown(name)));
+    let flow: FlowType = name.parse().map_err(|_| no_such_flow())?;
+    let store = app.store_for(who);
+    let by = format!("{} (api)", who.name);
+    let result = if paused { store.pause(&flow, &by).await? } else { store.resume(&flow, &by).await? };
+    match result {
+        PauseResult::NotFound => return Err(no_such_flow()),
+        PauseResult::Changed | PauseResult::Unchanged => {}
+    }
+    let states = store.flow_states().await?;
+    let state = states.iter().find(|state| state.job_type == flow.as_str());
+    Ok(Json(FlowJson::new(flow.as_str(), app.config().flows.get(&flow).map(AsRef::as_ref), state)))
+}
+
+/// Every worker that shares these tables
+#[utoipa::path(
+    get, path = "/api/v1/workers", tag = "service", operation_id = "list_workers",
+    responses((status = 200, description = "The workers", body = WorkersJson))
+)]
+pub(super) async fn workers(State(app): State<App>, _: Viewer, uri: Uri) -> Result<Json<WorkersJson>, Problem> {
+    Parameters::of(&uri, &[]).finish()?;
+    let now = app.store().now().await?;
+    let workers = app.store().workers().await?;
+    Ok(Json(WorkersJson { workers: workers.iter().map(|row| WorkerJson::new(row, now)).collect() }))
+}
