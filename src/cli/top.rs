@@ -18,11 +18,11 @@ use tokio::sync::mpsc;
 use super::Context;
 use super::failure::{Exit, Failure, Result};
 use super::logs::directory_of;
-use super::output::{age, cut, duration_of, many_lines};
+use super::output::{age, cut, duration_of};
 use crate::config::Config;
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp};
 use crate::http::words::thousands;
-use crate::process::logs::{LogReader, Stream};
+use crate::process::logs::{RunLog, Selection};
 use crate::store::{CancelResult, EndedRow, History, OpenRow, Overview, PauseResult, Queue, RetryResult, Store};
 
 /// Watch the queues and runs live, and act on them
@@ -35,7 +35,7 @@ pub(super) struct Args {}
 
 /// How often the database is looked at.
 const REFRESH: Duration = Duration::from_secs(1);
-/// So many lines of each stream are shown.
+/// So many lines are shown.
 const LOG_LINES: usize = 2000;
 
 pub(super) async fn run(context: &Context, _: &Args) -> Result {
@@ -153,15 +153,8 @@ async fn read_log(config: &Config, store: &Store, log: &mut LogView) {
         log.text = format!("This machine has no output of it; {} may.", cut(worker, 60));
         return;
     };
-    let mut text = String::new();
-    for stream in [Stream::Stdout, Stream::Stderr] {
-        let Ok(chunk) = LogReader::open(&directory, stream).tail(LOG_LINES) else { continue };
-        if !chunk.bytes.is_empty() {
-            text.push_str(&format!("── {} ──\n", stream.as_str()));
-            text.push_str(many_lines(&String::from_utf8_lossy(&chunk.bytes)).trim_end());
-            text.push('\n');
-        }
-    }
+    let output = RunLog::open(&directory, Selection::Both, run.outcome.is_some());
+    let text = output.tail(LOG_LINES).map(|page| page.to_safe_text()).unwrap_or_default();
     log.text = if text.is_empty() { "Nothing has been written yet.".to_owned() } else { text };
 }
 

@@ -7,6 +7,7 @@ use super::parts::{ago, badge, button, exact, icon, meter, name, plain_name, rem
 use super::{Part, Visitor};
 use crate::domain::{JobId, JobStatus, Timestamp};
 use crate::http::words::{duration_of, size, thousands};
+use crate::process::logs::Stream;
 use crate::store::{EventRow, JobRow, RunRow};
 
 /// Of a job that was tried without end, so many attempts and events are shown: the last ones.
@@ -167,8 +168,8 @@ pub(super) struct LogView<'a> {
     /// The attempt whose output it is.
     pub(super) run: Option<&'a RunRow>,
     pub(super) attempts: Vec<u32>,
-    /// The end of standard output and of standard error; `None` where this machine has none of it.
-    pub(super) tails: Option<(String, String)>,
+    /// The end of it; `None` where this machine has none of it.
+    pub(super) tail: Option<Vec<(Stream, String)>>,
 }
 
 pub(super) fn log(view: &LogView<'_>) -> Markup {
@@ -186,12 +187,12 @@ pub(super) fn log(view: &LogView<'_>) -> Markup {
                     }
                 }
             }
-            @match &view.tails {
+            @match &view.tail {
                 None => p.muted {
                     "This machine has no output of this attempt: it is kept by the worker that ran it"
                     @if let Some(worker) = &run.worker_id { " (" (name(worker)) ")" } ", until retention removes it."
                 },
-                Some((stdout, stderr)) => {
+                Some(pieces) => {
                     div.log-tools #log-tools hidden {
                         label { "Stream " select #log-stream { option value="both" { "both" } option value="stdout" { "stdout" } option value="stderr" { "stderr" } } }
                         label { "Search " input #log-search type="search" placeholder="in the output" maxlength="200"; }
@@ -202,9 +203,8 @@ pub(super) fn log(view: &LogView<'_>) -> Markup {
                         span #log-lines.muted {}
                     }
                     div #log.log tabindex="0" role="log" aria-label="Output" aria-live="off" data-attempt=(run.attempt) data-job=(view.job) {
-                        @if stdout.is_empty() && stderr.is_empty() { p.muted { "Nothing has been written yet." } }
-                        @if !stdout.is_empty() { pre.stdout { (stdout) } }
-                        @if !stderr.is_empty() { pre.stderr { (stderr) } }
+                        @if pieces.is_empty() { p.muted { "Nothing has been written yet." } }
+                        @for (stream, text) in pieces { pre class=(stream.as_str()) { (text) } }
                     }
                 }
             }

@@ -19,7 +19,7 @@ use super::frame::assets;
 use super::{Output, Part, Place, Rendered, Visitor};
 use crate::domain::{Attempt, JobId};
 use crate::http::App;
-use crate::process::logs::{LogReader, Stream};
+use crate::process::logs::{RunLog, Selection, Stream};
 use crate::process::text::made_safe;
 
 /// Changes that come closer together are told as one.
@@ -58,7 +58,7 @@ pub(super) fn stream(
 ) -> Response {
     let log = match &place {
         Place::Job(id, _) => fields.first("attempt").and_then(|text| text.parse().ok()).map(|attempt| {
-            let read = fields.first("at").and_then(Read::parse);
+            let read = fields.first("at").and_then(|text| text.parse().ok());
             Log { job: *id, attempt: Attempt(attempt), place: None, read, ended: false }
         }),
         Place::Overview(_) | Place::Jobs(_) | Place::Workers => None,
@@ -170,10 +170,13 @@ impl Watcher {
         let Some(place) = log.place.clone() else { return };
         let (read, ended) = (log.read, log.ended);
         // Files are read where that may take its time.
-        let Ok(read) = tokio::task::spawn_blocking(move || read_on(&place, read, ended)).await else { return };
-        for (text, stream, offset, read) in read {
-            log.read = Some(read);
-            let data = json!({ "stream": stream.as_str(), "offset": offset, "text": text, "at": read.to_string() });
+        let Ok(Some((pieces, next))) = tokio::task::spawn_blocking(move || read_on(&place, read, ended)).await else {
+            return;
+        };
+        log.read = Some(next);
+        if !pieces.is_empty() {
+            let pieces: Vec<_> = pieces.iter().map(|(stream, text)| [stream.as_str(), text]).collect();
+            let data = json!({ "pieces": pieces, "at": next });
             self.ready.push_back(Event::default().event("log").data(data.to_string()));
         }
     }
@@ -184,28 +187,9 @@ struct Log {
     job: JobId,
     attempt: Attempt,
     place: Option<std::path::PathBuf>,
-    read: Option<Read>,
+    /// How far it was read, in bytes.
+    read: Option<u64>,
     ended: bool,
-}
-
-/// How far each stream was read, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Read {
-    stdout: u64,
-    stderr: u64,
-}
-
-impl Read {
-    fn parse(text: &str) -> Option<Self> {
-        let (stdout, stderr) = text.split_once('-')?;
-        Some(Self { stdout: stdout.parse().ok()?, stderr: stderr.parse().ok()? })
-    }
-}
-
-impl std::fmt::Display for Read {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.stdout, self.stderr)
-    }
 }
 
 /// Where this machine keeps the output of an attempt.
@@ -215,33 +199,29 @@ pub(super) async fn place_of(app: &App, job: JobId, attempt: Attempt) -> Option<
     Some(app.handle().run_dir(job, attempt, &run.run_token.parse().ok()?))
 }
 
-/// What was written since, in whole lines: their text, their stream, where they start, and how far everything is read then.
-fn read_on(place: &std::path::Path, read: Option<Read>, ended: bool) -> Vec<(String, Stream, u64, Read)> {
-    let readers = [Stream::Stdout, Stream::Stderr].map(|stream| (stream, LogReader::open(place, stream)));
-    let start = |reader: &LogReader| reader.total_length().unwrap_or(0).saturating_sub(PAST);
-    let mut read = read.unwrap_or_else(|| Read { stdout: start(&readers[0].1), stderr: start(&readers[1].1) });
-    let mut texts = Vec::new();
-    for (stream, reader) in readers {
-        let from = match stream {
-            Stream::Stdout => read.stdout,
-            Stream::Stderr => read.stderr,
-        };
-        let Ok(chunk) = reader.read(from, AT_ONCE) else { continue };
-        let whole = match chunk.bytes.iter().rposition(|byte| *byte == b'\n') {
-            Some(newline) => newline + 1,
-            // A line that is longer than anybody reads, or the last one, which has no end.
-            None if ended || chunk.bytes.len() >= AT_ONCE => chunk.bytes.len(),
-            None => 0,
-        };
-        let Some(bytes) = chunk.bytes.get(..whole).filter(|bytes| !bytes.is_empty()) else { continue };
-        let next = chunk.offset + whole as u64;
-        match stream {
-            Stream::Stdout => read.stdout = next,
-            Stream::Stderr => read.stderr = next,
-        }
-        texts.push((made_safe(bytes), stream, chunk.offset, read));
+/// What was written from this offset on (of what is past, the end), up to the end of a line, and where to go on.
+fn read_on(place: &std::path::Path, from: Option<u64>, ended: bool) -> Option<(Vec<(Stream, String)>, u64)> {
+    let log = RunLog::open(place, Selection::Both, ended);
+    let from = match from {
+        Some(from) => from,
+        None => log.total_length().ok()?.saturating_sub(PAST),
+    };
+    let mut page = log.read(from, AT_ONCE).ok()?;
+    let length: usize = page.pieces.iter().map(|piece| piece.bytes.len()).sum();
+    // A line that is not whole is waited for, unless nothing more will come or it is longer than anybody reads.
+    if !ended
+        && length < AT_ONCE / 2
+        && let Some(last) = page.pieces.last_mut()
+    {
+        let whole = last.bytes.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(0, |end| end + 1);
+        page.next_offset = page.next_offset.saturating_sub((last.bytes.len() - whole) as u64);
+        last.bytes.truncate(whole);
     }
-    texts
+    let shown = page.pieces.iter().filter(|piece| !piece.bytes.is_empty()).map(|piece| {
+        let note = piece.dropped_note().map(|note| note + "\n").unwrap_or_default();
+        (piece.stream, note + &made_safe(&piece.bytes))
+    });
+    Some((shown.collect(), page.next_offset))
 }
 
 /// What tells a part from the same part as it was before, however much time has passed.
@@ -279,14 +259,13 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("stdout.0"), "one\ntwo\nthr").unwrap();
         std::fs::write(scratch.path().join("stderr.0"), "\u{1b}[31mbad\u{1b}[0m\n").unwrap();
-        let first = read_on(scratch.path(), None, false);
-        let texts: Vec<_> =
-            first.iter().map(|(text, stream, offset, _)| (text.as_str(), stream.as_str(), *offset)).collect();
-        assert_eq!(texts, [("one\ntwo\n", "stdout", 0), ("bad\n", "stderr", 0)]);
-        let read = first.last().unwrap().3;
-        assert_eq!(Read::parse(&read.to_string()), Some(read));
-        assert_eq!(read_on(scratch.path(), Some(read), false), []);
-        let last = read_on(scratch.path(), Some(read), true);
-        assert_eq!((last.len(), last[0].0.as_str(), last[0].2), (1, "thr", 8));
+        let all = |pieces: &[(Stream, String)]| pieces.iter().map(|(_, text)| text.as_str()).collect::<String>();
+        let (first, next) = read_on(scratch.path(), None, false).unwrap();
+        let text = all(&first);
+        assert!(text.contains("one\ntwo\n") && !text.contains('\u{1b}'), "{first:?}");
+        let (more, after) = read_on(scratch.path(), Some(next), true).unwrap();
+        let both = text + &all(&more);
+        assert!(both.contains("thr") && both.contains("bad\n") && both.len() == "one\ntwo\nthrbad\n".len(), "{both:?}");
+        assert_eq!(read_on(scratch.path(), Some(after), true).unwrap(), (Vec::new(), after));
     }
 }

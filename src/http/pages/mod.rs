@@ -39,7 +39,7 @@ use self::jobs::{Draft, Filter, JobsView};
 use self::overview::{FlowInfo, OverviewView};
 use super::{App, Operator, PostedForm, Problem, Viewer};
 use crate::domain::{Attempt, FlowType, JobId, Timestamp};
-use crate::process::logs::{LogReader, Stream};
+use crate::process::logs::{RunLog, Selection};
 use crate::process::text::made_safe;
 use crate::store::{AuditFilter, CancelResult, Due, NewJob, PauseResult, RetryResult};
 
@@ -251,8 +251,8 @@ impl Rendered {
 }
 
 async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>) -> Result<Rendered, Problem> {
-    /// So many lines of each stream are shown without a script.
-    const TAIL: usize = 200;
+    /// So many lines are shown without a script.
+    const TAIL: usize = 300;
     let store = app.store();
     let Some(job) = store.job(id).await? else {
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}")));
@@ -263,21 +263,23 @@ async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>
         Some(attempt) => runs.iter().rfind(|run| run.attempt == attempt),
         None => runs.last(),
     };
-    let mut tails = None;
+    let mut tail = None;
     if let Some(run) = run
         && let Ok(token) = run.run_token.parse()
     {
         let directory = app.handle().run_dir(id, run.attempt, &token);
+        let ended = run.outcome.is_some();
         let read = tokio::task::spawn_blocking(move || {
-            let tail = |stream| LogReader::open(&directory, stream).tail(TAIL).map(|chunk| made_safe(&chunk.bytes));
-            directory.is_dir().then(|| (tail(Stream::Stdout), tail(Stream::Stderr)))
+            let log = RunLog::open(&directory, Selection::Both, ended);
+            directory.is_dir().then(|| log.tail(TAIL).map(|page| page.pieces).unwrap_or_default())
         });
-        tails =
-            read.await.ok().flatten().map(|(stdout, stderr)| (stdout.unwrap_or_default(), stderr.unwrap_or_default()));
+        let pieces = read.await.ok().flatten();
+        tail = pieces
+            .map(|pieces| pieces.into_iter().map(|piece| (piece.stream, made_safe(&piece.bytes))).collect::<Vec<_>>());
     }
     let mut attempts: Vec<u32> = runs.iter().map(|run| run.attempt.0).collect();
     attempts.dedup();
-    let markup = job::log(&job::LogView { job: id, run, attempts, tails });
+    let markup = job::log(&job::LogView { job: id, run, attempts, tail });
     let output = run.map(|run| Output { attempt: run.attempt, ended: run.outcome.is_some(), markup: markup.clone() });
     let below = html! { @if output.is_none() { (markup) } (job::rest(view)) };
     let (parts, later) = (job::parts(view, visitor), job::later_parts(view));

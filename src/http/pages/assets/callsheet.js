@@ -125,24 +125,32 @@ class Log {
     box.addEventListener("keydown", (event) => ["ArrowUp", "PageUp", "Home"].includes(event.key) && setTimeout(away));
   }
 
-  append({ stream, text }) {
+  /** Adds what a stream has written; it may begin and end within a line. */
+  append([stream, text]) {
     if (this.fresh) {
       // What the server has shown is the end of what comes now.
       this.box.textContent = "";
       this.fresh = false;
     }
-    const lines = text.endsWith("\n") ? text.slice(0, -1).split("\n") : text.split("\n");
+    const whole = text.endsWith("\n");
+    const lines = (whole ? text.slice(0, -1) : text).split("\n");
+    const goesOn = this.last && this.last.stream === stream && !this.last.whole;
+    if (goesOn) {
+      this.last.node.appendData(lines.shift());
+      this.last.whole = whole || lines.length > 0;
+    }
     for (let start = 0; start < lines.length;) {
       if (!this.last || this.last.stream !== stream || this.last.count >= LINES_OF_A_BLOCK) {
         const block = document.createElement("div");
         block.className = `block ${stream}`;
         block.append(document.createTextNode(""));
         this.box.append(block);
-        this.last = { node: block.firstChild, stream, count: 0 };
+        this.last = { node: block.firstChild, stream, count: 0, whole: true };
       }
       const some = lines.slice(start, start + LINES_OF_A_BLOCK - this.last.count);
       this.last.node.appendData((this.last.count ? "\n" : "") + some.join("\n"));
       this.last.count += some.length;
+      this.last.whole = whole || start + some.length < lines.length;
       start += some.length;
     }
     this.lines += lines.length;
@@ -258,7 +266,7 @@ function connect() {
   });
   on("log", (piece) => {
     at = piece.at;
-    if (log) log.append(piece);
+    if (log) piece.pieces.forEach((one) => log.append(one));
   });
   on("output", ({ html }) => {
     const output = document.getElementById("output");
