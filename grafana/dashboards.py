@@ -228,7 +228,7 @@ SUCCESS = (
     f"(sum by (type) (increase(callsheet_job_transitions_total{{{F}, {ENDED}}}[1d])) > 0)"
 )
 SINCE_TICK = f"time() - callsheet_scheduler_last_tick_timestamp_seconds{{{F}}}"
-JOBS_PAGE = [("Jobs on the service's page", "${service_url}/?type=${__field.labels.type}")]
+JOBS_PAGE = [("Jobs on the service's page", "${service_url}/jobs?type=${__field.labels.type}")]
 FLOW_PAGE = [("This flow in depth", "/d/callsheet-flow?var-flow=${__value.raw}&${datasource:queryparam}&${worker:queryparam}&${__url_time_range}")]
 
 OVERVIEW = dashboard("callsheet-overview", "Callsheet / Overview", "Is anything stuck, and how much is being done.", [
@@ -271,7 +271,7 @@ OVERVIEW = dashboard("callsheet-overview", "Callsheet / Overview", "Is anything 
                target(f"60 * sum by (to) (rate(callsheet_job_transitions_total{{{F}, {ENDED}}}[$__rate_interval]))", "{{to}}"), unit="cpm", stack=True, min=0),
         series("Failures by cause", "Attempts that failed in the interval: by exit code or signal (FAILED), out of time (TIMED_OUT), not startable (SPAWN_FAILED), or lost with their machine (LOST). Retried ones count too.",
                target(f"sum by (outcome) (increase(callsheet_run_duration_seconds_count{{{F}, {FAILED}}}[$__rate_interval]))", "{{outcome}}"), stack=True, min=0,
-               links=[("Failed jobs on the service's page", "${service_url}/?status=ERROR")]),
+               links=[("Failed jobs on the service's page", "${service_url}/jobs?status=ERROR")]),
     ]),
     ("Times", [
         series("Run duration", "How long commands ran, over all outcomes.", quantiles("callsheet_run_duration_seconds", F), unit="s", w=12, min=0),
@@ -360,6 +360,8 @@ SERVICE = dashboard("callsheet-service", "Callsheet / Service", "How the service
         series("Database used", "1 where the last use of the database succeeded.", target(f"callsheet_store_up{{{W}}}", "{{instance}}"), w=6, min=0, max=1),
         series("Age of the backlog's figures", "How long ago the gauges of the queues were read from the database: at most every half second, at least every 15 s, less often where counting is dear.",
                target(f"time() - callsheet_backlog_read_timestamp_seconds{{{W}}}", "{{instance}}"), unit="s", w=12, min=0),
+        series("Traces", "Spans that were sent to the OpenTelemetry collector, and those that it did not take, each second. None where no endpoint is configured.",
+               target(f"sum by (result) (rate(callsheet_trace_spans_total{{{W}}}[$__rate_interval]))", "{{result}}"), unit="ops", w=12, min=0),
         series("Jobs that nobody here serves", "Open jobs of types that no flow of the worker has: a misspelt type, or another worker's work.", target(f"callsheet_unserved_jobs{{{W}}}", "{{instance}}"), w=12, min=0),
     ]),
     ("Runs", [

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::actors::root::{RootActor, RootArgs, RootMessage};
 use crate::actors::status::{ErrorChain, StatusMessage};
-use crate::actors::{Handle, Health, Launches, Port, Reply, Shared, Tree, Watched};
+use crate::actors::{AbortOnDrop, Handle, Health, Launches, Port, Reply, Shared, Tree, Watched};
 use crate::clock::SystemClock;
 use crate::config::{self, Changes, Config, FlowConfig, OnStop, Overrides};
 use crate::crash::{self, Step};
@@ -30,7 +30,9 @@ use crate::http;
 use crate::metrics::{self, Metrics, Role};
 use crate::process::upkeep::RunDirectories;
 use crate::process::{self, Processes};
+use crate::service_manager::ServiceManager;
 use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
+use crate::telemetry::Telemetry;
 
 /// How long the last writes may take when the service stops; what is not written by then is on disk, and found again.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ const LAST_WRITES: Duration = Duration::from_secs(5);
 const RELOAD: Duration = Duration::from_secs(10);
 /// The file in the data directory that says where the service listens.
 pub const ADDRESS_FILE: &str = "http_address";
+/// How often a service manager is told what the service does, where it does not want a sign of life more often.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a draining service looks whether its runs have ended, which may take days.
 const DRAIN_LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -129,6 +133,8 @@ pub struct Service {
     http: Option<(SocketAddr, JoinHandle<()>)>,
     stop_http: watch::Sender<bool>,
     worker: WorkerNote,
+    manager: Arc<ServiceManager>,
+    _told: AbortOnDrop,
     /// As it was last read; who has to know of a change listens here.
     config: watch::Sender<Arc<Config>>,
     overrides: Option<Overrides>,
@@ -211,6 +217,7 @@ impl Service {
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention.logs));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
+        let telemetry = Telemetry::start(config::otlp_endpoint(&config)?, &worker, &hostname(), &metrics);
         let server = match config.http.listen {
             Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
             None => None,
@@ -222,6 +229,7 @@ impl Service {
             launcher: Arc::new(processes),
             clock: Arc::new(SystemClock),
             metrics,
+            telemetry,
             worker,
             status: Port::default(),
             retention: Port::default(),
@@ -256,7 +264,22 @@ impl Service {
             "the service is ready"
         );
         let overrides = options.overrides;
-        Ok(Self { shared, root, root_task, http, stop_http, worker: note, config, overrides, _locks: locks })
+        let manager = Arc::new(ServiceManager::from_environment());
+        manager.ready(&status(&shared));
+        let told = AbortOnDrop::spawn(tell_manager(Arc::clone(&manager), root.clone(), Arc::clone(&shared)));
+        Ok(Self {
+            shared,
+            root,
+            root_task,
+            http,
+            stop_http,
+            worker: note,
+            manager,
+            _told: told,
+            config,
+            overrides,
+            _locks: locks,
+        })
     }
 
     /// Where the service listens; `None` where HTTP is off.
@@ -398,6 +421,7 @@ impl Service {
         let on_stop = service.on_stop;
         tracing::info!(?on_stop, running = self.running(), "the service stops; a second signal hastens it");
         let deadline = Instant::now() + service.stop_deadline;
+        self.manager.stopping(service.stop_deadline + 3 * LAST_WRITES);
         tokio::select! {
             () = self.wind_down(on_stop, deadline) => {}
             () = signals.stop() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
@@ -407,6 +431,7 @@ impl Service {
             tracing::info!(left, "commands run on; the next start of the service takes them over");
         }
         self.write_state(WorkerState::Stopped).await;
+        self.shared.telemetry.flush(Instant::now() + LAST_WRITES).await;
         // Only now the actors: nothing of them is left to be written, and their commands are not theirs.
         self.root.stop(None);
         self.stop_http.send_replace(true);
@@ -460,7 +485,7 @@ impl Service {
 
     /// How many runs have a live actor.
     fn running(&self) -> usize {
-        ractor::registry::registered().iter().filter(|name| name.ends_with(')')).count()
+        running()
     }
 
     async fn write_state(&self, state: WorkerState) {
@@ -505,6 +530,38 @@ async fn requested(drain: &mut watch::Receiver<Option<String>>) -> String {
 fn gave_up() -> Result<(), Error> {
     tracing::error!("the root gave up; the service ends, and its commands run on");
     Err(Error::GaveUp)
+}
+
+fn running() -> usize {
+    ractor::registry::registered().iter().filter(|name| name.ends_with(')')).count()
+}
+
+/// What the service is doing, for `systemctl status`.
+fn status(shared: &Shared) -> String {
+    let (running, complaints) = (running(), shared.health.complaints());
+    let what = if shared.draining.load(Ordering::Relaxed) { "stopping" } else { "working" };
+    let runs = if running == 1 { "1 run".to_owned() } else { format!("{running} runs") };
+    if complaints.is_empty() { format!("{what}: {runs}") } else { format!("{what}: {runs}; {}", complaints.join("; ")) }
+}
+
+/// Tells the service manager what the service does, and that it lives: for as long as the root answers.
+async fn tell_manager(manager: Arc<ServiceManager>, root: ActorRef<RootMessage>, shared: Arc<Shared>) {
+    if !manager.listens() {
+        return;
+    }
+    // A third for asking and a third for waiting leave a third for a machine that is busy.
+    let third = manager.watchdog().map_or(STATUS_INTERVAL, |within| STATUS_INTERVAL.min(within / 3));
+    loop {
+        let (reply, answered) = answer_channel();
+        let asked = root.cast(RootMessage::GetAlive(reply)).is_ok();
+        if asked && matches!(tokio::time::timeout(third, answered).await, Ok(Ok(()))) {
+            manager.alive();
+            manager.status(&status(&shared));
+        } else {
+            tracing::warn!("the root does not answer; the service manager is not told that the service lives");
+        }
+        tokio::time::sleep(third).await;
+    }
 }
 
 /// A reply and the place where its answer arrives; an answer of `None` arrives as an error.

@@ -5,6 +5,7 @@
 
 mod changes;
 mod report;
+mod telemetry;
 mod template;
 mod tokens;
 mod validate;
@@ -30,6 +31,7 @@ use crate::domain::{FlowType, WorkerId};
 
 pub use changes::Changes;
 pub use report::{Complaint, Complaints, Place, Places};
+pub use telemetry::{InvalidEndpoint, OtlpEndpoint, otlp_endpoint};
 pub use template::TEMPLATE;
 pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};
 pub use worker::{known_worker_id, local_key, worker_id};
@@ -54,6 +56,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// What is kept for how long.
     pub retention: RetentionConfig,
+    /// `[telemetry]`: where traces are sent as the file says; [`otlp_endpoint`] also asks the environment.
+    pub otlp: Option<OtlpEndpoint>,
     /// The flows, by job type.
     pub flows: BTreeMap<FlowType, Arc<FlowConfig>>,
 }
@@ -183,6 +187,14 @@ pub enum Error {
     /// The current directory can't be told, so nothing relative to it can be found.
     #[error("can't tell the current directory")]
     CurrentDir(#[source] std::io::Error),
+    /// A variable of the environment says something about traces that can't be.
+    #[error("the environment variable {variable} can't be used: {reason}")]
+    Telemetry {
+        /// The variable's name.
+        variable: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// The file that keeps this worker's id can't be read or made.
     #[error("can't keep this worker's id in {}", path.display())]
     WorkerIdFile {
@@ -280,6 +292,7 @@ impl Config {
             service: file.service,
             http: file.http,
             retention: file.retention,
+            otlp: file.otlp,
             flows: file.flows,
         };
         Ok((config, Places { file: shown.to_owned(), text: text.to_owned(), spans: file.places }))
@@ -300,6 +313,7 @@ impl Config {
             service: ServiceConfig::default(),
             http: HttpConfig::default(),
             retention: RetentionConfig::default(),
+            otlp: None,
             flows: BTreeMap::new(),
         })
     }

@@ -24,9 +24,9 @@
 //! # Modules, in reading order
 //!
 //! [`domain`] decides; [`clock`] and [`config`] say when and how; [`process`] and [`store`] do, each the only place that
-//! names its side of the outside; [`metrics`] names every metric; [`actors`] connect all of it; [`http`] and [`cli`]
-//! show it; [`app`] builds it. A module uses those before it and none after it. [`crash`] marks, for tests only, where a
-//! process may die.
+//! names its side of the outside; [`metrics`] names every metric, and [`telemetry`] sends traces; [`actors`] connect all
+//! of it; [`http`] and [`cli`] show it; [`app`] builds it, and tells the [`service_manager`]. A module uses those before it
+//! and none after it. [`crash`] marks, for tests only, where a process may die.
 //!
 //! # What is always so
 //!
@@ -54,4 +54,6 @@ pub mod domain;
 pub mod http;
 pub mod metrics;
 pub mod process;
+pub mod service_manager;
 pub mod store;
+pub mod telemetry;

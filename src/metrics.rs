@@ -172,6 +172,7 @@ pub struct Metrics {
     disk_free: Gauge,
     disk_size: Gauge,
     last_reload: IntGauge,
+    trace_spans: IntCounterVec,
     seen: Mutex<Seen>,
 }
 
@@ -440,10 +441,18 @@ impl Metrics {
                 "callsheet_config_last_reload_successful",
                 "1 where the configuration was taken when it was read last, 0 where it was refused and the one before stays.",
             )?,
+            trace_spans: counter(
+                "callsheet_trace_spans_total",
+                "Spans of traces, by what became of them: exported to the collector, or dropped because it did not take them.",
+                &["result"],
+            )?,
             seen: Mutex::default(),
             registry,
         };
         metrics.last_reload.set(1);
+        for result in ["exported", "dropped"] {
+            metrics.trace_spans.with_label_values(&[result]);
+        }
         for role in Role::ALL {
             metrics.actor_restarts.with_label_values(&[role.as_str()]);
         }
@@ -731,6 +740,16 @@ impl Metrics {
         self.store_batch.observe(writes as f64);
     }
 
+    /// So many spans reached the collector.
+    pub fn spans_exported(&self, count: usize) {
+        self.trace_spans.with_label_values(&["exported"]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    /// So many spans never will.
+    pub fn spans_dropped(&self, count: usize) {
+        self.trace_spans.with_label_values(&["dropped"]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
     /// How many transactions of status writes there were.
     #[cfg(test)]
     pub fn store_batches(&self) -> u64 {
@@ -922,6 +941,7 @@ mod tests {
         callsheet_store_errors_total counter
         callsheet_store_up gauge
         callsheet_store_write_seconds histogram
+        callsheet_trace_spans_total counter
         callsheet_unserved_jobs gauge
         callsheet_worker_info gauge
         callsheet_worker_silence_seconds gauge

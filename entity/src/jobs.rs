@@ -58,6 +58,8 @@ pub struct Model {
     pub heartbeat_time: Option<i64>,
     pub completed_time: Option<i64>,
     pub execution_ms: Option<i64>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub traceparent: Option<String>,
     #[sea_orm(has_many)]
     pub runs: HasMany<super::runs::Entity>,
     #[sea_orm(has_many)]

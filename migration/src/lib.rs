@@ -7,6 +7,7 @@ mod m20261123_000001_first_tables;
 mod m20261125_000002_control;
 mod m20261125_000003_accounting;
 mod m20261125_000004_access;
+mod m20261125_000005_traceparent;
 mod m20261125_000006_overview;
 
 /// Every step, oldest first.
@@ -20,6 +21,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000002_control::Migration),
             Box::new(m20261125_000003_accounting::Migration),
             Box::new(m20261125_000004_access::Migration),
+            Box::new(m20261125_000005_traceparent::Migration),
             Box::new(m20261125_000006_overview::Migration),
         ]
     }

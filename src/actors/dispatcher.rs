@@ -17,6 +17,7 @@ use super::status::{Pending, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::admission::{Request, admit};
+use crate::domain::trace::JobTrace;
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::Role;
 use crate::process;
@@ -371,6 +372,9 @@ impl DispatcherState {
                 maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.args.flow.retry.maximum_attempts()),
                 schedule_time: job.schedule_time,
                 runnable_since: job.run_at.max(job.created_time),
+                trace: JobTrace::of(job.id, job.created_time, job.trace_parent),
+                created_time: job.created_time,
+                claimed_time: now,
                 cancel_requested: job.cancel_requested,
             },
             start,

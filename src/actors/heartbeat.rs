@@ -52,6 +52,8 @@ pub struct HeartbeatArgs {
     pub status: Port<StatusMessage>,
     /// Where confirmations are counted.
     pub metrics: Arc<Metrics>,
+    /// What every line about the run stands in.
+    pub span: tracing::Span,
     /// The JobActor's ear.
     pub parent: Upward<HeartbeatEvent>,
 }
@@ -102,8 +104,7 @@ impl HeartbeatState {
             self.overdue = true;
             self.args.metrics.heartbeat_timeout(&self.args.flow);
             tracing::warn!(
-                run_token = %self.args.token,
-                r#type = %self.args.flow,
+                parent: &self.args.span,
                 "a run has gone unconfirmed for longer than its heartbeat_timeout; its command runs on"
             );
         }

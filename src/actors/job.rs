@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde_json::{Value, json};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
 use super::retention::RetentionMessage;
@@ -23,11 +25,13 @@ use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Timeout, conclude};
 use crate::domain::template::Placeholder;
+use crate::domain::trace::{JobTrace, RunPart, TraceParent};
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role, WatchedRun};
 use crate::process::upkeep::{RunDirectory, is_worth_compressing};
 use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
 use crate::store::{ProgressNote, Settlement, Started, Write, Written};
+use crate::telemetry::Span;
 
 /// The wait before a write that the store did not take is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -113,6 +117,12 @@ pub struct OwnedRun {
     pub schedule_time: Timestamp,
     /// Since when this attempt could run.
     pub runnable_since: Timestamp,
+    /// The trace that the job is a part of.
+    pub trace: JobTrace,
+    /// When the job was enqueued.
+    pub created_time: Timestamp,
+    /// When this attempt was claimed.
+    pub claimed_time: Timestamp,
     /// Whether somebody has asked to cancel the job.
     pub cancel_requested: bool,
 }
@@ -174,6 +184,8 @@ pub struct JobState {
     heartbeat_timer: Option<AbortOnDrop>,
     progress: Progress,
     watched: WatchedRun,
+    /// Every line about the run stands in it.
+    span: tracing::Span,
 }
 
 /// What a command said last about itself, on its way to the store: one note at a time, so that none pile up there.
@@ -191,6 +203,14 @@ impl Actor for JobActor {
 
     async fn pre_start(&self, _myself: ActorRef<Self::Msg>, args: JobArgs) -> Result<JobState, ActorProcessingErr> {
         let watched = args.shared.metrics.watch_run(&args.flow.flow);
+        let span = tracing::info_span!(
+            parent: None,
+            "run",
+            job = args.run.job.0,
+            r#type = %args.flow.flow,
+            attempt = args.run.attempt.0,
+            run_token = %args.run.token,
+        );
         Ok(JobState {
             args,
             phase: RunPhase::Launching,
@@ -210,16 +230,17 @@ impl Actor for JobActor {
             heartbeat_timer: None,
             progress: Progress::Written,
             watched,
+            span,
         })
     }
 
     async fn post_start(&self, myself: ActorRef<Self::Msg>, state: &mut JobState) -> Result<(), ActorProcessingErr> {
-        match state.args.start.clone() {
+        state.span.clone().in_scope(|| match state.args.start.clone() {
             JobStart::Launch { waited: true, .. } => state.confirm_claim(&myself),
             JobStart::Launch { waited: false, .. } => state.launch(&myself),
             JobStart::Refuse(reason) => state.ended(&myself, RunEnd::Refused(reason)),
             JobStart::Recover => state.inspect(&myself),
-        }
+        });
         Ok(())
     }
 
@@ -229,36 +250,8 @@ impl Actor for JobActor {
         message: JobMessage,
         state: &mut JobState,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            JobMessage::ConfirmClaim => state.confirm_claim(&myself),
-            JobMessage::ClaimConfirmed(answer) => state.claim_confirmed(&myself, answer),
-            JobMessage::Launch => state.launch(&myself),
-            JobMessage::Launched(launched) => state.launched(&myself, launched),
-            JobMessage::Inspect => state.inspect(&myself),
-            JobMessage::Inspected(evidence) => state.inspected(&myself, evidence),
-            JobMessage::Reported(report) => state.reported(&myself, report),
-            JobMessage::Swept(end) => state.ended(&myself, end),
-            JobMessage::Cancel | JobMessage::Heartbeat(HeartbeatEvent::CancelRequested) => {
-                state.args.run.cancel_requested = true;
-                state.step(&myself, RunEvent::CancelRequested);
-            }
-            JobMessage::Heartbeat(HeartbeatEvent::OwnershipLost) => state.step(&myself, RunEvent::OwnershipLost),
-            JobMessage::RecordStart => state.record_start(&myself),
-            JobMessage::StartRecorded(answer) => state.start_recorded(&myself, answer),
-            JobMessage::RecordEnd => state.record_end(&myself),
-            JobMessage::ProgressRecorded => state.progress_recorded(&myself),
-            JobMessage::EndRecorded(answer) => state.end_recorded(&myself, answer),
-            JobMessage::StartHeartbeat => state.start_heartbeat(&myself).await?,
-            #[cfg(test)]
-            JobMessage::Panic => panic!("asked to by a test"),
-            #[cfg(test)]
-            JobMessage::PanicHeartbeat => {
-                if let Some(heartbeat) = &state.heartbeat {
-                    heartbeat.cast(super::heartbeat::HeartbeatMessage::Panic)?;
-                }
-            }
-        }
-        Ok(())
+        let span = state.span.clone();
+        state.handle(&myself, message).instrument(span).await
     }
 
     async fn handle_supervisor_evt(
@@ -267,15 +260,48 @@ impl Actor for JobActor {
         event: SupervisionEvent,
         state: &mut JobState,
     ) -> Result<(), ActorProcessingErr> {
-        match event {
+        state.span.clone().in_scope(|| match event {
             SupervisionEvent::ActorTerminated(..) => state.heartbeat_ended(&myself, "killed"),
             SupervisionEvent::ActorFailed(_, error) => state.heartbeat_ended(&myself, &error.to_string()),
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => Ok(()),
-        }
+        })
     }
 }
 
 impl JobState {
+    async fn handle(&mut self, myself: &ActorRef<JobMessage>, message: JobMessage) -> Result<(), ActorProcessingErr> {
+        match message {
+            JobMessage::ConfirmClaim => self.confirm_claim(myself),
+            JobMessage::ClaimConfirmed(answer) => self.claim_confirmed(myself, answer),
+            JobMessage::Launch => self.launch(myself),
+            JobMessage::Launched(launched) => self.launched(myself, launched),
+            JobMessage::Inspect => self.inspect(myself),
+            JobMessage::Inspected(evidence) => self.inspected(myself, evidence),
+            JobMessage::Reported(report) => self.reported(myself, report),
+            JobMessage::Swept(end) => self.ended(myself, end),
+            JobMessage::Cancel | JobMessage::Heartbeat(HeartbeatEvent::CancelRequested) => {
+                self.args.run.cancel_requested = true;
+                self.step(myself, RunEvent::CancelRequested);
+            }
+            JobMessage::Heartbeat(HeartbeatEvent::OwnershipLost) => self.step(myself, RunEvent::OwnershipLost),
+            JobMessage::RecordStart => self.record_start(myself),
+            JobMessage::StartRecorded(answer) => self.start_recorded(myself, answer),
+            JobMessage::RecordEnd => self.record_end(myself),
+            JobMessage::ProgressRecorded => self.progress_recorded(myself),
+            JobMessage::EndRecorded(answer) => self.end_recorded(myself, answer),
+            JobMessage::StartHeartbeat => self.start_heartbeat(myself).await?,
+            #[cfg(test)]
+            JobMessage::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            JobMessage::PanicHeartbeat => {
+                if let Some(heartbeat) = &self.heartbeat {
+                    heartbeat.cast(super::heartbeat::HeartbeatMessage::Panic)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Where the run stands.
     pub(super) fn phase(&self) -> RunPhase {
         self.phase
@@ -295,8 +321,7 @@ impl JobState {
                 self.launch(myself);
             }
             Some(_) => {
-                let (job, run_token) = (self.args.run.job.0, &self.args.run.token);
-                tracing::warn!(job, %run_token, "a claim was outdated before its launch");
+                tracing::warn!("a claim was outdated before its launch");
                 self.phase = RunPhase::Closed;
                 myself.stop(None);
             }
@@ -313,14 +338,17 @@ impl JobState {
         let spec = self.command_spec();
         // A panic in there drops it, which answers `None`; the guard, declared after it, is dropped first.
         let launched = Reply::to(myself, JobMessage::Launched);
-        tokio::spawn(async move {
-            let launched = launched;
-            let guard = guard;
-            let result = launcher.launch(spec).await;
-            // Over before anybody hears of it: whoever inspects the run from here on sees what there is to see.
-            drop(guard);
-            launched.send(result);
-        });
+        tokio::spawn(
+            async move {
+                let launched = launched;
+                let guard = guard;
+                let result = launcher.launch(spec).await;
+                // Over before anybody hears of it: whoever inspects the run from here on sees what there is to see.
+                drop(guard);
+                launched.send(result);
+            }
+            .in_current_span(),
+        );
     }
 
     fn launched(&mut self, myself: &ActorRef<JobMessage>, launched: Option<Result<RunLink, process::Error>>) {
@@ -336,13 +364,7 @@ impl JobState {
             Some(Err(error)) => {
                 let error = ErrorChain(&error).to_string();
                 self.args.shared.metrics.launch_failed(&self.args.flow.flow);
-                tracing::error!(
-                    job = self.args.run.job.0,
-                    r#type = %self.args.flow.flow,
-                    run_token = %self.args.run.token,
-                    error,
-                    "a command can't be launched; will try again"
-                );
+                tracing::error!(error, "a command can't be launched; will try again");
                 self.args.shared.health.launching(&self.args.flow.flow, Some(error));
                 match self.phase {
                     RunPhase::Cancelling | RunPhase::Stopping => self.ended(myself, RunEnd::CancelledBeforeStart),
@@ -386,7 +408,12 @@ impl JobState {
             token: run.token.clone(),
             argv: flow.command.iter().map(|argument| argument.fill(value)).collect(),
             working_dir: flow.working_dir.as_ref().map(|path| path.fill(value).into()),
-            env: flow.env.iter().map(|(name, text)| (name.clone(), text.fill(value))).collect(),
+            env: flow
+                .env
+                .iter()
+                .map(|(name, text)| (name.clone(), text.fill(value)))
+                .chain(self.traceparent())
+                .collect(),
             identifier: run.identifier.clone(),
             worker: shared.worker.clone(),
             payload: run.payload.clone(),
@@ -404,6 +431,18 @@ impl JobState {
         }
     }
 
+    /// The variable that tells a command which trace it is a part of (W3C Trace Context, by its usual name in an
+    /// environment). Without an exporter its parent is who asked for the job, since nobody would ever see our span.
+    fn traceparent(&self) -> Option<(String, String)> {
+        let trace = &self.args.run.trace;
+        let parent = match (self.args.shared.telemetry.is_on(), trace.parent) {
+            (true, _) => trace.for_command(&self.args.run.token),
+            (false, Some(span)) => TraceParent { trace: trace.id, span, sampled: trace.sampled },
+            (false, None) => return None,
+        };
+        Some(("TRACEPARENT".to_owned(), parent.to_string()))
+    }
+
     fn schedule_deadline(&self) -> Timestamp {
         self.args.run.schedule_time.plus(self.args.flow.schedule_to_close_timeout)
     }
@@ -411,14 +450,17 @@ impl JobState {
     fn inspect(&mut self, myself: &ActorRef<JobMessage>) {
         let shared = Arc::clone(&self.args.shared);
         let (myself, run) = (myself.clone(), self.args.run.clone());
-        self.work = Some(AbortOnDrop::spawn(async move {
-            shared.launches.settled(&run.token).await;
-            let launcher = Arc::clone(&shared.launcher);
-            let inspection = tokio::spawn(async move { evidence_of(launcher.as_ref(), &run).await });
-            if myself.cast(JobMessage::Inspected(inspection.await.ok())).is_err() {
-                tracing::debug!("an inspection outlived its JobActor");
+        self.work = Some(AbortOnDrop::spawn(
+            async move {
+                shared.launches.settled(&run.token).await;
+                let launcher = Arc::clone(&shared.launcher);
+                let inspection = tokio::spawn(async move { evidence_of(launcher.as_ref(), &run).await });
+                if myself.cast(JobMessage::Inspected(inspection.await.ok())).is_err() {
+                    tracing::debug!("an inspection outlived its JobActor");
+                }
             }
-        }));
+            .in_current_span(),
+        ));
     }
 
     fn inspected(&mut self, myself: &ActorRef<JobMessage>, evidence: Option<Result<Evidence, process::Error>>) {
@@ -457,23 +499,11 @@ impl JobState {
             return;
         }
         self.args.shared.metrics.recovered(&self.args.flow.flow, verdict);
-        tracing::info!(
-            job = self.args.run.job.0,
-            r#type = %self.args.flow.flow,
-            attempt = self.args.run.attempt.0,
-            run_token = %self.args.run.token,
-            verdict = verdict.as_str(),
-            "an open run without an owner was looked into"
-        );
+        tracing::info!(verdict = verdict.as_str(), "an open run without an owner was looked into");
     }
 
     fn inspect_again(&mut self, myself: &ActorRef<JobMessage>, why: &str) {
-        tracing::error!(
-            job = self.args.run.job.0,
-            run_token = %self.args.run.token,
-            why,
-            "can't find out what became of a run; will look again"
-        );
+        tracing::error!(why, "can't find out what became of a run; will look again");
         self.again(myself, JobMessage::Inspect);
     }
 
@@ -514,16 +544,12 @@ impl JobState {
                     ProgressNote { token: self.args.run.token.clone(), progress, status_message },
                 );
             }
-            RunReport::NotDying { reason } => tracing::error!(
-                job = self.args.run.job.0,
-                r#type = %self.args.flow.flow,
-                run_token = %self.args.run.token,
-                reason,
-                "processes of a run outlive SIGKILL; the run has not ended"
-            ),
+            RunReport::NotDying { reason } => {
+                tracing::error!(reason, "processes of a run outlive SIGKILL; the run has not ended")
+            }
             RunReport::Ended(verdict) => self.ended(myself, RunEnd::Ended(verdict)),
             RunReport::LinkLost { reason } => {
-                tracing::warn!(job = self.args.run.job.0, run_token = %self.args.run.token, reason, "a run's shim is gone");
+                tracing::warn!(reason, "a run's shim is gone");
                 self.inspect(myself);
             }
         }
@@ -556,9 +582,9 @@ impl JobState {
             loop {
                 match launcher.remove_leftovers(token.clone()).await {
                     Ok(0) => break,
-                    Ok(killed) => tracing::warn!(run_token = %token, killed, "killed what a lost run had left alive"),
+                    Ok(killed) => tracing::warn!(killed, "killed what a lost run had left alive"),
                     Err(error) => {
-                        tracing::error!(run_token = %token, error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
+                        tracing::error!(error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
                         tokio::time::sleep(WORK_AGAIN).await;
                     }
                 }
@@ -566,7 +592,7 @@ impl JobState {
             if myself.cast(JobMessage::Swept(RunEnd::Lost(reason))).is_err() {
                 tracing::debug!("a sweep outlived its JobActor");
             }
-        }));
+        }.in_current_span()));
     }
 
     fn ended(&mut self, myself: &ActorRef<JobMessage>, end: RunEnd) {
@@ -606,9 +632,6 @@ impl JobState {
             }
             Some(RunOrder::StopNow) => {
                 tracing::warn!(
-                    job = self.args.run.job.0,
-                    r#type = %self.args.flow.flow,
-                    run_token = %self.args.run.token,
                     "this run is no longer current in the store; its command is killed and nothing is written about it"
                 );
                 if let Some(control) = &self.control {
@@ -748,11 +771,7 @@ impl JobState {
         if let Some((end, conclusion, _)) = &self.end {
             let (end, conclusion) = (end.clone(), conclusion.clone());
             if matches!(answers.last(), Some(Written::Fenced)) {
-                tracing::warn!(
-                    job = self.args.run.job.0,
-                    run_token = %self.args.run.token,
-                    "the end of a run that is no longer current was not written"
-                );
+                tracing::warn!("the end of a run that is no longer current was not written");
             } else {
                 self.note_end(&end, &conclusion);
             }
@@ -780,7 +799,78 @@ impl JobState {
             self.args.shared.metrics.run_ended(flow, outcome, ran, None);
         }
         let from = if self.started.is_some() { JobStatus::Progress } else { self.args.run.status };
-        self.note(from, conclusion.next.status(), &self.end_message(conclusion));
+        let to = conclusion.next.status();
+        self.note(from, to, &self.end_message(conclusion));
+        self.export_trace(end, conclusion, to);
+    }
+
+    /// What this attempt was, and the whole job where it has ended; a parent is told after its children.
+    fn export_trace(&self, end: &RunEnd, conclusion: &Conclusion, to: JobStatus) {
+        let (run, shared) = (&self.args.run, &self.args.shared);
+        if !shared.telemetry.is_on() || !run.trace.sampled {
+            return;
+        }
+        let flow = self.args.flow.flow.as_str();
+        let now = shared.clock.now();
+        let ended = if let RunEnd::Ended(verdict) = end { verdict.completed_time } else { now };
+        let started = self.started.map(|(_, started)| started);
+        let error = || conclusion.error.as_deref().and_then(|error| error.lines().next()).map(str::to_owned);
+        let attempt: Vec<(&'static str, Value)> = vec![
+            ("callsheet.job.id", json!(run.job.0)),
+            ("callsheet.job.type", json!(flow)),
+            ("callsheet.attempt", json!(run.attempt.0)),
+            ("callsheet.run.token", json!(run.token.as_str())),
+            ("callsheet.worker.id", json!(shared.worker.as_str())),
+        ];
+        let part = |part, name: &str, start, end, error, more: Vec<(&'static str, Value)>| Span {
+            trace: run.trace.id,
+            id: JobTrace::part(&run.token, part),
+            parent: Some(run.trace.job),
+            name: name.to_owned(),
+            start,
+            end,
+            attributes: attempt.iter().cloned().chain(more).collect(),
+            error,
+        };
+        let mut spans = vec![part(RunPart::Queued, "queued", run.runnable_since, run.claimed_time, None, Vec::new())];
+        let failed_launch = matches!(end, RunEnd::SpawnFailed(_)).then(error).flatten();
+        if started.is_some() || failed_launch.is_some() {
+            let launched = started.unwrap_or(now);
+            spans.push(part(RunPart::Launch, "launch", run.claimed_time, launched, failed_launch, Vec::new()));
+        }
+        if let Some((pid, started)) = self.started {
+            let usage = if let RunEnd::Ended(verdict) = end { Some(verdict.usage) } else { None };
+            let more = vec![
+                ("process.pid", json!(pid)),
+                ("process.exit.code", json!(conclusion.exit_code)),
+                ("callsheet.signal", json!(conclusion.signal)),
+                ("callsheet.outcome", json!(conclusion.outcome.map(Outcome::as_str))),
+                ("callsheet.cpu.user.seconds", json!(usage.map(|usage| usage.user_cpu.as_secs_f64()))),
+                ("callsheet.cpu.system.seconds", json!(usage.map(|usage| usage.system_cpu.as_secs_f64()))),
+                ("callsheet.max_rss.bytes", json!(usage.map(|usage| usage.max_rss_bytes))),
+            ];
+            spans.push(part(RunPart::Run, "run", started, ended, error(), more));
+        }
+        if let Next::Final(_) = conclusion.next {
+            spans.push(Span {
+                trace: run.trace.id,
+                id: run.trace.job,
+                parent: run.trace.parent,
+                name: format!("job {flow}"),
+                start: run.created_time,
+                end: ended,
+                attributes: vec![
+                    ("callsheet.job.id", json!(run.job.0)),
+                    ("callsheet.job.type", json!(flow)),
+                    ("callsheet.job.identifier", json!(run.identifier)),
+                    ("callsheet.job.status", json!(to.as_str())),
+                    ("callsheet.workflow.id", json!(self.args.flow.flow.workflow_id(run.job))),
+                    ("callsheet.attempts", json!(run.attempt.0)),
+                ],
+                error: error(),
+            });
+        }
+        shared.telemetry.export(spans);
     }
 
     async fn start_heartbeat(&mut self, myself: &ActorRef<JobMessage>) -> Result<(), ActorProcessingErr> {
@@ -794,6 +884,7 @@ impl JobState {
             timeout: self.args.flow.heartbeat_timeout,
             status: self.args.shared.status.clone(),
             metrics: Arc::clone(&self.args.shared.metrics),
+            span: self.span.clone(),
             parent: Arc::new(move |event| {
                 if parent.cast(JobMessage::Heartbeat(event)).is_err() {
                     tracing::debug!("a heartbeat outlived its JobActor");
@@ -813,7 +904,7 @@ impl JobState {
         }
         match self.heartbeat_restarts.on_failure(&HEARTBEAT_RESTARTS, self.spawned.elapsed()) {
             RestartDecision::After(wait) => {
-                tracing::error!(run_token = %self.args.run.token, why, "a HeartbeatActor ended and is started again");
+                tracing::error!(why, "a HeartbeatActor ended and is started again");
                 self.args.shared.metrics.actor_restarted(Role::Heartbeat);
                 self.heartbeat_timer = Some(after(myself, wait, || JobMessage::StartHeartbeat));
                 Ok(())

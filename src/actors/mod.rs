@@ -49,6 +49,7 @@ use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, WorkerId};
 use crate::metrics::{MailboxGauge, Metrics};
 use crate::process::{self, CommandSpec, Disk, Evidence, Processes, RunLink};
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 
 pub use self::handle::Handle;
 use self::retention::RetentionMessage;
@@ -70,6 +71,8 @@ pub struct Shared {
     pub clock: Arc<dyn Clock>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// Where traces go.
+    pub telemetry: Telemetry,
     /// Who this worker is.
     pub worker: WorkerId,
     /// The way to the StatusActor.
@@ -426,7 +429,9 @@ impl Shared {
     /// The one place where a status change becomes a log line and a metric.
     fn note(&self, transition: &Transition<'_>) {
         self.metrics.transition(transition.flow, transition.to);
+        // Outside of every span: this line says all of it itself, and a machine finds each field in the same place.
         tracing::info!(
+            parent: None,
             job = transition.job.0,
             r#type = %transition.flow,
             attempt = transition.attempt.0,

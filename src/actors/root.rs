@@ -73,6 +73,8 @@ pub enum RootMessage {
     StartFlows(Reply<()>),
     /// End every run, as if somebody had asked to cancel its job.
     CancelRuns,
+    /// Answer, if you still do.
+    GetAlive(Reply<()>),
     /// Fail in the way that a test asks for.
     #[cfg(test)]
     Panic,
@@ -222,6 +224,7 @@ impl Actor for RootActor {
                 done.send(());
             }
             RootMessage::CancelRuns => state.cancel_runs(),
+            RootMessage::GetAlive(reply) => reply.send(()),
             #[cfg(test)]
             RootMessage::Panic => panic!("asked to by a test"),
         }

@@ -33,6 +33,7 @@ use crate::metrics::{Metrics, Role};
 use crate::process::upkeep::RunDirectories;
 use crate::process::{self, CommandSpec, Disk, Evidence, RunControl, RunLink, RunReport};
 use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
+use crate::telemetry::Telemetry;
 
 /// No fact takes longer to come about, on a busy machine too.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -176,6 +177,7 @@ impl World {
             launcher: Arc::new(launcher.clone()),
             clock: Arc::new(SystemClock),
             metrics: Arc::new(Metrics::new("test").unwrap()),
+            telemetry: Telemetry::default(),
             worker: "test".parse().unwrap(),
             status: Port::default(),
             retention: Port::default(),
@@ -620,6 +622,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         launcher: Arc::clone(&old.launcher),
         clock: Arc::new(clock.clone()),
         metrics: Arc::new(Metrics::new("test").unwrap()),
+        telemetry: Telemetry::default(),
         worker: old.worker.clone(),
         status: Port::default(),
         retention: Port::default(),

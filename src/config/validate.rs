@@ -14,7 +14,8 @@ use super::report::Notes;
 use super::tokens::parse_sha256;
 use super::written::{Flow, Size, Tls, Token, Written};
 use super::{
-    AccessRole, FlowConfig, HttpConfig, OnStop, RetentionConfig, ServiceConfig, TlsConfig, TokenConfig, TokenSecret,
+    AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RetentionConfig, ServiceConfig, TlsConfig, TokenConfig,
+    TokenSecret,
 };
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
@@ -35,6 +36,7 @@ pub(super) struct Validated {
     pub(super) service: ServiceConfig,
     pub(super) http: HttpConfig,
     pub(super) retention: RetentionConfig,
+    pub(super) otlp: Option<OtlpEndpoint>,
     pub(super) flows: BTreeMap<FlowType, Arc<FlowConfig>>,
     /// Where the keys stand that a look at the machine may find wrong.
     pub(super) places: Vec<(String, Range<usize>)>,
@@ -115,13 +117,14 @@ impl Validator<'_> {
             tls: written.tls.as_ref().and_then(|tls| self.tls(tls)),
         };
         let retention = self.retention(&written.retention);
+        let otlp = written.otlp_endpoint.as_ref().and_then(|url| self.otlp_endpoint(url));
         let defaults = defaults.unwrap_or_default();
         if flows.is_empty() {
             // Nobody uses them, and they should be right all the same.
             self.flow_values(&defaults);
         }
         let flows = self.flows(flows, &defaults);
-        Validated { data_dir, database_url, worker_id, service, http, retention, flows, places: Vec::new() }
+        Validated { data_dir, database_url, worker_id, service, http, retention, otlp, flows, places: Vec::new() }
     }
 
     fn place(&mut self, key: impl Into<String>, span: Range<usize>) {
@@ -157,6 +160,16 @@ impl Validator<'_> {
             self.path("data_dir", path);
         }
         self.directory.join(written.map_or(DATA_DIR, |path| path.get_ref().as_str()))
+    }
+
+    fn otlp_endpoint(&mut self, url: &Spanned<String>) -> Option<OtlpEndpoint> {
+        let parsed = OtlpEndpoint::parse(url.get_ref());
+        if let Err(reason) = &parsed {
+            let message = format!("`otlp_endpoint` can't be used: {reason}");
+            // Whoever writes a password there anyway need not see it in a log.
+            self.notes.add(url.span(), message).help("for example \"http://localhost:4318\"").private();
+        }
+        parsed.ok()
     }
 
     fn path(&mut self, key: &str, path: &Spanned<String>) {

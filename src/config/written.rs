@@ -22,6 +22,7 @@ pub(super) struct Written {
     pub(super) listen: Field<String>,
     pub(super) tokens: Vec<Spanned<Token>>,
     pub(super) tls: Option<Tls>,
+    pub(super) otlp_endpoint: Field<String>,
     pub(super) defaults: Option<Flow>,
     pub(super) flows: Vec<(Spanned<String>, Flow)>,
     pub(super) retention: Vec<(&'static str, Spanned<String>)>,
@@ -77,10 +78,12 @@ pub(super) enum Size {
     Text(String),
 }
 
-const TOP: &[&str] = &["data_dir", "database_url", "worker_id", "service", "http", "defaults", "flows", "retention"];
+const TOP: &[&str] =
+    &["data_dir", "database_url", "worker_id", "service", "http", "telemetry", "defaults", "flows", "retention"];
 const SERVICE: &[&str] = &["on_stop", "stop_deadline"];
 const HTTP: &[&str] = &["listen", "tokens", "tls"];
 const TLS: &[&str] = &["certificate", "key"];
+const TELEMETRY: &[&str] = &["otlp_endpoint"];
 const TOKEN: &[&str] = &["name", "role", "token_sha256", "token_env"];
 const FLOW: &[&str] = &[
     "command",
@@ -110,6 +113,7 @@ const SECTIONS: &[(&[&str], &str)] = &[
     (TOP, "at the top of the file, before the first [table]"),
     (SERVICE, "in [service]"),
     (HTTP, "in [http]"),
+    (TELEMETRY, "in [telemetry]"),
     (FLOW, "in [flows.TYPE] or [defaults]"),
     (RETRY, "in [flows.TYPE.retry] or [defaults.retry]"),
     (LIMITS, "in [flows.TYPE.limits] or [defaults.limits]"),
@@ -144,6 +148,10 @@ pub(super) fn read(text: &str) -> (Written, Notes) {
         written.tokens = http.tokens();
         written.tls = http.tls();
         http.no_other_keys(HTTP);
+    }
+    if let Some(mut telemetry) = top.table("telemetry", "[telemetry]") {
+        written.otlp_endpoint = telemetry.string("otlp_endpoint", "write \"http://localhost:4318\"");
+        telemetry.no_other_keys(TELEMETRY);
     }
     if let Some(mut retention) = top.table("retention", "[retention]") {
         for key in RETENTION {

@@ -14,6 +14,7 @@ pub mod retry;
 pub mod run;
 pub mod schedule;
 pub mod template;
+pub mod trace;
 
 use std::fmt;
 use std::str::FromStr;

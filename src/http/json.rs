@@ -69,6 +69,8 @@ pub struct JobJson {
     pub completed_time: Option<String>,
     /// `execution_ms`
     pub execution_ms: Option<i64>,
+    /// `traceparent`
+    pub traceparent: Option<String>,
 }
 
 /// A row of `runs`.
@@ -452,6 +454,7 @@ impl From<&JobRow> for JobJson {
             heartbeat_time: row.heartbeat_time.map(rfc3339),
             completed_time: row.completed_time.map(rfc3339),
             execution_ms: row.execution_ms,
+            traceparent: row.traceparent.clone(),
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn merged(
 ///
 /// The service's secrets don't, nor what a service manager or another Callsheet told the service about itself.
 pub(super) fn is_passed_on(name: &OsStr) -> bool {
-    const KEPT_BACK: [&str; 7] = [
+    const KEPT_BACK: [&str; 13] = [
         "DATABASE_URL",
         "PGPASSWORD",
         "PGPASSFILE",
@@ -29,6 +29,13 @@ pub(super) fn is_passed_on(name: &OsStr) -> bool {
         "JOURNAL_STREAM",
         // systemd sets it for services; a command that finds it may think that it is one.
         "MANAGERPID",
+        // What the service itself was started as a part of, and how it names itself to a collector; the headers are secrets.
+        "TRACEPARENT",
+        "TRACESTATE",
+        "OTEL_SERVICE_NAME",
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
     ];
     const KEPT_BACK_PREFIXES: [&str; 3] = ["CALLSHEET_", "WATCHDOG_", "LISTEN_"];
     let name = name.as_encoded_bytes();
@@ -68,9 +75,16 @@ mod tests {
 
     #[test]
     fn the_services_secrets_are_kept_back() {
-        for name in
-            ["DATABASE_URL", "CALLSHEET_OPS_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS", "PGPASSWORD"]
-        {
+        for name in [
+            "DATABASE_URL",
+            "CALLSHEET_OPS_TOKEN",
+            "NOTIFY_SOCKET",
+            "WATCHDOG_USEC",
+            "LISTEN_FDS",
+            "PGPASSWORD",
+            "TRACEPARENT",
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ] {
             assert!(!is_passed_on(OsStr::new(name)), "{name}");
         }
         for name in ["PATH", "HOME", "PGHOST", "DATABASE_URL_OF_SOMETHING_ELSE", "MY_CALLSHEET_"] {

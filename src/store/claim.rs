@@ -11,7 +11,7 @@ use serde_json::json;
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Write};
-use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
 const ACTION: &str = "claim jobs";
 
@@ -219,7 +219,7 @@ impl Store {
     ) -> Result<(), Error> {
         // One statement a row: joined with a list, either database's planner may choose to read all pending rows.
         let update = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
-             schedule_time = $6, progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
+             schedule_time = $6, traceparent = COALESCE(traceparent, $7), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
              execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
              WHERE id = $1 AND status = 'PENDING'";
         let worker = claim.worker.as_str();
@@ -231,6 +231,8 @@ impl Store {
                 i64::from(job.attempt.0).into(),
                 now.unix_millis().into(),
                 job.schedule_time.unix_millis().into(),
+                // From the payload to where whoever finds the run later looks for it.
+                job.trace_parent.map(|parent| parent.to_string()).into(),
             ];
             if transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected() == 0 {
                 // The row is locked, or nobody else writes: this would be a fault of ours, and nothing may be started.
@@ -518,9 +520,10 @@ fn nobodys(dialect: Dialect) -> String {
 
 fn claimed_columns(dialect: Dialect) -> String {
     format!(
-        "id, priority, run_at, attempt, attempts_before, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}",
+        "id, priority, run_at, attempt, attempts_before, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}, {}",
         dialect.text("identifier"),
-        dialect.text("payload")
+        dialect.text("payload"),
+        dialect.text("traceparent")
     )
 }
 
@@ -542,19 +545,25 @@ fn claimed_job(row: &Row<'_>) -> Result<ClaimedJob, Error> {
     let (run_at, created_time) = (row.time("run_at")?, row.time("created_time")?);
     // The table's own limit: a hostile attempt must not make the claim of every other row fail.
     let attempt = row.attempt()?.0.saturating_add(1).min(i32::MAX.unsigned_abs());
+    let payload = readable_payload(row.bytes("payload")?);
+    let trace_parent = match row.text("traceparent")? {
+        Some(text) => text.parse().ok(),
+        None => payload.as_ref().ok().and_then(|payload| trace::in_payload(payload.as_deref()?)),
+    };
     Ok(ClaimedJob {
         id: row.job("id")?,
         token: RunToken::from_bytes([0; 16]),
         attempt: Attempt(attempt),
         attempts_before: row.count("attempts_before")?,
         identifier: row.identifier()?,
-        payload: readable_payload(row.bytes("payload")?),
+        payload,
         maximum_attempts: row.maximum_attempts()?,
         priority: row.int("priority")?,
         run_at,
         created_time,
         schedule_time: row.maybe_time("schedule_time")?.unwrap_or(created_time.max(run_at)),
         cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
+        trace_parent,
     })
 }
 

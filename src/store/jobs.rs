@@ -14,6 +14,7 @@ use super::{
     RunRow, Store, WorkerRow,
 };
 use crate::crash::{self, Step};
+use crate::domain::trace::JobTrace;
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
 
 /// Rows of one statement.
@@ -313,11 +314,11 @@ impl Store {
     pub async fn open_jobs(&self, worker: &WorkerId, flow: Option<&FlowType>) -> Result<Vec<OpenJob>, Error> {
         const ACTION: &str = "read the open jobs";
         let dialect = self.dialect();
-        let columns = ["type", "status", "run_token", "worker_id", "identifier"]
+        let columns = ["type", "status", "run_token", "worker_id", "identifier", "traceparent"]
             .map(|column| format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text")));
         let select = format!(
             "SELECT jobs.id, jobs.attempt, jobs.attempts_before, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
-             jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \
+             jobs.queued_time, jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \
              FROM jobs LEFT JOIN runs ON runs.run_token = jobs.run_token AND runs.job_id = jobs.id \
              WHERE jobs.{OPEN} AND ($2 IS NULL OR jobs.type = $2) AND {} ORDER BY jobs.id",
             columns.join(", "),
@@ -467,6 +468,7 @@ pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow, Error> {
         heartbeat_time: row.maybe_time("heartbeat_time")?,
         completed_time: row.maybe_time("completed_time")?,
         execution_ms: row.maybe_int("execution_ms")?,
+        traceparent: row.text("traceparent")?,
     })
 }
 
@@ -529,8 +531,10 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
 
 fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {
     let (run_at, created_time) = (row.time("run_at")?, row.time("created_time")?);
+    let id = row.job("id")?;
+    let parent = row.text("traceparent")?.and_then(|text| text.parse().ok());
     Ok(OpenJob {
-        id: row.job("id")?,
+        id,
         job_type: row.some_text("type")?,
         status: row.status()?,
         token: row.token()?,
@@ -540,6 +544,10 @@ fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {
         identifier: row.identifier()?,
         maximum_attempts: row.maximum_attempts()?,
         schedule_time: row.maybe_time("schedule_time")?.unwrap_or(created_time.max(run_at)),
+        created_time,
+        runnable_since: created_time.max(run_at),
+        queued_time: row.maybe_time("queued_time")?,
+        trace: JobTrace::of(id, created_time, parent),
         cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
         started_time: row.maybe_time("started_time")?,
         pid: row.maybe_int("pid")?.and_then(|pid| i32::try_from(pid).ok()),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::write::{Unreadable, WorkerState};
+use crate::domain::trace::JobTrace;
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 
 /// A row of `jobs`; its texts are shown lossily where they are no valid UTF-8.
@@ -54,6 +55,8 @@ pub struct JobRow {
     pub completed_time: Option<Timestamp>,
     /// `execution_ms`
     pub execution_ms: Option<i64>,
+    /// `traceparent`, as it was written, which may be no valid one.
+    pub traceparent: Option<String>,
 }
 
 /// A row of `runs`.
@@ -176,6 +179,14 @@ pub struct OpenJob {
     pub maximum_attempts: Option<u32>,
     /// When the job could first have run.
     pub schedule_time: Timestamp,
+    /// `jobs.created_time`
+    pub created_time: Timestamp,
+    /// Since when this attempt could run.
+    pub runnable_since: Timestamp,
+    /// `jobs.queued_time`: when it was claimed.
+    pub queued_time: Option<Timestamp>,
+    /// The trace that it is a part of.
+    pub trace: JobTrace,
     /// Whether somebody has asked to cancel it.
     pub cancel_requested: bool,
     /// `jobs.started_time`

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::run::{Next, Usage};
+use crate::domain::trace::TraceParent;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 
 /// One change, to be committed with others in [`Store::apply`](super::Store::apply).
@@ -115,6 +116,8 @@ pub struct ClaimedJob {
     pub schedule_time: Timestamp,
     /// Whether somebody has asked to cancel it since it was claimed.
     pub cancel_requested: bool,
+    /// Who asked for it, by its `traceparent` or its payload's.
+    pub trace_parent: Option<TraceParent>,
 }
 
 /// A command runs.

@@ -34,6 +34,7 @@ mod reload;
 mod retry;
 mod schemathesis;
 mod screen_replacement;
+mod shipped;
 mod soak;
 #[path = "../soak/engine.rs"]
 mod soak_engine;
@@ -41,3 +42,4 @@ mod store;
 mod store_control;
 mod support;
 mod takeover;
+mod traces;

@@ -28,6 +28,8 @@ pub struct Service {
     pub url: String,
     /// What the service finds in its environment besides.
     pub env: Vec<(String, String)>,
+    /// What its command line says besides.
+    pub arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -78,7 +80,7 @@ impl Service {
         let parsed: DatabaseUrl = url.parse().unwrap();
         let store = Store::connect(&parsed, Use::Service).await.unwrap();
         store.migrate().await.unwrap();
-        Self { scratch, store, url, env: Vec::new(), child: None }
+        Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), child: None }
     }
 
     /// [`Self::prepare`], and the service started and ready.
@@ -131,7 +133,7 @@ impl Service {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("service.log")).unwrap();
         let mut command = self.command();
         command.envs(self.env.iter().map(|(name, value)| (name, value))).envs(variables.iter().copied());
-        command.arg("serve").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.arg("serve").args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
 
