@@ -78,9 +78,14 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
 
 /// What `/readyz` of the service of this configuration says: for a container's health check.
 fn ready(context: &Context) -> Result {
-    let Some(listen) = context.config()?.http.listen else {
+    let http = context.config()?.http;
+    let Some(listen) = http.listen else {
         return Err(Failure::new(Exit::Usage, "http.listen is \"off\", so nobody can be asked"));
     };
+    if http.tls.is_some() {
+        let message = "with [http.tls] the service can't be asked from here";
+        return Err(Failure::new(Exit::Usage, message).help("have a client that speaks TLS ask /readyz"));
+    }
     let address = SocketAddr::new(reachable(listen.ip()), listen.port());
     let failed = |error: io::Error| Failure::new(Exit::Failed, format!("no service answers at {address}: {error}"));
     let (status, body) = get(address, "/readyz").map_err(failed)?;
