@@ -295,7 +295,7 @@ const ZYGOTE_WORD: &str = "__zygote";
 #[must_use]
 pub fn has_control_groups() -> bool {
     #[cfg(target_os = "linux")]
-    return cgroup::own_delegated().is_some();
+    return cgroup::Site::of_this_process().and_then(|site| site.delegated()).is_some();
     #[cfg(not(target_os = "linux"))]
     false
 }
