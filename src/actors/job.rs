@@ -545,7 +545,7 @@ impl JobState {
                 );
             }
             RunReport::NotDying { reason } => {
-                tracing::error!(reason, "processes of a run outlive SIGKILL; the run has not ended")
+                tracing::error!(reason, "processes of a run outlive SIGKILL; the run has not ended");
             }
             RunReport::Ended(verdict) => self.ended(myself, RunEnd::Ended(verdict)),
             RunReport::LinkLost { reason } => {

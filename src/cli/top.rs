@@ -352,7 +352,7 @@ impl Model {
             KeyCode::Char('r') => match chosen {
                 Some((job, false)) => self.asked = Some(Act::Retry(job)),
                 Some((job, true)) => {
-                    self.said = Some(format!("job {job} has not ended; only failed jobs can be retried"))
+                    self.said = Some(format!("job {job} has not ended; only failed jobs can be retried"));
                 }
                 None => {}
             },
@@ -368,7 +368,7 @@ impl Model {
     fn press_elsewhere(&mut self, key: KeyCode) -> Wish {
         match (key, &mut self.view) {
             (KeyCode::Char('q') | KeyCode::Esc | KeyCode::Backspace, _) | (KeyCode::Char('?' | 'h'), View::Help) => {
-                self.view = View::Tables
+                self.view = View::Tables;
             }
             (KeyCode::Up | KeyCode::Char('k'), View::Log(log)) => log.up = log.up.saturating_add(1),
             (KeyCode::Down | KeyCode::Char('j'), View::Log(log)) => log.up = log.up.saturating_sub(1),

@@ -71,7 +71,7 @@ impl Tls {
                 }
                 // Two files can't be replaced at once, so this may well be between the one and the other.
                 Err(error) => {
-                    tracing::warn!(%error, "the certificate has changed and can't be used; the old one is kept")
+                    tracing::warn!(%error, "the certificate has changed and can't be used; the old one is kept");
                 }
             }
         }

@@ -135,7 +135,7 @@ impl Watcher {
             }
             Err(problem) => {
                 tracing::debug!(?problem, "an open page can't be rendered");
-                self.ready.push_back(Event::default().event("trouble").data(problem.detail().to_owned()));
+                self.ready.push_back(Event::default().event("trouble").data(problem.detail()));
             }
         }
     }
