@@ -504,7 +504,7 @@ pub(super) fn mark_of(boot_id: &str) -> BootMark {
 }
 
 /// What the history of an unlocked run amounts to.
-fn judged(history: History, token: &RunToken, boot_id: &str) -> Ended {
+pub(super) fn judged(history: History, token: &RunToken, boot_id: &str) -> Ended {
     let gone = |reason: &str| Ended::Gone { reason: reason.to_owned() };
     let Some(spec) = &history.spec else {
         return gone("its journal is damaged");

@@ -1,0 +1,1 @@
+../../../src/process/notify.rs

@@ -1,0 +1,1 @@
+../../../src/process/run_dir.rs
