@@ -182,6 +182,69 @@ async fn flows_are_paused_and_jobs_retried(on: On) {
 }
 on_each_database!(flows_are_paused_and_jobs_retried);
 
+async fn output_is_read_by_offset_and_followed(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let id =
+        service.post("/api/v1/jobs", &json!({"type": "ONE", "identifier": "say:first+complain:second+wait+say:third"}));
+    let job = callsheet::domain::JobId(id.json()["id"].as_i64().unwrap());
+    service.until(job, JobStatus::Progress).await;
+    let logs = format!("/api/v1/jobs/{job}/logs");
+    eventually("the first lines", async || service.get(&format!("{logs}?stream=stderr")).text() == "second\n").await;
+    let first = service.get(&format!("{logs}?stream=stdout"));
+    assert_eq!((first.status, first.text().as_str()), (200, "first\n"));
+    assert_eq!(first.header("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(first.header("callsheet-next-offset"), Some("6"));
+    assert_eq!(service.get(&format!("{logs}?stream=stdout&offset=2")).text(), "rst\n");
+    assert_eq!(service.get(&format!("{logs}?stream=stdout&tail=1")).text(), "first\n");
+    let follow = format!("{logs}?stream=stdout&follow=true");
+    let mut stream = service.events(&follow, &[]);
+    let told = stream.next().unwrap();
+    assert_eq!(told.json()["pieces"][0]["text"], "first\n");
+    // The service goes and comes, the command notices nothing, and the client goes on where it was.
+    service.stop().await;
+    assert_eq!(stream.next(), None);
+    service.serve().await;
+    let last = format!("Last-Event-ID: {}", told.id.unwrap());
+    let mut stream = service.events(&follow, &[&last]);
+    service.go();
+    let told = stream.next().unwrap();
+    assert_eq!((&told.json()["offset"], &told.json()["pieces"][0]["text"]), (&json!(6), &json!("third\n")));
+    let end = stream.next().unwrap();
+    assert_eq!((end.event.as_str(), &end.json()["outcome"]), ("end", &json!("COMPLETED")));
+    assert_eq!(stream.next(), None);
+    // From the start again, after the end: everything, and that it has ended.
+    let both: Vec<_> = service.events(&format!("{logs}?follow=true"), &[]).collect();
+    assert_eq!(both.last().unwrap().event, "end");
+    let text: String = both
+        .iter()
+        .filter(|told| told.event == "message")
+        .flat_map(|told| told.json()["pieces"].as_array().unwrap().clone())
+        .map(|piece| piece["text"].as_str().unwrap().to_owned())
+        .collect();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["first", "second", "third"]);
+    for (query, field) in
+        [("offset=x", "offset"), ("stream=x", "stream"), ("attempt=0", "attempt"), ("offset=1&tail=1", "tail")]
+    {
+        let refused = service.get(&format!("{logs}?{query}"));
+        refused.problem(400);
+        assert_eq!(refused.json()["errors"][0]["field"], field);
+    }
+    assert!(service.get(&format!("{logs}?attempt=2")).problem(404).contains("attempt 2"));
+    service.get("/api/v1/jobs/987654/logs?follow=true").problem(404);
+    // What has not begun is waited for, and what never will is told.
+    let later =
+        service.post("/api/v1/jobs", &json!({"type": "TWO", "identifier": "say", "run_at": "2099-01-01T00:00:00Z"}));
+    let later = later.json()["id"].as_i64().unwrap();
+    assert!(service.get(&format!("/api/v1/jobs/{later}/logs")).problem(404).contains("PENDING"));
+    let mut stream = service.events(&format!("/api/v1/jobs/{later}/logs?follow=true"), &[]);
+    service.post(&format!("/api/v1/jobs/{later}/cancel"), &json!(null));
+    let end = stream.next().unwrap();
+    assert_eq!((end.event.as_str(), &end.json()["status"]), ("end", &json!("CANCELLED")));
+}
+on_each_database!(output_is_read_by_offset_and_followed);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_is_refused_as_a_problem() {
     let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
@@ -287,6 +350,7 @@ async fn the_description_is_whole() {
         "GET /api/v1/flows",
         "GET /api/v1/jobs",
         "GET /api/v1/jobs/{id}",
+        "GET /api/v1/jobs/{id}/logs",
         "GET /api/v1/workers",
         "POST /api/v1/flows/{type}/pause",
         "POST /api/v1/flows/{type}/resume",

@@ -6,6 +6,7 @@ mod enqueue;
 mod events;
 mod flows;
 mod jobs;
+mod logs;
 mod query;
 
 use axum::Router;
@@ -56,6 +57,7 @@ pub(super) fn routes() -> Router<App> {
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
+        .routes(routes!(logs::logs))
         .routes(routes!(events::events))
         .routes(routes!(flows::flows))
         .routes(routes!(flows::pause))

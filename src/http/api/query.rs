@@ -31,7 +31,7 @@ impl Parameters {
         Self { pairs, known, errors: Vec::new() }
     }
 
-    fn wrong(&mut self, name: &str, detail: impl Into<String>) {
+    pub(super) fn wrong(&mut self, name: &str, detail: impl Into<String>) {
         self.errors.push(FieldError { field: name.to_owned(), pointer: None, detail: detail.into() });
     }
 
