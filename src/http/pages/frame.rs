@@ -11,7 +11,8 @@ use super::{Part, Visitor};
 use crate::domain::Timestamp;
 
 /// The views that the head of every page leads to.
-const VIEWS: [(&str, &str); 4] = [("/", "Overview"), ("/jobs", "Jobs"), ("/workers", "Workers"), ("/audit", "Audit")];
+const VIEWS: [(&str, &str); 5] =
+    [("/", "Overview"), ("/jobs", "Jobs"), ("/actors", "Actors"), ("/workers", "Workers"), ("/audit", "Audit")];
 
 /// A file that pages need.
 pub(crate) struct Asset {

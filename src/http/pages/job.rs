@@ -117,7 +117,7 @@ fn attempts(view: JobView<'_>) -> Markup {
                 table {
                     thead { tr {
                         th.number scope="col" { "#" } th scope="col" { "Outcome" } th scope="col" { "Started" } th.number scope="col" { "Took" }
-                        th.number scope="col" { "Exit" } th.number scope="col" { "CPU user / system" } th.number scope="col" { "Peak memory" }
+                        th.number scope="col" { "Exit" } th.number scope="col" { "CPU user / system" } th.number scope="col" { "Peak memory" } th.number scope="col" { "Read / written" }
                         th scope="col" { "Worker" } th.number scope="col" { "Pid" } th scope="col" { "Output" }
                     } }
                     tbody { @for run in view.runs.iter().skip(skipped).rev() { (attempt(run, view.now)) } }
@@ -151,9 +151,10 @@ fn attempt(run: &RunRow, now: Timestamp) -> Markup {
             } }
             td.number { @if let (Some(user), Some(system)) = (run.user_cpu_ms, run.system_cpu_ms) { (duration_of(user)) " / " (duration_of(system)) } }
             td.number { @if let Some(bytes) = run.max_rss_bytes.and_then(|bytes| u64::try_from(bytes).ok()) { (size(bytes)) } }
+            td.number { @if let (Some(read), Some(written)) = (run.io_read_bytes.and_then(|bytes| u64::try_from(bytes).ok()), run.io_write_bytes.and_then(|bytes| u64::try_from(bytes).ok())) { (size(read)) " / " (size(written)) } }
             td { @if let Some(worker) = &run.worker_id { (name(worker)) } }
             td.number { @if let Some(pid) = run.pid { (pid) } }
-            td { a href=(log("stdout")) download=(file(run, "stdout")) { "stdout" } " " a href=(log("stderr")) download=(file(run, "stderr")) { "stderr" } }
+            td { a href=(log("both")) download=(file(run, "both")) { "both" } " " a href=(log("stdout")) download=(file(run, "stdout")) { "stdout" } " " a href=(log("stderr")) download=(file(run, "stderr")) { "stderr" } }
         }
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn stream(
             let read = fields.first("at").and_then(|text| text.parse().ok());
             Log { job: *id, attempt: Attempt(attempt), place: None, read, ended: false }
         }),
-        Place::Overview(_) | Place::Jobs(_) | Place::Workers => None,
+        Place::Overview(_) | Place::Jobs(_) | Place::Workers | Place::Actors => None,
     };
     let hello = json!({ "script": assets()[1].path });
     let watcher = Watcher {

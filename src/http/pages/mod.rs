@@ -4,6 +4,7 @@
 //! Every view works without a script: links, forms, and a page that is whole as it comes. With it, [`live`] keeps the parts
 //! of a page fresh.
 
+mod actors;
 mod audit;
 mod bulk;
 mod cache;
@@ -82,6 +83,7 @@ enum Place {
     Jobs(Box<Filter>),
     Job(JobId, Option<Attempt>),
     Workers,
+    Actors,
 }
 
 impl Place {
@@ -90,6 +92,7 @@ impl Place {
             "/" => Some(Self::Overview(fields.first("span").map(ToOwned::to_owned))),
             "/jobs" => Some(Self::Jobs(Box::new(Filter::of(fields)))),
             "/workers" => Some(Self::Workers),
+            "/actors" => Some(Self::Actors),
             other => {
                 let id = other.strip_prefix("/jobs/")?.parse().ok()?;
                 Some(Self::Job(JobId(id), fields.first("attempt").and_then(|text| text.parse().ok()).map(Attempt)))
@@ -134,6 +137,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/flows/{type}/pause", post(pause))
         .route("/flows/{type}/resume", post(resume))
         .route("/workers", get(show))
+        .route("/actors", get(show))
         .route("/audit", get(audit_trail))
         .route("/live", get(watch));
     for asset in frame::assets() {
@@ -230,6 +234,12 @@ async fn render(
             let body = html! { h1 { "Workers" } (workers::workers_table(&overview.workers, Some(&overview.open), overview.now)) };
             let part = Part { id: "workers", class: "panel", body };
             Ok(Rendered::of("Workers", "/workers", vec![part], overview.now))
+        }
+        Place::Actors => {
+            let now = app.store().now().await?;
+            let body = actors::actors(&app.handle().actors(), app.handle().worker().as_str(), now);
+            let part = Part { id: "actors", class: "panel", body };
+            Ok(Rendered::of("Actors", "/actors", vec![part], now))
         }
         Place::Job(id, attempt) => a_job(app, visitor, *id, *attempt).await,
     }
