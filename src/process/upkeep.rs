@@ -105,19 +105,23 @@ impl RunDirectories {
         Ok(())
     }
 
+    /// Where the directory is; `None` where it is gone, not ours, or its shim lives.
+    fn unwatched(&self, directory: &RunDirectory) -> io::Result<Option<PathBuf>> {
+        let path = self.runs.join(directory.name());
+        let found = match path.symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            outcome => outcome?,
+        };
+        let watched = run_dir::refuse_foreign(&path, &found).is_err() || is_locked(&path)?;
+        Ok((!watched).then_some(path))
+    }
+
     /// Removes the directory of a run that has ended; `false` where its shim lives, or it is not ours. Blocks.
     ///
     /// # Errors
     /// Where it can't be removed; it is gone by its name then, and the rest goes with the next [`Self::older_than`].
     pub fn remove(&self, directory: &RunDirectory) -> io::Result<bool> {
-        let path = self.runs.join(directory.name());
-        let found = match path.symlink_metadata() {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            outcome => outcome?,
-        };
-        if run_dir::refuse_foreign(&path, &found).is_err() || is_locked(&path)? {
-            return Ok(false);
-        }
+        let Some(path) = self.unwatched(directory)? else { return Ok(false) };
         // In one step, so that nobody finds half of it and takes a run without a journal for one that never started.
         let aside = self.runs.join(format!("{REMOVED}{}", directory.name()));
         std::fs::rename(&path, &aside)?;
@@ -130,14 +134,7 @@ impl RunDirectories {
     /// # Errors
     /// Where that fails, as on a full disk; everything can be read all the same, and it may be tried again.
     pub fn compress(&self, directory: &RunDirectory) -> io::Result<bool> {
-        let path = self.runs.join(directory.name());
-        let found = match path.symlink_metadata() {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            outcome => outcome?,
-        };
-        if run_dir::refuse_foreign(&path, &found).is_err() || is_locked(&path)? {
-            return Ok(false);
-        }
+        let Some(path) = self.unwatched(directory)? else { return Ok(false) };
         logs::compress(&path)?;
         Ok(true)
     }
