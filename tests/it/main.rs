@@ -16,6 +16,8 @@ mod cancel;
 mod cli;
 mod control;
 mod crash_points;
+mod database_faults;
+mod disk_faults;
 mod doctor;
 mod ends;
 mod events;
@@ -35,6 +37,7 @@ mod retry;
 mod schemathesis;
 mod screen_replacement;
 mod shipped;
+mod shutdown;
 mod soak;
 #[path = "../soak/engine.rs"]
 mod soak_engine;

@@ -607,6 +607,25 @@ async fn a_killed_shim_is_told_as_lost_and_nothing_survives_the_clean_up() {
     assert_eq!(stage.processes.remove_leftovers(&spec.token).await.unwrap(), 0);
 }
 
+/// Nothing is left to know it by: no environment, no session or parent of the run's, no descriptor.
+#[tokio::test]
+async fn what_a_killed_shim_left_alive_is_found_whatever_it_has_got_rid_of() {
+    let stage = Stage::new();
+    let spec = stage.script(
+        "(env -i /usr/bin/setsid /bin/sh -c 'trap \"\" TERM; echo $$ > bare; while :; do /bin/sleep 1; done' \
+         < /dev/null > /dev/null 2>&1 &); while :; do sleep 1; done",
+    );
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let bare = wait_until("the bare process", || number_in(&stage.path("bare"))).await;
+    assert!(!marked_with(spec.token.as_str()).contains(&bare), "its environment is empty");
+    kill(Process::read(pid).unwrap().parent);
+    told(&mut link).await;
+    assert!(is_alive(bare));
+    assert!(stage.processes.remove_leftovers(&spec.token).await.unwrap() >= 1);
+    assert!(!is_alive(bare));
+}
+
 #[tokio::test]
 async fn garbage_in_place_of_a_journal_is_no_verdict() {
     let stage = Stage::new();

@@ -5,8 +5,10 @@ pub mod client;
 pub mod postgres;
 #[cfg(target_os = "linux")]
 pub mod processes;
+pub mod proxy;
 pub mod scrape;
 pub mod service;
+pub mod small_disk;
 pub mod tools;
 pub mod truth;
 

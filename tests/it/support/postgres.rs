@@ -18,7 +18,7 @@ struct Cluster {
     programs: PathBuf,
     directory: PathBuf,
     /// Its end of the pipe keeps the server alive: the watchdog stops it when this process is gone, however it went.
-    _watchdog: Child,
+    _watchdog: Option<Child>,
 }
 
 /// The URL of a new, empty database; `None` where no PostgreSQL is installed.
@@ -34,7 +34,96 @@ pub fn database() -> Option<String> {
     Some(format!("postgres:///{name}?host={}&user=callsheet", cluster.directory.display()))
 }
 
+/// A PostgreSQL of one test's own, to be stopped, killed and started again; it ends with this.
+pub struct Server {
+    programs: PathBuf,
+    directory: PathBuf,
+    watchdog: Option<Child>,
+}
+
+impl Server {
+    /// A server that runs, with an empty database; `None` where no PostgreSQL is installed.
+    ///
+    /// # Panics
+    /// As [`database`].
+    pub fn start() -> Option<Self> {
+        let programs = programs_or_skip()?;
+        let directory = new_cluster(&programs);
+        let mut server = Self { programs, directory, watchdog: None };
+        server.start_again();
+        server.cluster(|cluster| cluster.psql("postgres", "CREATE DATABASE test"));
+        Some(server)
+    }
+
+    /// The URL of its database.
+    pub fn url(&self) -> String {
+        format!("postgres:///test?host={}&user=callsheet", self.directory.display())
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join(".s.PGSQL.5432")
+    }
+
+    /// Sends this signal to the postmaster: INT for a fast stop, KILL for a crash. Returns when it is gone.
+    pub fn end(&mut self, signal: rustix::process::Signal) {
+        let file = std::fs::read_to_string(self.directory.join("data/postmaster.pid")).unwrap();
+        let pid = rustix::process::Pid::from_raw(file.lines().next().unwrap().trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+        // Its backends see that it is gone, and only without them another one can start.
+        let data = self.directory.join("data");
+        let any_left = || {
+            let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
+            processes.any(|process| std::fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == data))
+        };
+        while any_left() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.stop_watchdog();
+    }
+
+    /// Starts it (again), and returns when it answers.
+    pub fn start_again(&mut self) {
+        self.watchdog = Some(serve(&self.programs, &self.directory, false));
+        self.cluster(Cluster::wait);
+    }
+
+    fn stop_watchdog(&mut self) {
+        if let Some(mut watchdog) = self.watchdog.take() {
+            drop(watchdog.stdin.take());
+            watchdog.wait().unwrap();
+        }
+    }
+
+    fn cluster(&self, work: impl FnOnce(&Cluster)) {
+        work(&Cluster { programs: self.programs.clone(), directory: self.directory.clone(), _watchdog: None });
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_watchdog();
+        std::fs::remove_dir_all(&self.directory).ok();
+    }
+}
+
 impl Cluster {
+    fn wait(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let output = self.try_psql("postgres", "SELECT 1");
+            if output.status.success() {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "PostgreSQL does not start: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     fn try_psql(&self, database: &str, sql: &str) -> Output {
         program(&self.programs.join("psql"))
             .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "callsheet", "-d", database, "-c", sql, "-h"])
@@ -50,12 +139,25 @@ impl Cluster {
 }
 
 fn start() -> Option<Cluster> {
-    let Some(programs) = programs() else {
+    let programs = programs_or_skip()?;
+    let directory = new_cluster(&programs);
+    let watchdog = serve(&programs, &directory, true);
+    let cluster = Cluster { programs, directory, _watchdog: Some(watchdog) };
+    cluster.wait();
+    Some(cluster)
+}
+
+fn programs_or_skip() -> Option<PathBuf> {
+    let found = programs();
+    if found.is_none() {
         assert!(std::env::var_os("CI").is_none(), "no PostgreSQL (initdb) found, and CI must not skip these tests");
         // Not `eprintln!`, which libtest swallows: nobody should think that these tests have run.
         let _ = std::io::stderr().write_all(b"skipped: no PostgreSQL (initdb) found\n");
-        return None;
-    };
+    }
+    found
+}
+
+fn new_cluster(programs: &Path) -> PathBuf {
     // Not TMPDIR: a socket's path has to be short, and `nobody` has to get there.
     let directory = tempfile::Builder::new().prefix("callsheet-pg-").tempdir_in("/tmp").unwrap().keep();
     let data = directory.join("data");
@@ -68,27 +170,23 @@ fn start() -> Option<Cluster> {
         .output()
         .unwrap();
     assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+    directory
+}
+
+/// Starts the server; what is returned is its watchdog.
+fn serve(programs: &Path, directory: &Path, remove: bool) -> Child {
     // `cat` ends when the last writing end of its standard input is closed, and only this process has one.
     let script = r#""$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync=off -c max_connections=60 \
-        >"$2/log" 2>&1 & server=$!; cat >/dev/null; kill -QUIT $server; wait $server; rm -rf "$2""#;
-    let watchdog = program(Path::new("/bin/sh"))
+        >>"$2/log" 2>&1 & server=$!; cat >/dev/null; kill -QUIT $server; wait $server; [ "$3" = keep ] || rm -rf "$2""#;
+    program(Path::new("/bin/sh"))
         .args(["-c", script, "sh"])
-        .args([&programs, &directory])
+        .args([programs, directory])
+        .arg(if remove { "remove" } else { "keep" })
         .stdin(Stdio::piped())
         // Ctrl-C in a terminal reaches the whole process group; the watchdog has to outlive it.
         .process_group(0)
         .spawn()
-        .unwrap();
-    let cluster = Cluster { programs, directory, _watchdog: watchdog };
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let output = cluster.try_psql("postgres", "SELECT 1");
-        if output.status.success() {
-            return Some(cluster);
-        }
-        assert!(Instant::now() < deadline, "PostgreSQL does not start: {}", String::from_utf8_lossy(&output.stderr));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        .unwrap()
 }
 
 /// A command as the server's user and in its language, without the settings of the person who runs the tests.

@@ -1,0 +1,217 @@
+//! The database refuses, hangs, dies, fills up; commands run on, results wait, and everything is written in the end.
+
+use std::time::{Duration, Instant};
+
+use callsheet::domain::JobStatus;
+use rustix::process::Signal;
+use sea_orm::ConnectionTrait as _;
+
+use crate::support::eventually;
+use crate::support::postgres::Server;
+use crate::support::proxy::{Proxy, Weather};
+use crate::support::scrape::{Scrape, get};
+use crate::support::service::{A_MOMENT, On, Service};
+use crate::support::small_disk::SmallDisk;
+use crate::support::truth::untruths;
+
+/// The first lines go to `[defaults]`.
+const FLOWS: &str = "heartbeat_timeout = \"1s\"\nkill_grace = \"200ms\"\n\
+    retry = { maximum_attempts = 2, initial_interval = \"20ms\", non_retryable_exit_codes = [5, 7] }\n\
+    [flows.ONE]\n{job}\nenv = { SLOTS = \"1\", BINARY = \"{binary}\" }\n\
+    [flows.FOUR]\n{job}\nconcurrency = 4\nenv = { SLOTS = \"4\", BINARY = \"{binary}\" }\n";
+
+fn flows() -> String {
+    FLOWS.replace("{binary}", env!("CARGO_BIN_EXE_callsheet"))
+}
+
+/// Bytes of the service that are resident.
+fn resident(service: &Service) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+async fn unready(service: &Service) {
+    eventually("readyz to say that the database is away", async || {
+        let (status, body) = get(&service.address(), "/readyz");
+        status == 503 && body.contains("database")
+    })
+    .await;
+}
+
+async fn ready(service: &Service) {
+    eventually("readyz to be well again", async || get(&service.address(), "/readyz").0 == 200).await;
+}
+
+/// What an outage must look like from outside, whoever causes it: `fail` takes the database away, `mend` brings it back.
+async fn an_outage(service: &Service, name: &str, fail: impl AsyncFnOnce(), mend: impl AsyncFnOnce()) {
+    let ends = service.insert("FOUR", &[&format!("wait:{name}+exit:5"), &format!("wait:{name}")]).await;
+    let runs_on = service.insert("ONE", &[&format!("progress:40+wait:{name}.later")]).await[0];
+    for job in ends.iter().chain([&runs_on]) {
+        service.begun(*job, 1).await;
+        service.until(*job, JobStatus::Progress).await;
+    }
+    let waiting = service.insert("ONE", &["say:next"]).await[0];
+    let before = resident(service);
+    fail().await;
+    service.go_on(name);
+    eventually("the commands to end", async || {
+        let evidence = service.evidence();
+        ends.iter().all(|job| evidence[&(job.0, 1)].end.is_some())
+    })
+    .await;
+    unready(service).await;
+    eventually("the metrics to say so", async || {
+        Scrape::of(service).all("callsheet_store_errors_total").map(|(_, errors)| errors).sum::<f64>() > 0.0
+    })
+    .await;
+    // The slot of a sequential flow is free now, but nobody can claim it.
+    service.go_on(&format!("{name}.later"));
+    eventually("the sequential command to end", async || service.evidence()[&(runs_on.0, 1)].end.is_some()).await;
+    tokio::time::sleep(A_MOMENT).await;
+    assert!(!service.evidence().contains_key(&(waiting.0, 1)), "something new was started");
+    let grown = resident(service).saturating_sub(before);
+    assert!(grown < 24 << 20, "the service grew by {grown} bytes");
+    mend().await;
+    assert_eq!(service.until(ends[0], JobStatus::Error).await.exit_code, Some(5));
+    service.until(ends[1], JobStatus::Completed).await;
+    service.until(runs_on, JobStatus::Completed).await;
+    service.until(waiting, JobStatus::Completed).await;
+    ready(service).await;
+}
+
+async fn all_is_true(service: &Service) {
+    service.nothing_alive().await;
+    let (tally, wrong) = untruths(service, |_| false).await;
+    assert!(wrong.is_empty(), "{tally:?}: {}\n{}", wrong.join("\n"), service.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_is_stopped_or_killed_loses_nothing() {
+    let Some(server) = Server::start() else { return };
+    let mut service = Service::prepare_at(Some(server.url()), &flows()).await;
+    service.serve().await;
+    let server = std::sync::Mutex::new(server);
+    for (name, signal) in [("stopped", Signal::INT), ("killed", Signal::KILL)] {
+        let fail = async || server.lock().unwrap().end(signal);
+        let mend = async || server.lock().unwrap().start_again();
+        an_outage(&service, name, fail, mend).await;
+    }
+    // Restarted while runs come and go.
+    let jobs: Vec<String> =
+        (0..24).map(|n| format!("run:0.0{}+exit:{}", n % 10, if n % 3 == 0 { 7 } else { 0 })).collect();
+    let jobs = service.insert("FOUR", &jobs.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for signal in [Signal::INT, Signal::KILL, Signal::KILL] {
+        server.lock().unwrap().end(signal);
+        server.lock().unwrap().start_again();
+        tokio::time::sleep(A_MOMENT).await;
+    }
+    for (n, job) in jobs.iter().enumerate() {
+        service.until(*job, if n % 3 == 0 { JobStatus::Error } else { JobStatus::Completed }).await;
+    }
+    all_is_true(&service).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_refuses_hangs_or_cuts_loses_nothing() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::start(server.socket()).await;
+    let mut service = Service::prepare_at(Some(server.url()), &flows()).await;
+    service.env = vec![("DATABASE_URL".to_owned(), proxy.url())];
+    service.serve().await;
+    an_outage(&service, "refused", async || proxy.set(Weather::Refused), async || proxy.set(Weather::Fair)).await;
+    // A connection that hangs is no error for a while; once it is cut there is one.
+    let hang = async || {
+        proxy.set(Weather::Hanging);
+        unready(&service).await;
+        proxy.set(Weather::Refused);
+    };
+    an_outage(&service, "hanging", hang, async || proxy.set(Weather::Fair)).await;
+    // Cut in the middle of whatever is going on.
+    let jobs: Vec<String> =
+        (0..24).map(|n| format!("run:0.0{}+exit:{}", n % 10, if n % 3 == 0 { 7 } else { 0 })).collect();
+    let jobs = service.insert("FOUR", &jobs.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        proxy.cut();
+    }
+    for (n, job) in jobs.iter().enumerate() {
+        service.until(*job, if n % 3 == 0 { JobStatus::Error } else { JobStatus::Completed }).await;
+    }
+    all_is_true(&service).await;
+}
+
+/// Each kind of status write commits once, and is told that it failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_counts_once() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::start(server.socket()).await;
+    let mut service = Service::prepare_at(Some(server.url()), &flows()).await;
+    service.env = vec![("DATABASE_URL".to_owned(), proxy.url())];
+    service.serve().await;
+    let straight = ["INQUEUE", "PROGRESS", "COMPLETED"];
+    let retried = ["INQUEUE", "PROGRESS", "PENDING", "INQUEUE", "PROGRESS", "ERROR"];
+    let kinds: [(&str, &str, &str, &[&str]); 8] = [
+        ("a claim", "SET status = 'INQUEUE'", "run:0.1", &straight),
+        ("a start", "SET status = 'PROGRESS'", "run:0.5", &straight),
+        ("a heartbeat", "SET heartbeat_time = ", "run:1.5", &straight),
+        ("a progress note", "SET progress = COALESCE", "progress:40+run:0.5", &straight),
+        ("an end", "completed_time = $7", "run:0.1", &straight),
+        ("a failure", "completed_time = $7", "run:0.1+exit:7", &["INQUEUE", "PROGRESS", "ERROR"]),
+        ("a retry", "SET status = 'PENDING', run_at", "run:0.1+exit:3", &retried),
+        ("the run's row", "INSERT INTO runs", "run:0.1", &straight),
+    ];
+    for (n, (kind, statement, todo, changes)) in kinds.into_iter().enumerate() {
+        proxy.lose_answer_to_commit_of(statement);
+        let job = service.insert("ONE", &[todo]).await[0];
+        let last = if changes.ends_with(&["ERROR"]) { JobStatus::Error } else { JobStatus::Completed };
+        service.until(job, last).await;
+        eventually(&format!("the answer to {kind} to be lost"), async || proxy.commits_cut() == n + 1).await;
+        assert_eq!(service.changes(job).await, changes, "{kind}");
+        assert_eq!(service.runs(job).await.len(), changes.iter().filter(|to| **to == "INQUEUE").count(), "{kind}");
+    }
+    all_is_true(&service).await;
+    // And the last of all: what this worker is doing, when it stops.
+    proxy.lose_answer_to_commit_of("UPDATE workers SET state");
+    service.stop().await;
+    assert_eq!(proxy.commits_cut(), kinds.len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_file_that_a_competing_writer_locks_loses_nothing() {
+    let mut service = Service::start(On::Sqlite, &flows()).await.unwrap();
+    let foreign = service.foreign().await;
+    let ends = service.insert("FOUR", &["wait:locked+exit:5"]).await[0];
+    service.until(ends, JobStatus::Progress).await;
+    let begun = Instant::now();
+    foreign.execute_unprepared("BEGIN IMMEDIATE").await.unwrap();
+    service.go_on("locked");
+    // The busy timeout is five seconds; then it is an error, and tried again.
+    eventually("the lock to be noticed", async || {
+        let (status, body) = get(&service.address(), "/readyz");
+        status == 503 && body.contains("does not take writes")
+    })
+    .await;
+    assert_eq!(service.job(ends).await.status, JobStatus::Progress);
+    eprintln!("noticed after {:?}", begun.elapsed());
+    foreign.execute_unprepared("ROLLBACK").await.unwrap();
+    assert_eq!(service.until(ends, JobStatus::Error).await.exit_code, Some(5));
+    ready(&service).await;
+    all_is_true(&service).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_under_sqlite_loses_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(small) = SmallDisk::mount("a_full_disk_under_sqlite", scratch.path().join("database"), "6m") else {
+        return;
+    };
+    let url = format!("sqlite://{}/database/callsheet.db", scratch.path().display());
+    let mut service = Service::prepare_at(Some(url), &flows()).await;
+    service.serve().await;
+    let (fill, clear) = (async || small.fill(), async || small.clear());
+    an_outage(&service, "full", fill, clear).await;
+    all_is_true(&service).await;
+    service.stop().await;
+}

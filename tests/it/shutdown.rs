@@ -1,0 +1,89 @@
+//! The service is asked to stop while runs come and go; whatever ended meanwhile is told truthfully.
+
+use std::time::{Duration, Instant};
+
+use callsheet::domain::JobStatus;
+use rustix::process::Signal;
+
+use crate::on_each_database;
+use crate::support::eventually;
+use crate::support::service::{On, Service};
+use crate::support::truth::{all_jobs, untruths};
+
+/// The first lines go to `[defaults]`.
+const FLOWS: &str = "kill_grace = \"300ms\"\n[flows.EIGHT]\n{job}\nconcurrency = 8\nenv = { SLOTS = \"8\" }\n";
+
+/// A service under load, and asked to stop in the middle of it.
+async fn stopped_under_load(on: On, on_stop: &str) -> Option<Service> {
+    let mut service = Service::prepare(on, FLOWS).await?;
+    service.configure(&format!("[service]\non_stop = \"{on_stop}\"\n"));
+    service.serve().await;
+    let jobs: Vec<String> = (0..60).map(|n| format!("run:0.{:02}+exit:{}", 7 * n % 40, n % 3)).collect();
+    service.insert("EIGHT", &jobs.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    eventually("the load", async || service.evidence().len() >= 12).await;
+    service.stop().await;
+    Some(service)
+}
+
+/// A fresh service does what is left; then all of it has to be true.
+async fn finished_truthfully(mut service: Service) {
+    service.serve().await;
+    eventually("every job to end", async || all_jobs(&service).await.iter().all(|job| job.status.is_final())).await;
+    service.nothing_alive().await;
+    let (tally, wrong) = untruths(&service, |_| false).await;
+    assert!(wrong.is_empty(), "{tally:?}: {}\n{}", wrong.join("\n"), service.log());
+    assert_eq!((tally.jobs, tally.attempts), (60, 60));
+    service.stop().await;
+}
+
+async fn left_runs_keep_their_own_ends(on: On) {
+    let Some(service) = stopped_under_load(on, "leave").await else { return };
+    finished_truthfully(service).await;
+}
+on_each_database!(left_runs_keep_their_own_ends);
+
+async fn awaited_runs_are_all_told_before_the_service_ends(on: On) {
+    let Some(service) = stopped_under_load(on, "wait").await else { return };
+    assert!(service.alive().is_empty(), "{:?}", service.alive());
+    let started = service.evidence();
+    for job in all_jobs(&service).await {
+        let expected =
+            if started.contains_key(&(job.id.0, 1)) { job.status.is_final() } else { job.status == JobStatus::Pending };
+        assert!(expected, "{job:?}");
+    }
+    finished_truthfully(service).await;
+}
+on_each_database!(awaited_runs_are_all_told_before_the_service_ends);
+
+async fn cancelled_runs_are_all_told_before_the_service_ends(on: On) {
+    let Some(service) = stopped_under_load(on, "cancel").await else { return };
+    assert!(service.alive().is_empty(), "{:?}", service.alive());
+    let started = service.evidence();
+    let mut cancelled = 0;
+    for job in all_jobs(&service).await {
+        cancelled += usize::from(job.status == JobStatus::Cancelled);
+        assert!(job.status.is_final() || !started.contains_key(&(job.id.0, 1)), "{job:?}");
+    }
+    assert!(cancelled > 0, "nothing was running when it was to be cancelled");
+}
+on_each_database!(cancelled_runs_are_all_told_before_the_service_ends);
+
+async fn a_second_signal_hastens_the_stop(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("[service]\non_stop = \"wait\"\nstop_deadline = \"10m\"\n");
+    service.serve().await;
+    let job = service.insert("EIGHT", &["wait+exit:5"]).await[0];
+    service.until(job, JobStatus::Progress).await;
+    service.signal(Signal::TERM);
+    eventually("the stop to begin", async || service.log().contains("the service stops")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!service.is_dead(), "it waits for its run");
+    let begun = Instant::now();
+    service.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_eq!(service.job(job).await.status, JobStatus::Progress);
+    service.serve().await;
+    service.go();
+    assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(5));
+}
+on_each_database!(a_second_signal_hastens_the_stop);
