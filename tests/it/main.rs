@@ -14,6 +14,7 @@ mod access;
 mod api;
 mod cancel;
 mod cli;
+mod clocks;
 mod control;
 mod crash_points;
 mod doctor;
