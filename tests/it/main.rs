@@ -44,3 +44,4 @@ mod store_control;
 mod support;
 mod takeover;
 mod traces;
+mod upgrade;
