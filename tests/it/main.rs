@@ -39,6 +39,7 @@ mod shipped;
 mod soak;
 #[path = "../soak/engine.rs"]
 mod soak_engine;
+mod startup;
 mod store;
 mod store_control;
 mod support;
