@@ -110,7 +110,7 @@ fn old_binary() -> Option<PathBuf> {
 async fn a_command_of_the_old_release_is_taken_over_by_this_one(on: On) {
     let Some(old) = old_binary() else { return };
     let new = PathBuf::from(env!("CARGO_BIN_EXE_callsheet"));
-    let Some(mut service) = Service::prepare_by(on, "[flows.TWO]\n{job}\nconcurrency = 2\n", Some(&old)).await else {
+    let Some(mut service) = Service::prepare_by(on, "[flows.TWO]\n{job}\nconcurrency = 2\n", &old).await else {
         return;
     };
     service.serve().await;
