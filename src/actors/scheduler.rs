@@ -19,9 +19,9 @@ use crate::domain::Timestamp;
 
 /// The start of every minute, with the seconds that tokio-cron-scheduler wants in front.
 const EVERY_MINUTE: &str = "0 * * * * *";
-const WATCHDOG_INTERVAL: Duration = Duration::from_secs(30);
-/// A minute's tick and half a minute more.
-const SILENCE: Duration = Duration::from_secs(90);
+const WATCHDOG_INTERVAL: Duration = Duration::from_secs(10);
+/// A minute's tick and some seconds more.
+const SILENCE: Duration = Duration::from_secs(70);
 /// A scheduler that has not ticked for so long is not working, whatever its watchdog does.
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(180);
 

@@ -145,6 +145,63 @@ mod tests {
         assert_eq!(schedule.next_after(at("2026-03-27T12:00:00Z")), Some(at("2026-03-28T08:00:00Z")));
     }
 
+    /// Every time that a schedule is due from `from` until before `to`.
+    fn due_between(schedule: &Schedule, from: &str, to: &str) -> Vec<Timestamp> {
+        let (mut now, end) = (Timestamp::from_unix_millis(at(from).unix_millis() - 1), at(to));
+        let mut due = Vec::new();
+        while let Some(next) = schedule.next_after(now).filter(|next| *next < end) {
+            due.push(next);
+            now = next;
+        }
+        due
+    }
+
+    /// The nights of 2026 in which clocks are changed, each as three hours around it: forward, then back.
+    const CHANGES: [(&str, [&str; 2], [&str; 2]); 3] = [
+        (
+            "Europe/Berlin",
+            ["2026-03-28T23:30:00Z", "2026-03-29T02:30:00Z"],
+            ["2026-10-24T23:30:00Z", "2026-10-25T02:30:00Z"],
+        ),
+        (
+            "America/New_York",
+            ["2026-03-08T05:30:00Z", "2026-03-08T08:30:00Z"],
+            ["2026-11-01T04:30:00Z", "2026-11-01T07:30:00Z"],
+        ),
+        // Half an hour only.
+        (
+            "Australia/Lord_Howe",
+            ["2026-10-03T14:00:00Z", "2026-10-03T17:00:00Z"],
+            ["2026-04-04T13:30:00Z", "2026-04-04T16:30:00Z"],
+        ),
+    ];
+
+    #[test]
+    fn the_minute_tick_goes_on_through_both_dst_changes() {
+        for (zone, forward, back) in CHANGES {
+            let schedule = Schedule::new("*/1 * * * *", zone).unwrap();
+            for [from, to] in [forward, back] {
+                let due = due_between(&schedule, from, to);
+                assert_eq!(due.len(), 180, "{zone} {from}");
+                assert!(
+                    due.windows(2).all(|pair| pair[1].since(pair[0]) == std::time::Duration::from_secs(60)),
+                    "{zone}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_of_day_comes_once_a_day_through_both_dst_changes() {
+        // 02:30 does not exist in the first night, and comes twice in the second.
+        for (zone, night) in [("Europe/Berlin", "29"), ("Europe/Berlin", "25")] {
+            let schedule = Schedule::new("30 2 * * *", zone).unwrap();
+            let month = if night == "29" { "03" } else { "10" };
+            let (from, to) = (format!("2026-{month}-{night}T00:00:00Z"), format!("2026-{month}-{night}T12:00:00Z"));
+            assert_eq!(due_between(&schedule, &from, &to).len(), 1, "{month}");
+        }
+    }
+
     #[test]
     fn lines_that_are_no_schedule_are_refused() {
         assert!(matches!(Schedule::new("* * * * * *", "UTC"), Err(InvalidSchedule::Syntax { .. })));
@@ -164,6 +221,22 @@ mod tests {
     }
 
     proptest! {
+        /// The scheduler's loop in small: it looks each minute, and somebody sets the clock now and then.
+        #[test]
+        fn a_clock_that_is_set_neither_doubles_ticks_nor_stops_them(steps in prop::collection::vec(prop_oneof![4 => Just(0_i64), 1 => -5_400_000_i64..5_400_000], 2..40)) {
+            let schedule = Schedule::new("*/1 * * * *", "Europe/Berlin").unwrap();
+            let (mut now, mut evaluated) = (1_790_000_000_000_i64, Timestamp::from_unix_millis(1_790_000_000_000));
+            for step in steps {
+                now += 60_000 + step;
+                let due = schedule.is_due(evaluated, Timestamp::from_unix_millis(now));
+                // One that is due at all is due once, and where nobody has set the clock it is.
+                prop_assert!(due || step != 0);
+                prop_assert!(!due || Timestamp::from_unix_millis(now) > evaluated);
+                evaluated = Timestamp::from_unix_millis(now);
+                prop_assert!(!schedule.is_due(evaluated, Timestamp::from_unix_millis(now)));
+            }
+        }
+
         #[test]
         fn the_next_occurrence_lies_ahead(time in 0_i64..4_000_000_000_000, minute in 0..60) {
             let schedule = Schedule::new(&format!("{minute} * * * *"), "America/New_York").unwrap();

@@ -199,7 +199,8 @@ impl Store {
                 .doing(ACTION)?;
             for result in &results {
                 let job = claimed_job(&Row { result, dialect })?;
-                if job.run_at > now {
+                // A row that was due when it was written stays due where the clock was set back since.
+                if job.run_at > now.max(job.created_time) {
                     below = job.priority;
                     continue 'priorities;
                 }

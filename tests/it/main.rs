@@ -14,6 +14,7 @@ mod access;
 mod api;
 mod cancel;
 mod cli;
+mod clocks;
 mod control;
 mod crash_points;
 mod database_faults;
@@ -41,8 +42,10 @@ mod shutdown;
 mod soak;
 #[path = "../soak/engine.rs"]
 mod soak_engine;
+mod startup;
 mod store;
 mod store_control;
 mod support;
 mod takeover;
 mod traces;
+mod upgrade;

@@ -30,6 +30,8 @@ pub struct Service {
     pub env: Vec<(String, String)>,
     /// What its command line says besides.
     pub arguments: Vec<String>,
+    /// The binary; another one for tests of upgrades.
+    pub program: PathBuf,
     child: Option<Child>,
 }
 
@@ -61,8 +63,21 @@ impl Service {
         Some(Self::prepare_at(url, flows).await)
     }
 
+    /// [`Self::prepare`] with the tables made by another release.
+    pub async fn prepare_by(on: On, flows: &str, other: &Path) -> Option<Self> {
+        let url = match on {
+            On::Sqlite => None,
+            On::Postgres => Some(super::postgres::database()?),
+        };
+        Some(Self::prepare_with(url, flows, Some(other)).await)
+    }
+
     /// [`Self::prepare`] with the database at this URL; `None` for a SQLite file in the scratch directory.
     pub async fn prepare_at(url: Option<String>, flows: &str) -> Self {
+        Self::prepare_with(url, flows, None).await
+    }
+
+    async fn prepare_with(url: Option<String>, flows: &str, other: Option<&Path>) -> Self {
         let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
         let url = url.unwrap_or_else(|| format!("sqlite://{}/data/callsheet.db", scratch.path().display()));
         fs::create_dir(scratch.path().join("evidence")).unwrap();
@@ -77,10 +92,18 @@ impl Service {
             flows.replace("{job}", &command)
         );
         fs::write(scratch.path().join("callsheet.toml"), config).unwrap();
+        let program = other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_callsheet"))).to_owned();
+        if other.is_some() {
+            let mut migrate = Command::new(&program);
+            migrate.arg("--config").arg(scratch.path().join("callsheet.toml")).args(["migrate", "up"]);
+            assert!(migrate.env("DATABASE_URL", &url).status().unwrap().success());
+        }
         let parsed: DatabaseUrl = url.parse().unwrap();
         let store = Store::connect(&parsed, Use::Service).await.unwrap();
-        store.migrate().await.unwrap();
-        Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), child: None }
+        if other.is_none() {
+            store.migrate().await.unwrap();
+        }
+        Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), program, child: None }
     }
 
     /// [`Self::prepare`], and the service started and ready.
@@ -199,7 +222,7 @@ impl Service {
 
     /// The binary, with this service's configuration.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_callsheet"));
+        let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.path("callsheet.toml")).env("DATABASE_URL", &self.url).env_remove("NO_COLOR");
         command
     }

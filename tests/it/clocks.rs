@@ -1,0 +1,137 @@
+//! The wall clock is set by an hour either way, and processes are suspended, under running commands.
+//!
+//! The real binary runs with libfaketime, which hands it a wall clock that these tests set; the clocks that nobody can set
+//! are left alone, as the kernel does.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use callsheet::domain::JobStatus;
+
+use crate::support::service::{On, Service};
+use crate::support::{eventually, processes};
+
+const FLOWS: &str = "[flows.ONE]\n{job}\n[flows.SHORT]\n{job}\nstart_to_close_timeout = \"3s\"\n\
+    [flows.GRACE]\n{job}\nstart_to_close_timeout = \"1s\"\nkill_grace = \"2s\"\n";
+
+/// libfaketime, where Debian and others put it; `None`, said plainly, where it is not installed.
+fn library() -> Option<PathBuf> {
+    let places = ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib/faketime"];
+    let found = places.iter().map(|place| Path::new(place).join("libfaketimeMT.so.1")).find(|path| path.exists());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "no libfaketime found, and CI must not skip these tests");
+        processes::say_skipped("the wall clock is set", "no libfaketime found");
+    }
+    found
+}
+
+/// A service whose wall clock is `offset` seconds ahead of the real one.
+async fn with_clock(offset: i64) -> Option<Service> {
+    let library = library()?;
+    let mut service = Service::prepare(On::Sqlite, FLOWS).await?;
+    set(&service, offset);
+    service.env = [
+        ("LD_PRELOAD", library.display().to_string()),
+        ("FAKETIME_TIMESTAMP_FILE", service.path("clock").display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec();
+    service.serve().await;
+    Some(service)
+}
+
+fn set(service: &Service, offset: i64) {
+    // Renamed into place, so that nobody reads half of it.
+    std::fs::write(service.path("clock.new"), format!("{offset:+}s\n")).unwrap();
+    std::fs::rename(service.path("clock.new"), service.path("clock")).unwrap();
+}
+
+/// Enqueues through the command line, which goes by the same clock as the service.
+async fn enqueue(service: &Service, flow: &str, identifier: &str) -> callsheet::domain::JobId {
+    let variables = service.env.iter().map(|(name, value)| (name, value));
+    let output = service.command().envs(variables).args(["enqueue", flow, identifier]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    callsheet::domain::JobId(String::from_utf8_lossy(&output.stdout).trim().parse().unwrap())
+}
+
+async fn deadlines_and_durations_hold_when_the_clock_is_set(from: i64, to: i64) {
+    let Some(service) = with_clock(from).await else { return };
+    let short = enqueue(&service, "SHORT", "run:600").await;
+    let one = enqueue(&service, "ONE", "wait+exit:4").await;
+    let waiting = enqueue(&service, "ONE", "say:hello").await;
+    service.begun(short, 1).await;
+    service.begun(one, 1).await;
+    service.until(one, JobStatus::Progress).await;
+    let begun = Instant::now();
+    set(&service, to);
+    // Neither at once nor an hour late.
+    let row = service.until(short, JobStatus::Error).await;
+    let ran = Duration::from_millis(u64::try_from(row.execution_ms.unwrap()).unwrap());
+    assert!(row.error.unwrap().starts_with("timed out: "));
+    assert!((Duration::from_secs(3)..Duration::from_secs(20)).contains(&ran), "{ran:?}");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    // The other one was not taken for lost, and its time is the time that passed.
+    assert_eq!(service.job(one).await.status, JobStatus::Progress);
+    service.go();
+    let row = service.until(one, JobStatus::Error).await;
+    assert_eq!(row.exit_code, Some(4));
+    let ran = Duration::from_millis(u64::try_from(row.execution_ms.unwrap()).unwrap());
+    assert!((Duration::from_secs(2)..Duration::from_secs(60)).contains(&ran), "{ran:?}");
+    // What waited for the slot is as due as before, though its `run_at` may lie ahead now.
+    service.until(waiting, JobStatus::Completed).await;
+    // What is enqueued by the new clock is noticed at once: the yearly tick of these tests can't be what did it.
+    let next = enqueue(&service, "ONE", "say:hello").await;
+    service.until(next, JobStatus::Completed).await;
+    assert_eq!(service.evidence().len(), 4, "nothing was started twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_hour_forward_moves_no_deadline() {
+    deadlines_and_durations_hold_when_the_clock_is_set(0, 3600).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_hour_back_moves_no_deadline() {
+    deadlines_and_durations_hold_when_the_clock_is_set(3600, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_comes_back_with_another_clock_settles_what_it_finds() {
+    let Some(mut service) = with_clock(3600).await else { return };
+    let running = enqueue(&service, "ONE", "wait+exit:6").await;
+    let pid = service.begun(running, 1).await.pid;
+    service.until(running, JobStatus::Progress).await;
+    service.kill_9();
+    set(&service, 0);
+    service.serve().await;
+    eventually("the run to be taken over", async || service.log().contains("reattached")).await;
+    service.go();
+    assert_eq!(service.until(running, JobStatus::Error).await.exit_code, Some(6));
+    assert_eq!(service.evidence()[&(running.0, 1)].pid, pid);
+}
+
+/// A suspended machine stops all processes; what goes on meanwhile is the clock that deadlines go by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_service_and_a_stopped_shim_keep_their_deadlines() {
+    let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
+    let job = service.insert("GRACE", &["ignore-term+run:600"]).await[0];
+    let begun = service.begun(job, 1).await;
+    service.until(job, JobStatus::Progress).await;
+    let parent = processes::Process::read(begun.pid).unwrap().parent;
+    let shim = rustix::process::Pid::from_raw(parent).unwrap();
+    let stop = |signal| rustix::process::kill_process(shim, signal).unwrap();
+    stop(rustix::process::Signal::STOP);
+    service.signal(rustix::process::Signal::STOP);
+    // Until well after its time is up; that nothing happens meanwhile is what stopping means.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(processes::is_alive(begun.pid));
+    service.signal(rustix::process::Signal::CONT);
+    stop(rustix::process::Signal::CONT);
+    let row = service.until(job, JobStatus::Error).await;
+    assert!(row.error.unwrap().starts_with("timed out: "));
+    assert!(row.execution_ms.unwrap() >= 1500);
+    service.nothing_alive().await;
+    assert_eq!(service.evidence().len(), 1);
+}

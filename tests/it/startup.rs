@@ -1,0 +1,51 @@
+//! A service starts under many running commands.
+
+use callsheet::domain::JobStatus;
+
+use crate::on_each_database;
+use crate::support::eventually;
+use crate::support::service::{On, Service};
+
+/// As many as a busy machine starts in some seconds; `cargo bench --bench startup` does it with thousands.
+const RUNS: usize = 120;
+
+async fn every_one_of_many_running_commands_is_taken_over_and_ends_as_it_did(on: On) {
+    let flows = format!("[flows.MANY]\n{{job}}\nconcurrency = {RUNS}\n");
+    let Some(mut service) = Service::start(on, &flows).await else { return };
+    // Half of them end while nobody is there.
+    service
+        .sql(&format!(
+            "INSERT INTO jobs (type, identifier) SELECT 'MANY', {} FROM {}",
+            "CASE WHEN n % 2 = 0 THEN 'wait+exit:3' ELSE 'wait' END",
+            match on {
+                On::Sqlite => format!(
+                    "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {RUNS}) SELECT n FROM c)"
+                ),
+                On::Postgres => format!("generate_series(1, {RUNS}) AS n"),
+            }
+        ))
+        .await;
+    eventually("all to run", async || service.evidence().len() == RUNS).await;
+    eventually("all to be known to run", async || {
+        let states = service.store.flow_states().await.unwrap();
+        states.iter().any(|state| state.progress == RUNS as u64)
+    })
+    .await;
+    let before = service.evidence();
+    service.kill_9();
+    service.serve().await;
+    eventually("all to be taken over", async || service.log().matches("reattached").count() == RUNS).await;
+    assert_eq!(service.evidence(), before, "nobody noticed");
+    service.kill_9();
+    service.go();
+    service.nothing_alive().await;
+    service.serve().await;
+    for (job, _) in before.into_keys() {
+        let job = callsheet::domain::JobId(job);
+        let code = if job.0 % 2 == 0 { 3 } else { 0 };
+        let status = if code == 0 { JobStatus::Completed } else { JobStatus::Error };
+        assert_eq!(service.until(job, status).await.exit_code, Some(code));
+    }
+    assert_eq!(service.evidence().len(), RUNS, "each was started once");
+}
+on_each_database!(every_one_of_many_running_commands_is_taken_over_and_ends_as_it_did);

@@ -1,0 +1,168 @@
+//! Releases follow one another under running commands: what an old one left behind is read, and its runs are taken over.
+//!
+//! `samples/run-dirs-VERSION/` holds run directories as that release wrote them, one of every shape; they are never
+//! changed, only added to. With `CALLSHEET_OLD_BINARY` naming a program of an earlier release, the hand-over itself is
+//! tried in both directions.
+
+use std::path::{Path, PathBuf};
+
+use callsheet::domain::JobStatus;
+use callsheet::process::logs::{RunLog, Selection, Stream};
+
+use crate::on_each_database;
+use crate::support::service::{On, Service};
+
+const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/samples");
+
+/// The directories of samples, one for each release that had a format or a shape of its own.
+fn releases() -> Vec<PathBuf> {
+    let mut releases: Vec<PathBuf> =
+        std::fs::read_dir(SAMPLES).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    releases.sort();
+    assert!(!releases.is_empty());
+    releases
+}
+
+/// What stands in the first record of a journal.
+fn spec(sample: &Path) -> serde_json::Value {
+    let journal = std::fs::read_to_string(sample.join("journal")).unwrap();
+    let (_, json) = journal.lines().next().unwrap().split_once(' ').unwrap();
+    serde_json::from_str::<serde_json::Value>(json).unwrap()["spec"].clone()
+}
+
+/// What must become of a job whose run directory is this sample: its status, its exit code, and how its error begins.
+fn becomes(shape: &str) -> (JobStatus, Option<i64>, &'static str) {
+    match shape {
+        "completed" | "with-payload" | "dropped-output" => (JobStatus::Completed, Some(0), ""),
+        "failed" => (JobStatus::Error, Some(3), "the command failed with exit code 3\nbroken"),
+        "signalled" => (JobStatus::Error, None, "the command was killed by signal 9 (SIGKILL)"),
+        "timed-out" => (JobStatus::Error, None, "timed out: the command had run for 1s"),
+        "cancelled" => (JobStatus::Cancelled, None, "cancelled; the command ended with signal 15 (SIGTERM)"),
+        "spawn-failed" => {
+            (JobStatus::Error, None, "the command could not be started: the program \"/no/such/program\"")
+        }
+        // The samples are of another boot of another machine; what they say on the same one is tested beside the reader.
+        "shim-killed" | "starting" | "never-started" => {
+            (JobStatus::Error, None, "the run was lost: the machine was restarted while it ran")
+        }
+        _ => panic!("a new shape, {shape}: say here what becomes of it"),
+    }
+}
+
+async fn what_an_old_release_left_behind_is_settled(on: On) {
+    for release in releases() {
+        let Some(mut service) = Service::prepare(on, "[flows.OLD]\n{job}\nconcurrency = 100\n").await else { return };
+        service.configure("worker_id = \"node-a\"\n");
+        let mut shapes = Vec::new();
+        for entry in std::fs::read_dir(&release).unwrap() {
+            let sample = entry.unwrap().path();
+            let shape = sample.file_name().unwrap().to_str().unwrap().to_owned();
+            let job = service.insert("OLD", &["say:no"]).await[0];
+            let token = format!("{:08x}{}", job.0, &spec(&sample)["token"].as_str().unwrap()[8..]);
+            // The same journal under the token of this job; its first record is the only one that names it.
+            let run = service.path(&format!("data/runs/{job}-1-{}", &token[..8]));
+            adopt(&sample, &run, &token);
+            service
+                .sql(&format!(
+                    "UPDATE jobs SET status = 'INQUEUE', attempt = 1, maximum_attempts = 1, worker_id = 'node-a', \
+                     run_token = '{token}', queued_time = created_time WHERE id = {job}"
+                ))
+                .await;
+            shapes.push((job, shape, run));
+        }
+        service.serve().await;
+        for (job, shape, run) in shapes {
+            let (status, exit_code, error) = becomes(&shape);
+            let row = service.until(job, status).await;
+            assert_eq!(row.exit_code, exit_code, "{shape}");
+            let said = row.error.unwrap_or_default();
+            assert!(said.starts_with(error) && said.is_empty() == error.is_empty(), "{shape}: {said}");
+            if shape == "dropped-output" {
+                let log = RunLog::open(&run, Selection::Only(Stream::Stdout), true);
+                assert_eq!(log.total_length().unwrap(), 28_897);
+                assert_eq!(log.tail(1).unwrap().to_bytes(), b"end\n");
+                // What was dropped is missing, and the rest is where it was.
+                let pieces = log.read(0, 1 << 20).unwrap().pieces;
+                assert_eq!(pieces.iter().map(|piece| piece.dropped).sum::<u64>(), 24_576);
+                assert_eq!(pieces.iter().map(|piece| piece.bytes.len()).sum::<usize>(), 4_321);
+            }
+        }
+        assert_eq!(service.evidence().len(), 0, "nothing was started again");
+    }
+}
+on_each_database!(what_an_old_release_left_behind_is_settled);
+
+/// Copies a run directory as it is, but for the token in the journal's first record.
+fn adopt(sample: &Path, run: &Path, token: &str) {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run).unwrap();
+    for entry in std::fs::read_dir(sample).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, run.join(path.file_name().unwrap())).unwrap();
+    }
+    let journal = std::fs::read_to_string(run.join("journal")).unwrap();
+    let (first, rest) = journal.split_once('\n').unwrap();
+    let json = first[9..].replace(spec(sample)["token"].as_str().unwrap(), token);
+    let first = format!("{:08x} {json}", crc32fast::hash(json.as_bytes()));
+    std::fs::write(run.join("journal"), format!("{first}\n{rest}")).unwrap();
+}
+
+fn old_binary() -> Option<PathBuf> {
+    std::env::var_os("CALLSHEET_OLD_BINARY").map(PathBuf::from)
+}
+
+async fn a_command_of_the_old_release_is_taken_over_by_this_one(on: On) {
+    let Some(old) = old_binary() else { return };
+    let new = PathBuf::from(env!("CARGO_BIN_EXE_callsheet"));
+    let Some(mut service) = Service::prepare_by(on, "[flows.TWO]\n{job}\nconcurrency = 2\n", &old).await else {
+        return;
+    };
+    service.serve().await;
+    for identifier in ["wait+exit:7", "wait"] {
+        service.sql(&format!("INSERT INTO jobs (type, identifier) VALUES ('TWO', '{identifier}')")).await;
+    }
+    let jobs = [callsheet::domain::JobId(1), callsheet::domain::JobId(2)];
+    let pids = [service.begun(jobs[0], 1).await.pid, service.begun(jobs[1], 1).await.pid];
+    service.kill_9();
+    service.program = new;
+    service.serve().await;
+    service.go();
+    assert_eq!(service.until(jobs[0], JobStatus::Error).await.exit_code, Some(7));
+    service.until(jobs[1], JobStatus::Completed).await;
+    for (job, pid) in jobs.into_iter().zip(pids) {
+        assert_eq!(service.evidence()[&(job.0, 1)].pid, pid);
+        assert_eq!(service.runs(job).await[0].pid, Some(i64::from(pid)));
+    }
+    service.nothing_alive().await;
+}
+on_each_database!(a_command_of_the_old_release_is_taken_over_by_this_one);
+
+/// An old release takes the commands of this one over, or says that it can't and touches nothing.
+async fn a_command_of_this_release_is_taken_over_by_the_old_one_or_left_alone(on: On) {
+    let Some(old) = old_binary() else { return };
+    let Some(mut service) = Service::start(on, "[flows.ONE]\n{job}\n").await else { return };
+    let job = service.insert("ONE", &["wait+exit:7"]).await[0];
+    let pid = service.begun(job, 1).await.pid;
+    service.until(job, JobStatus::Progress).await;
+    service.kill_9();
+    let new = std::mem::replace(&mut service.program, old);
+    let status = service.cli(&["migrate", "status"]);
+    let said = String::from_utf8_lossy(&status.stderr).into_owned();
+    if status.status.success() {
+        service.serve().await;
+        service.go();
+        assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(7));
+    } else {
+        assert!(said.contains("newer"), "{said}");
+        let refused = service.cli(&["serve"]);
+        assert!(!refused.status.success());
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("newer"), "{refused:?}");
+        assert!(service.alive().iter().any(|(alive, _)| *alive == pid), "the command runs on");
+        service.program = new;
+        service.serve().await;
+        service.go();
+        assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(7));
+    }
+    assert_eq!(service.evidence()[&(job.0, 1)].pid, pid);
+}
+on_each_database!(a_command_of_this_release_is_taken_over_by_the_old_one_or_left_alone);
