@@ -63,7 +63,7 @@ impl Guest {
         let console = fs::File::create(results.path().join("console")).unwrap();
         let mut kernel = std::process::Command::new(kernel);
         kernel
-            .args(["mem=768M", "rootfstype=hostfs", "rootflags=/", "rw", "con=null", "con0=null,fd:1", "quiet"])
+            .args(["mem=384M", "rootfstype=hostfs", "rootflags=/", "rw", "con=null", "con0=null,fd:1", "quiet"])
             .arg(format!("uml_dir={}", results.path().display()))
             .arg(format!("init={}", script.display()))
             .args([results.path().to_str().unwrap(), env!("CARGO_BIN_EXE_callsheet")])
