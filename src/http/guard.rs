@@ -17,7 +17,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use super::{App, Peer};
+use super::{App, LARGEST_HEAD, Peer};
 
 /// Nothing but our own files, no script inside a page, and no page of ours inside another.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -65,6 +65,10 @@ fn options(refusal: &HeaderMap) -> Response {
 }
 
 fn check(app: &App, request: &Request) -> Result<(), Problem> {
+    if head_length(request.uri(), request.headers()) > LARGEST_HEAD {
+        let detail = format!("the request's head is longer than {} KiB", LARGEST_HEAD / 1024);
+        return Err(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, detail));
+    }
     let host = host(request.uri(), request.headers())?;
     if app.access().is_local() && !host.as_ref().is_none_or(names_this_machine) {
         let detail = "this service has no tokens, so it answers only under the name of this machine (127.0.0.1, [::1] or \
@@ -83,6 +87,13 @@ fn check(app: &App, request: &Request) -> Result<(), Problem> {
         Some(b"cross-site" | b"same-site") if !super::auth::is_safe(request.method()) => Err(foreign()),
         _ => Ok(()),
     }
+}
+
+/// How long the head is without the few bytes around its parts. hyper bounds only what it buffers before it has found the
+/// end of a head, so that one which comes all at once may be longer.
+fn head_length(uri: &Uri, headers: &HeaderMap) -> usize {
+    let line = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).fold(line, usize::saturating_add)
 }
 
 /// Whom the client thinks it speaks to; `None` where it does not say, as no browser does.

@@ -171,11 +171,11 @@ async fn a_drained_worker_ends_when_its_runs_have_ended(on: On) {
     assert!(output.status.success(), "{}", text(&output));
     let says = text(&output);
     assert!(says.contains(&format!("2 runs have ended (jobs {}, {})", running[0], running[1])), "{says}");
-    let waiting = service.insert("ONE", &["run:0"]).await[0];
     eventually("the worker to say that it drains", async || {
         json(&service.cli(&["--json", "workers"]))["workers"][0]["state"].as_str() == Some("DRAINING")
     })
     .await;
+    let waiting = service.insert("ONE", &["run:0"]).await[0];
     let again = json(&service.cli(&["--json", "drain"]));
     assert_eq!(again["result"].as_str(), Some("already_requested"));
     assert_eq!(again["waits_for"], serde_json::json!([running[0].0, running[1].0]));

@@ -62,7 +62,7 @@ on_each_database!(the_metrics_tell_what_was_done);
 async fn a_hangup_does_not_end_the_service() {
     let service = Service::start(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
     service.signal(rustix::process::Signal::HUP);
-    eventually("a word about it", async || service.log().contains("SIGHUP")).await;
+    eventually("a word about it", async || service.log().contains("the configuration was read again")).await;
     assert_eq!(get(&service, "/readyz").0, 200);
 }
 

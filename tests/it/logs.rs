@@ -141,7 +141,7 @@ on_each_database!(old_logs_are_removed_and_those_of_open_runs_never);
 #[tokio::test]
 async fn a_flood_costs_its_limit_on_disk_and_no_memory() {
     let Some(service) = Service::start(On::Sqlite, FLOWS).await else { return };
-    let job = service.insert("LITTLE", &["flood:400+complain:done+say:end+wait"]).await[0];
+    let job = service.insert("LITTLE", &["megabytes:400+complain:done+say:end+wait"]).await[0];
     service.until(job, JobStatus::Progress).await;
     let directory = directory(&service, job).await;
     let id = job.to_string();

@@ -198,10 +198,13 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     service.go();
     service.nothing_alive().await;
     let never = service.insert("WORK", &["say:b"]).await[0];
+    // The end of a token tells in which boot of the machine it was claimed.
+    let claimed = service.job(lasting).await.run_token.unwrap();
+    let (_, boot) = claimed.split_at(24);
     service
         .sql(&format!(
             "UPDATE jobs SET status = 'INQUEUE', attempt = 1, worker_id = 'node-a', \
-             run_token = '0123456789abcdef0123456789abcdef', queued_time = created_time WHERE id = {never}"
+             run_token = '0123456789abcdef01234567{boot}', queued_time = created_time WHERE id = {never}"
         ))
         .await;
     service.serve().await;

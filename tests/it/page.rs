@@ -75,7 +75,8 @@ async fn a_job_is_enqueued_watched_cancelled_and_retried() {
     browser.until_text(".notice", "1 job was asked to end").await;
     service.until(job, JobStatus::Cancelled).await;
     browser.until_text("#jobs", "No job is as the filter says").await;
-    let who = service.store.audit(&Default::default()).await.unwrap().rows;
+    let who =
+        service.store.audit(&callsheet::store::AuditFilter { limit: 100, ..Default::default() }).await.unwrap().rows;
     let deeds: BTreeSet<&str> = who.iter().map(|row| row.action.as_str()).collect();
     assert!(["enqueue", "cancel", "retry"].iter().all(|deed| deeds.contains(deed)), "{deeds:?}");
 }

@@ -15,6 +15,8 @@ async fn a_command_reports_its_progress(on: On) {
     // The socket is the shim's, so a command can report to a service that came later.
     service.kill_9();
     service.serve().await;
+    // What is said while nobody listens is told again at the hand-over, not kept in the verdict.
+    eventually("the run to be taken over", async || service.log().contains("reattached")).await;
     service.go();
     let row = service.until(job, JobStatus::Completed).await;
     assert_eq!(row.status_message.as_deref(), Some("at 90"));

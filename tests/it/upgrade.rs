@@ -101,10 +101,15 @@ fn adopt(sample: &Path, run: &Path, token: &str) {
         std::fs::copy(&path, run.join(path.file_name().unwrap())).unwrap();
     }
     let journal = std::fs::read_to_string(run.join("journal")).unwrap();
-    let (first, rest) = journal.split_once('\n').unwrap();
-    let json = first[9..].replace(spec(sample)["token"].as_str().unwrap(), token);
-    let first = format!("{:08x} {json}", crc32fast::hash(json.as_bytes()));
-    std::fs::write(run.join("journal"), format!("{first}\n{rest}")).unwrap();
+    let spec = spec(sample);
+    let moved = journal.lines().map(|line| {
+        // Of a boot that this machine has never had, wherever and whenever the sample was made.
+        let json = line[9..]
+            .replace(spec["token"].as_str().unwrap(), token)
+            .replace(spec["boot_id"].as_str().unwrap(), "00000000-0000-4000-8000-000000000000");
+        format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()))
+    });
+    std::fs::write(run.join("journal"), moved.collect::<String>()).unwrap();
 }
 
 fn old_binary() -> Option<PathBuf> {

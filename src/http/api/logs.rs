@@ -54,7 +54,7 @@ const LONGEST_TAIL: usize = 1_000_000;
     params(
         ("id" = i64, Path, description = "The job"),
         ("attempt" = Option<u32>, Query, minimum = 1, description = "Which attempt; the last one where nothing is said"),
-        ("stream" = Option<StreamWord>, Query, description = "Which stream; both where nothing is said"),
+        ("stream" = inline(Option<StreamWord>), Query, description = "Which stream; both where nothing is said"),
         ("offset" = Option<u64>, Query, description = "Where to begin, in bytes"),
         ("tail" = Option<u32>, Query, maximum = 1_000_000, description = "Instead: only so many lines from the end"),
         ("follow" = Option<bool>, Query, description = "Go on until the run ends, as server-sent events"),

@@ -34,7 +34,7 @@ for word in "${words[@]}"; do
       while [ ! -s "$evidence/$job.$attempt.daemon" ]; do sleep 0.01; done
       ;;
     count:*) seq 1 "$value" ;;
-    flood:*) head -c "${value}M" /dev/zero; echo ;;
+    megabytes:*) head -c "${value}M" /dev/zero; echo ;;
     junk) printf '\033[2J\033]0;title\007red \377\303( \342\200\256 end\b\n' ;;
     alive:*)
       # By a child of its own, every half second, so many times; the last one counts from then on.

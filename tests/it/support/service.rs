@@ -264,16 +264,16 @@ impl Service {
     }
 
     pub async fn job(&self, id: JobId) -> JobRow {
-        self.store.job(id).await.unwrap().unwrap()
+        patiently(async || self.store.job(id).await).await.unwrap()
     }
 
     pub async fn runs(&self, id: JobId) -> Vec<RunRow> {
-        self.store.runs(id).await.unwrap()
+        patiently(async || self.store.runs(id).await).await
     }
 
     /// The statuses that a job went through, without the first.
     pub async fn changes(&self, id: JobId) -> Vec<String> {
-        let events: Vec<EventRow> = self.store.events(id).await.unwrap();
+        let events: Vec<EventRow> = patiently(async || self.store.events(id).await).await;
         for pair in events.windows(2) {
             assert_eq!(pair[1].from_status.as_deref(), Some(pair[0].to_status.as_str()), "{events:?}");
         }
@@ -393,3 +393,18 @@ pub fn most_at_once(evidence: &BTreeMap<(i64, u32), Evidence>) -> usize {
 
 /// A wait that a test needs because a thing must *not* happen meanwhile.
 pub const A_MOMENT: Duration = Duration::from_millis(300);
+
+/// What `read` gives, once the database is there: a connection of ours may have died with a server that a test has killed.
+async fn patiently<T>(read: impl AsyncFn() -> Result<T, callsheet::store::Error>) -> T {
+    let mut found = None;
+    eventually("the database to be read", async || match read().await {
+        Ok(rows) => {
+            found = Some(rows);
+            true
+        }
+        Err(callsheet::store::Error::Unavailable { .. }) => false,
+        Err(error) => panic!("{error}"),
+    })
+    .await;
+    found.unwrap()
+}
