@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, clippy::expect_used, clippy::disallowed_methods, reason = "a program for the terminal")]
 
+#[expect(dead_code, reason = "what the tests do to a server of their own")]
 #[path = "../it/support/postgres.rs"]
 #[expect(unreachable_pub, reason = "shared with the tests")]
 mod postgres;

@@ -207,5 +207,5 @@ working_dir = "{run_dir}"
 
 fn is_in_memory(path: &Path) -> bool {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
-    i64::try_from(rustix::fs::statfs(path).unwrap().f_type).is_ok_and(|kind| kind == TMPFS_MAGIC)
+    rustix::fs::statfs(path).unwrap().f_type == TMPFS_MAGIC
 }

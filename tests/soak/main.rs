@@ -13,6 +13,7 @@
 )]
 
 mod engine;
+#[expect(dead_code, reason = "what the tests do to a server of their own")]
 #[path = "../it/support/postgres.rs"]
 mod postgres;
 

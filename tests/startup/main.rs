@@ -11,6 +11,7 @@
     reason = "a program for the terminal"
 )]
 
+#[expect(dead_code, reason = "what the tests do to a server of their own")]
 #[path = "../it/support/postgres.rs"]
 mod postgres;
 
