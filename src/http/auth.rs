@@ -1,7 +1,7 @@
 //! Who is asking, and what they may do.
 //!
 //! With `[[http.tokens]]` a request needs one of them, as a bearer token or by the session that a sign-in with it began.
-//! Without any, whoever comes from this machine is an operator, and only the address decides: [`super::guard`] keeps web
+//! Without any, whoever comes from this machine is an operator, and only the address decides: `guard` keeps web
 //! pages of others from using that.
 
 use std::net::IpAddr;

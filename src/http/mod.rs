@@ -12,7 +12,7 @@
 //!   [`PostedForm`], which has checked that. A script of the page repeats the token in the header [`auth::CSRF_HEADER`].
 //! - It answers a [`Problem`] where something is wrong; `?` makes one of a [`store::Error`].
 //!
-//! [`guard`] has checked Host and Origin before, and sets the security headers of every answer: no inline script or style
+//! `guard` has checked Host and Origin before, and sets the security headers of every answer: no inline script or style
 //! works in any page.
 //!
 //! [`store::Error`]: crate::store::Error

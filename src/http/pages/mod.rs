@@ -1,7 +1,7 @@
 //! The page, rendered on the server: each view is a function from what was read to markup, in a file of its own; this one
 //! says which address shows which view, and does what the forms ask for.
 //!
-//! Every view works without a script: links, forms, and a page that is whole as it comes. With it, [`live`] keeps the parts
+//! Every view works without a script: links, forms, and a page that is whole as it comes. With it, `live` keeps the parts
 //! of a page fresh.
 
 mod actors;
