@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use maud::{Markup, html};
 
-use super::parts::{ago, icon, name};
+use super::parts::{ago, icon, name, since};
 use crate::actors::ActorSnapshot;
 use crate::domain::Timestamp;
 use crate::http::words::thousands;
@@ -50,7 +50,7 @@ fn branch(actor: &ActorSnapshot, under: &BTreeMap<Option<u64>, Vec<&ActorSnapsho
             div.actor {
                 span.role { (name(&actor.name)) }
                 @if actor.name != actor.role.as_str() { span.muted { (actor.role.as_str()) } }
-                span.muted { "up " (ago(actor.since, now)) }
+                span.muted { "up " (since(actor.since, now)) }
                 @if actor.restarts > 0 { span.badge.attention { (icon("attention")) (actor.restarts) " restarts" } }
                 @match actor.mailbox {
                     Some(waiting) if waiting >= MANY_WAIT => span.badge.attention { (icon("attention")) (thousands(waiting)) " messages wait" },
