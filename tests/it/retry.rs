@@ -63,8 +63,9 @@ async fn a_job_is_ended_when_its_whole_time_is_up(on: On) {
     assert!((2..=8).contains(&row.attempt.0), "{row:?}");
     assert!(row.completed_time.unwrap().since(row.created_time) <= Duration::from_secs(30));
     // In the middle of a run.
-    let running = service.insert("HURRY", &["wait"]).await[0];
-    let behind = service.insert("HURRY", &["run:0"]).await[0];
+    // Of one moment, so that no time is left to the second when that of the first is up.
+    service.sql("INSERT INTO jobs (type, identifier) VALUES ('HURRY', 'wait'), ('HURRY', 'run:0')").await;
+    let (running, behind) = (JobId(failing.0 + 1), JobId(failing.0 + 2));
     let row = service.until(running, JobStatus::Error).await;
     assert!(row.error.unwrap().contains("all that was left of schedule_to_close_timeout"));
     // Behind it in the queue, it never came to its turn.
