@@ -185,6 +185,7 @@ impl From<store::Error> for Failure {
             store::Error::UnreadableRow { .. } | store::Error::Statement { .. } => Exit::Failed,
             store::Error::Unavailable { .. }
             | store::Error::Timeout { .. }
+            | store::Error::Replaced { .. }
             | store::Error::NoDatabase { .. }
             | store::Error::NoDirectory { .. }
             | store::Error::Refused { .. }

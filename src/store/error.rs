@@ -23,6 +23,15 @@ pub enum Error {
         /// What was tried.
         action: &'static str,
     },
+    /// Where the SQLite file was is none any more, or another one: what is written now would be lost with the old one.
+    #[error(
+        "the database {} was moved, deleted or replaced under the service; put it back, or restart the service on what is there now",
+        path.display()
+    )]
+    Replaced {
+        /// The file.
+        path: PathBuf,
+    },
     /// There is no SQLite file, and the caller may not make one.
     #[error("there is no database at {}; `callsheet migrate up` or `callsheet serve` makes one", path.display())]
     NoDatabase {
@@ -97,13 +106,14 @@ impl Error {
     /// Whether the same call may succeed later without anybody doing anything about it here.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::Replaced { .. })
     }
 
     /// Every answer of [`Self::kind`].
-    pub const KINDS: [&str; 12] = [
+    pub const KINDS: [&str; 13] = [
         "unavailable",
         "timeout",
+        "replaced",
         "no_database",
         "invalid_url",
         "refused",
@@ -122,6 +132,7 @@ impl Error {
         match self {
             Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",
+            Self::Replaced { .. } => "replaced",
             Self::NoDatabase { .. } | Self::NoDirectory { .. } => "no_database",
             Self::InvalidUrl { .. } => "invalid_url",
             Self::Refused { .. } => "refused",

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod jobs;
 mod overview;
+mod place;
 mod read;
 mod runs;
 mod schema;
@@ -20,11 +21,11 @@ mod trial;
 mod wake;
 mod write;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sea_orm::sqlx::{self, ConnectOptions, Connection};
 use sea_orm::{
@@ -47,6 +48,7 @@ pub use write::*;
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::{DatabaseUrl, PostgresUrl};
+use place::{DatabaseFile, Place, Trust};
 use schema::Transaction;
 use sql::{Dialect, Doing, Row};
 
@@ -75,13 +77,6 @@ struct Inner {
     reader: DatabaseConnection,
     place: Place,
     changed_here: watch::Sender<u64>,
-}
-
-#[derive(Debug)]
-enum Place {
-    Memory,
-    File(PathBuf),
-    Server { listeners: PgPool, instance: String },
 }
 
 const BATCH: &str = "commit a batch";
@@ -142,7 +137,7 @@ impl Store {
         let writer = sqlite_pool(1).connect_with(writing).await.map_err(opening)?;
         let readers = if use_ == Use::Service { 4 } else { 2 };
         let reader = sqlite_pool(readers).connect_lazy_with(reading);
-        Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), Place::File(path.to_owned())))
+        Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), Place::File(DatabaseFile::opened(path))))
     }
 
     async fn open_server(url: &PostgresUrl, use_: Use) -> Result<Self, Error> {
@@ -161,7 +156,9 @@ impl Store {
             Ok(connection) => connection.map_err(opening)?.close().await.map_err(opening)?,
             Err(_) => return Err(Error::Timeout { action: "open it" }),
         }
-        let pool = PgPoolOptions::new()
+        let trust = Trust::default();
+        let pool = trust
+            .kept_by(PgPoolOptions::new())
             .max_connections(if use_ == Use::Service { 8 } else { 2 })
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A ping before every use would be a round trip for each write; a dead connection is an error to retry.
@@ -172,7 +169,8 @@ impl Store {
         let listeners =
             PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
         let connection = DatabaseConnection::from(pool);
-        let store = Self::new(Dialect::Postgres, connection.clone(), connection, Place::Server { listeners, instance });
+        let place = Place::Server { listeners, instance, trust };
+        let store = Self::new(Dialect::Postgres, connection.clone(), connection, place);
         let encoding =
             store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
         let encoding = encoding
@@ -315,12 +313,20 @@ impl Store {
         work().await
     }
 
-    /// SQLite has no peer that could vanish, and its own busy timeout.
+    /// SQLite has no peer that could vanish, and its own busy timeout; but its file can be taken away.
     async fn in_time<T>(&self, action: &'static str, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match self.dialect() {
-            Dialect::Sqlite => call.await,
-            Dialect::Postgres => {
-                tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }))
+        match self.place() {
+            Place::Memory => call.await,
+            Place::File(file) => {
+                file.check()?;
+                call.await
+            }
+            Place::Server { trust, .. } => {
+                let answer = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }));
+                if answer.as_ref().is_err_and(Error::is_transient) {
+                    trust.lost_now();
+                }
+                answer
             }
         }
     }

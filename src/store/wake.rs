@@ -59,11 +59,11 @@ impl Store {
         let wake = Arc::clone(&elsewhere);
         let task = match self.place() {
             Place::Memory => None,
-            Place::File(path) => {
+            Place::File(file) => {
                 let version = data_version(self.writer()).await?;
-                Some(tokio::spawn(watch_file(path.clone(), self.writer().clone(), version, wake)))
+                Some(tokio::spawn(watch_file(file.path().to_owned(), self.writer().clone(), version, wake)))
             }
-            Place::Server { listeners, instance } => {
+            Place::Server { listeners, instance, .. } => {
                 let listener = listen(listeners).await?;
                 Some(tokio::spawn(watch_server(listeners.clone(), instance.clone(), listener, wake)))
             }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use callsheet::domain::JobStatus;
+use callsheet::store::{Store, Use};
 use rustix::process::Signal;
 use sea_orm::ConnectionTrait as _;
 
@@ -199,6 +200,37 @@ async fn a_sqlite_file_that_a_competing_writer_locks_loses_nothing() {
     ready(&service).await;
     all_is_true(&service).await;
     service.stop().await;
+}
+
+/// SQLite itself would write on into a file that nobody can find any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_file_that_is_taken_away_loses_nothing() {
+    let service = Service::start(On::Sqlite, &flows()).await.unwrap();
+    let (file, aside) = (service.path("data/callsheet.db"), service.path("aside.db"));
+    let fail = async || std::fs::rename(&file, &aside).unwrap();
+    let mend = async || std::fs::rename(&aside, &file).unwrap();
+    an_outage(&service, "away", fail, mend).await;
+    all_is_true(&service).await;
+}
+
+/// What has cut one connection off has cut off all: one call finds it out for the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_error_is_enough_to_replace_all_connections() {
+    let Some(server) = Server::start() else { return };
+    let proxy = Proxy::start(server.socket()).await;
+    let store = Store::connect(&proxy.url().parse().unwrap(), Use::Service).await.unwrap();
+    let at_once = (0..8).map(|_| {
+        let store = store.clone();
+        tokio::spawn(async move { store.now().await })
+    });
+    for call in futures_util::future::join_all(at_once).await {
+        call.unwrap().unwrap();
+    }
+    proxy.cut();
+    store.now().await.unwrap_err();
+    for _ in 0..8 {
+        store.now().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

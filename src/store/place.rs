@@ -1,0 +1,96 @@
+//! Where the database is, and how it is noticed that it is not there any more.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
+
+use super::Error;
+
+#[derive(Debug)]
+pub(super) enum Place {
+    Memory,
+    File(DatabaseFile),
+    Server { listeners: PgPool, instance: String, trust: Trust },
+}
+
+/// A SQLite file, by what it was when it was opened: SQLite itself writes on into one that was deleted, and never knows.
+#[derive(Debug)]
+pub(super) struct DatabaseFile {
+    path: PathBuf,
+    /// Device and inode; `None` where it could not be asked for then, and nothing is checked.
+    identity: Option<(u64, u64)>,
+}
+
+impl DatabaseFile {
+    pub(super) fn opened(path: &Path) -> Self {
+        Self { path: path.to_owned(), identity: identity(path) }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether what is at the path is still what was opened; one system call.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] where it is not.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        if self.identity.is_none() || identity(&self.path) == self.identity {
+            Ok(())
+        } else {
+            Err(Error::Replaced { path: self.path.clone() })
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Until when connections of a pool were made that are not to be used any more.
+///
+/// When a server restarts or a network falls silent, all connections are dead at once. Without this each would be found
+/// out by a call of its own, and where the peer has vanished that call would wait for its whole time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trust(Arc<Mutex<Option<Instant>>>);
+
+impl Trust {
+    /// Something has just gone wrong that may concern every connection.
+    pub(super) fn lost_now(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Has the pool replace what was connected before trust was lost, instead of handing it out.
+    pub(super) fn kept_by(&self, options: PgPoolOptions) -> PgPoolOptions {
+        let trust = self.clone();
+        options.before_acquire(move |_, connection| {
+            let lost = *trust.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let fresh = lost.is_none_or(|lost| connection.age < lost.elapsed());
+            Box::pin(async move { Ok(fresh) })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_itself_and_not_by_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("callsheet.db");
+        std::fs::write(&path, "").unwrap();
+        let file = DatabaseFile::opened(&path);
+        file.check().unwrap();
+        let aside = directory.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        assert!(matches!(file.check(), Err(Error::Replaced { .. })));
+        std::fs::write(&path, "").unwrap();
+        assert!(matches!(file.check(), Err(Error::Replaced { .. })), "another one of that name");
+        std::fs::rename(&aside, &path).unwrap();
+        file.check().unwrap();
+    }
+}
