@@ -99,7 +99,8 @@ impl Store {
         } else {
             claimed.next_expiry = expiry;
         }
-        if state.paused {
+        // A drain counts from its request on, not from when the service has read it.
+        if state.paused || state.draining {
             return Ok(claimed);
         }
         let room =
@@ -139,6 +140,7 @@ impl Store {
         Ok(FlowNow {
             now: row.time("now")?,
             paused: row.flag("paused")?,
+            draining: row.flag("draining")?,
             open: row.count("open")?,
             open_here: row.count("open_here")?,
             cancel_requested: row.flag("cancel_requested")?,
@@ -465,6 +467,8 @@ impl Store {
 struct FlowNow {
     now: Timestamp,
     paused: bool,
+    /// Whether somebody has asked this worker to drain.
+    draining: bool,
     open: u32,
     open_here: u32,
     cancel_requested: bool,
@@ -488,6 +492,7 @@ fn flow_now_sql(dialect: Dialect) -> String {
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
+         (SELECT count(*) FROM workers WHERE worker_id = $2 AND drain_requested_time IS NOT NULL) AS draining, \
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN}) AS open, \
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \

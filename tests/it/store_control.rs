@@ -351,11 +351,14 @@ async fn a_drain_is_asked_of_one_start_of_a_worker(db: Db) {
     let row = db.store.workers().await.unwrap().remove(0);
     assert_eq!((row.drain_requested_by.as_deref(), row.runs), (Some("alice"), 0));
     assert!(row.drain_requested_time.is_some());
+    db.store.enqueue(&[new("y")]).await.unwrap();
+    assert_eq!(db.claim(&[token(8)]).await.jobs, [], "from the request on, whatever the service knows of it");
     db.apply(Write::RegisterWorker(me("2"))).await;
+    assert_eq!(db.claim(&[token(8)]).await.jobs.len(), 1);
     assert_eq!(db.store.drain_requested(&worker(), "2").await.unwrap(), None);
     assert_eq!(db.store.drain_requested(&worker(), "1").await.unwrap(), None);
     db.running("x", 1).await;
-    assert_eq!(db.store.workers().await.unwrap()[0].runs, 1);
+    assert_eq!(db.store.workers().await.unwrap()[0].runs, 2);
     db.apply(note("2", WorkerState::Stopped)).await;
     assert_eq!(db.store.request_drain(&worker(), "me").await.unwrap(), DrainResult::Stopped);
 }
