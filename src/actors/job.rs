@@ -23,7 +23,7 @@ use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, Watched, a
 use crate::config::FlowConfig;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
-use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Timeout, conclude};
+use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, conclude};
 use crate::domain::template::Placeholder;
 use crate::domain::trace::{JobTrace, RunPart, TraceParent};
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
@@ -722,8 +722,16 @@ impl JobState {
     }
 
     fn pending_end(&self, myself: &ActorRef<JobMessage>) -> Option<Pending> {
-        let writes = vec![Write::Settle(self.settlement()?)];
+        let end = Write::Settle(self.settlement()?);
+        let writes = self.last_words().map(Write::Progress).into_iter().chain([end]).collect();
         Some(Pending { writes, reply: Reply::to(myself, JobMessage::EndRecorded) })
+    }
+
+    /// What the command said last: while nobody was there to hear it, maybe.
+    fn last_words(&self) -> Option<ProgressNote> {
+        let Some((RunEnd::Ended(verdict), ..)) = &self.end else { return None };
+        let Said { progress, status_message } = verdict.said.as_deref()?.clone();
+        Some(ProgressNote { token: self.args.run.token.clone(), progress, status_message })
     }
 
     fn settlement(&self) -> Option<Settlement> {

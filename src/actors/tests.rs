@@ -78,6 +78,7 @@ impl FakeLauncher {
             usage: Usage::default(),
             shortage: Shortage::default(),
             stderr_tail: String::new(),
+            said: None,
         };
         run.verdict = Some(verdict.clone());
         // Whether anybody listens does not matter: the verdict stands.

@@ -101,6 +101,15 @@ pub enum OutOfMemory {
     Machine,
 }
 
+/// What a command has said about itself so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    /// Per cent.
+    pub progress: Option<u8>,
+    /// Made safe to show, at most 1000 characters.
+    pub status_message: Option<String>,
+}
+
 /// The truth about a command that ran, written by its shim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -122,6 +131,8 @@ pub struct Verdict {
     pub shortage: Shortage,
     /// The last of its standard error, made safe to show: at most 4 KiB of valid UTF-8, no control characters but newlines and tabs.
     pub stderr_tail: String,
+    /// The last that it said of itself, which nobody else may have heard; `None` where it said nothing.
+    pub said: Option<Box<Said>>,
 }
 
 /// Every way in which a run can end.
@@ -444,6 +455,7 @@ mod tests {
             usage: Usage::default(),
             shortage: Shortage::default(),
             stderr_tail: "last words\n".to_owned(),
+            said: None,
         })
     }
 

@@ -1,21 +1,26 @@
-//! A second pair of eyes on the time limit, for a shim that hangs.
+//! A second pair of eyes on the time limit and on the service's word, for a shim that hangs.
 //!
 //! A shim has one thread, and a disk that hangs holds that up in the middle of a write, for minutes or for ever. The
-//! command must not run on beyond its time for that. A guard is a thread that touches no disk: it waits for the limit,
-//! and where the shim has done nothing about it a moment later, ends the run's processes itself.
+//! command must not run on beyond its time for that, nor after it was cancelled. A guard is a thread that touches no disk:
+//! it waits for either, and where the shim has done nothing about it a moment later, ends the run's processes itself.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{Pid, Signal};
 
+use super::link::ToShim;
 use super::run_dir::boottime;
 use super::tree;
 
-/// How long after its time the shim may take to do something by itself.
+/// How long the shim may take to do something by itself after its time, or about what it was told.
 const PATIENCE: Duration = Duration::from_secs(1);
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
-/// The condition variable's clock stands still while the machine sleeps, so no wait is longer than this.
+/// poll(2)'s clock stands still while the machine sleeps, so no wait is longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// A few calls deep, and lists of processes on the heap.
 const STACK: usize = 64 * 1024;
@@ -31,48 +36,68 @@ pub(super) struct Guarded {
     pub(super) kill_grace: Duration,
 }
 
+/// Why a guard has ended a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Struck {
+    TimeIsUp,
+    Requested,
+}
+
 /// Guards a run until it is dropped.
 #[derive(Debug)]
 pub(super) struct Guard(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    changed: OwnedFd,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct State {
     /// The shim has begun to end the run, so that SIGKILL is due then.
     kill_at: Option<Duration>,
+    /// The guard's own copy of the shim's end of the link.
+    link: Option<OwnedFd>,
     over: bool,
-    struck: bool,
+    struck: Option<Struck>,
 }
 
 impl Guard {
     /// `None` where there is no thread to be had: then the shim has to do without.
     pub(super) fn start(guarded: Guarded) -> Option<Self> {
-        let shared = Arc::new(Shared::default());
+        let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok()?;
+        let shared = Arc::new(Shared { state: Mutex::default(), changed });
         let guard = Self(Arc::clone(&shared));
         std::thread::Builder::new().stack_size(STACK).spawn(move || shared.watch(guarded)).ok().map(|_| guard)
     }
 
     /// The shim has asked the run's processes to end and will kill them then.
     pub(super) fn ending(&self, kill_at: Duration) {
-        self.0.state().kill_at = Some(kill_at);
-        self.0.changed.notify_all();
+        self.change(|state| state.kill_at = Some(kill_at));
     }
 
-    /// Whether the command was ended by the guard, because its time was up.
-    pub(super) fn has_struck(&self) -> bool {
+    /// The service is heard over this link from now on; `None` where there is none.
+    pub(super) fn listen_to(&self, link: Option<&OwnedFd>) {
+        let copy = link.and_then(|link| link.try_clone().ok());
+        self.change(|state| state.link = copy);
+    }
+
+    /// Why the guard has ended the command, where it has.
+    pub(super) fn struck(&self) -> Option<Struck> {
         self.0.state().struck
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.0.state());
+        // It can only fail where the guard has not yet heard of 2^64 changes.
+        let _ = rustix::io::write(&self.0.changed, &1_u64.to_ne_bytes());
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.state().over = true;
-        self.0.changed.notify_all();
+        self.change(|state| *state = State { over: true, struck: state.struck, ..State::default() });
     }
 }
 
@@ -82,30 +107,91 @@ impl Shared {
     }
 
     fn watch(&self, guarded: Guarded) {
-        let mut state = self.state();
+        // Since when something has been waiting for the shim to read it.
+        let mut unread: Option<Duration> = None;
         loop {
+            let mut state = self.state();
             if state.over {
                 return;
             }
             let now = boottime();
+            if unread.is_some_and(|since| now >= since + PATIENCE) {
+                unread = state.unread(now);
+                if state.kill_at.is_none()
+                    && let Some(order) = state.waiting_order()
+                {
+                    state.strike(Struck::Requested, guarded, now);
+                    if order == ToShim::StopNow {
+                        state.kill_at = Some(now.saturating_sub(PATIENCE));
+                    }
+                }
+            }
             // By the shim's own plan where it has one, or else by the limit.
             let due = state.kill_at.unwrap_or(guarded.limit_at) + PATIENCE;
             let pause = if now < due {
                 due - now
             } else if state.kill_at.is_none() {
-                // One that ended by itself while the shim hung was not ended by its time.
-                state.struck = is_running(guarded.command);
-                state.kill_at = Some(now + guarded.kill_grace);
-                tree::signal_all(guarded.root, Signal::TERM);
-                tree::signal_all(guarded.root, Signal::CONT);
+                state.strike(Struck::TimeIsUp, guarded, now);
                 guarded.kill_grace
             } else {
                 tree::kill_all(guarded.root);
                 SWEEP_PAUSE
             };
-            let waited = self.changed.wait_timeout(state, pause.clamp(Duration::from_millis(1), LONGEST_WAIT));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let pause = unread.map_or(pause, |since| pause.min((since + PATIENCE).saturating_sub(now)));
+            // A copy, so that the lock is not held while waiting.
+            let link = state.link.as_ref().filter(|_| unread.is_none()).and_then(|link| link.try_clone().ok());
+            drop(state);
+            let pause = pause.clamp(Duration::from_millis(1), LONGEST_WAIT);
+            if self.wait(link.as_ref().map(AsFd::as_fd), pause) {
+                unread = Some(boottime());
+            }
         }
+    }
+
+    /// Waits for a change, or for something on the link, and says whether that is what came.
+    fn wait(&self, link: Option<BorrowedFd<'_>>, pause: Duration) -> bool {
+        let mut polled = vec![PollFd::new(&self.changed, PollFlags::IN)];
+        polled.extend(link.map(|link| PollFd::from_borrowed_fd(link, PollFlags::IN)));
+        let pause = Timespec {
+            tv_sec: i64::try_from(pause.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(pause.subsec_nanos()),
+        };
+        // An interruption is taken for nothing: the caller looks again.
+        let any = poll(&mut polled, Some(&pause)).is_ok_and(|ready| ready > 0);
+        let _ = rustix::io::read(&self.changed, &mut [0_u8; 8]);
+        any && polled.get(1).is_some_and(|link| !link.revents().is_empty())
+    }
+}
+
+impl State {
+    /// Since when something is waiting to be read: now, where the shim has read what was there before.
+    fn unread(&mut self, now: Duration) -> Option<Duration> {
+        let link = self.link.as_ref()?;
+        match recv(link, &mut [0_u8; 256], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((length, _)) if length > 0 => Some(now),
+            Err(Errno::INTR) => Some(now),
+            Err(Errno::AGAIN) => None,
+            // The service is gone, and whoever hangs can't take another one in.
+            Ok(_) | Err(_) => {
+                self.link = None;
+                None
+            }
+        }
+    }
+
+    /// What the service wants of the shim, which has not read it.
+    fn waiting_order(&self) -> Option<ToShim> {
+        let mut packet = [0_u8; 256];
+        let (length, _) = recv(self.link.as_ref()?, &mut packet, RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
+        packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())
+    }
+
+    fn strike(&mut self, why: Struck, guarded: Guarded, now: Duration) {
+        // One that ended by itself while the shim hung was ended by nobody.
+        self.struck = is_running(guarded.command).then_some(why);
+        self.kill_at = Some(now + guarded.kill_grace);
+        tree::signal_all(guarded.root, Signal::TERM);
+        tree::signal_all(guarded.root, Signal::CONT);
     }
 }
 

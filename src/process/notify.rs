@@ -3,17 +3,10 @@
 //! The command may be anybody's, so everything that comes in is hostile until it has been read here.
 
 use super::text;
+use crate::domain::run::Said;
 
 /// The longest status message that is kept, in characters.
 const LONGEST_STATUS: usize = 1000;
-
-/// What a command has said so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Said {
-    /// Per cent.
-    pub(super) progress: Option<u8>,
-    pub(super) status_message: Option<String>,
-}
 
 /// What was new in what was heard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

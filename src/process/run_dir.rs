@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::crash::{self, Step};
-use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Shortage, TimedOut, Timeout, Usage, Verdict};
+use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Said, Shortage, TimedOut, Timeout, Usage, Verdict};
 use crate::domain::{BootMark, RunToken, Timestamp};
 
 /// The format of journals and of what is said over links; raised when an older release could not read them.
@@ -98,6 +98,10 @@ pub(super) struct VerdictRecord {
     out_of_memory: Option<OutOfMemoryRecord>,
     #[serde(default, skip_serializing_if = "is_zero")]
     refused_forks: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    progress: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    status_message: Option<String>,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -202,6 +206,8 @@ impl From<&Verdict> for VerdictRecord {
                 OutOfMemory::Machine => OutOfMemoryRecord::Machine,
             }),
             refused_forks: verdict.shortage.refused_forks,
+            progress: verdict.said.as_ref().and_then(|said| said.progress),
+            status_message: verdict.said.as_ref().and_then(|said| said.status_message.clone()),
         }
     }
 }
@@ -238,6 +244,8 @@ impl From<VerdictRecord> for Verdict {
                 refused_forks: record.refused_forks,
             },
             stderr_tail: record.stderr_tail,
+            said: (record.progress.is_some() || record.status_message.is_some())
+                .then(|| Box::new(Said { progress: record.progress, status_message: record.status_message })),
         }
     }
 }
@@ -431,7 +439,7 @@ pub(super) fn look(path: &Path, token: &RunToken, boot_id: &str) -> Result<Look,
     let file = match options.open(&journal_path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Look::Free(without_a_word(token, boot_id)));
+            return Ok(Look::Free(without_a_record(path, token, boot_id).map_err(cant_read)?));
         }
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             return Err(Error::Refused { path: journal_path, problem: "it is a symbolic link" });
@@ -466,7 +474,7 @@ pub(super) fn look(path: &Path, token: &RunToken, boot_id: &str) -> Result<Look,
     Ok(if !free && !another {
         Look::Held(Box::new(history))
     } else if bytes.is_empty() {
-        Look::Free(without_a_word(token, boot_id))
+        Look::Free(without_a_record(path, token, boot_id).map_err(cant_read)?)
     } else {
         Look::Free(judged(history, token, boot_id))
     })
@@ -484,6 +492,18 @@ pub(super) fn refuse_foreign(path: &Path, found: &std::fs::Metadata) -> Result<(
         return Ok(());
     };
     Err(Error::Refused { path: path.to_owned(), problem })
+}
+
+/// What a run directory without any record says. The first record is written before anything but the journal and the
+/// payload is made, so where there is more the records were taken away, and the command may have run.
+fn without_a_record(path: &Path, token: &RunToken, boot_id: &str) -> io::Result<Ended> {
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name();
+        if name != JOURNAL && name != PAYLOAD {
+            return Ok(Ended::Gone { reason: "its journal was emptied or removed".to_owned() });
+        }
+    }
+    Ok(without_a_word(token, boot_id))
 }
 
 /// What the absence of a run directory or of any record in it says: nothing is synced before a command starts, so after
@@ -579,6 +599,7 @@ mod tests {
             usage: Usage::default(),
             shortage: Shortage::default(),
             stderr_tail: stderr_tail.to_owned(),
+            said: None,
         }
     }
 
@@ -624,7 +645,8 @@ mod tests {
         let cause = EndCause::TimedOut(Some(TimedOut { timeout: Timeout::Silence, limit }));
         let usage = Usage { io_read_bytes: Some(5), io_write_bytes: Some(6), output_bytes: 9, ..Usage::default() };
         let shortage = Shortage { memory: Some(OutOfMemory::Run(7)), refused_forks: 8 };
-        let whole = Verdict { cause, usage, shortage, ..verdict(1, "oops") };
+        let said = Said { progress: Some(41), status_message: Some("frame 12".to_owned()) };
+        let whole = Verdict { cause, usage, shortage, said: Some(Box::new(said)), ..verdict(1, "oops") };
         assert_eq!(ended(&lines(&[Record::Spec(spec()), Record::Verdict((&whole).into())])), Ended::Finished(whole));
     }
 
@@ -651,6 +673,18 @@ mod tests {
         }
         assert_eq!(without_a_word(&token(), &boot_id()), Ended::NeverStarted);
         assert!(matches!(without_a_word(&earlier, &boot_id()), Ended::Gone { .. }));
+    }
+
+    #[test]
+    fn a_journal_that_was_emptied_or_removed_is_no_proof_that_nothing_ran() {
+        let (_scratch, run) = journal_of(b"");
+        std::fs::write(run.join(PAYLOAD), "{}").unwrap();
+        let found = || look(&run, &token(), &boot_id()).unwrap();
+        assert!(matches!(found(), Look::Free(Ended::NeverStarted)));
+        std::fs::write(run.join("stdout.log"), "").unwrap();
+        assert!(matches!(found(), Look::Free(Ended::Gone { reason }) if reason.contains("emptied")));
+        std::fs::remove_file(run.join(JOURNAL)).unwrap();
+        assert!(matches!(found(), Look::Free(Ended::Gone { reason }) if reason.contains("emptied")));
     }
 
     #[test]

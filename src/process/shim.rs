@@ -24,10 +24,10 @@ use rustix::time::{
 
 use super::arrival::Arrival;
 use super::cgroup::{RunGroup, Site};
-use super::guard::{Guard, Guarded};
+use super::guard::{Guard, Guarded, Struck};
 use super::link::{Order, ToService, ToShim};
 use super::logs::Stream;
-use super::notify::{Inbox, Said};
+use super::notify::Inbox;
 use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
 use super::spawn::{self, Outlets, Prepared};
@@ -35,7 +35,7 @@ use super::{environment, oom, tree};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::limits::Limits;
-use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Shortage, TimedOut, Timeout, Usage, Verdict};
+use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Said, Shortage, TimedOut, Timeout, Usage, Verdict};
 
 /// The socket in the run directory on which a shim without a service waits for one.
 pub(super) const CONTROL_SOCKET: &str = "ctl";
@@ -454,8 +454,11 @@ impl Shim {
     fn stand_guard(&mut self) {
         if self.guard.is_none() && !matches!(self.phase, Phase::Draining { .. }) {
             self.guard = Guard::start(self.guarded);
-            if let (Some(guard), Phase::Terminating { kill_at }) = (&self.guard, self.phase) {
-                guard.ending(kill_at);
+            if let Some(guard) = &self.guard {
+                guard.listen_to(self.link.as_ref());
+                if let Phase::Terminating { kill_at } = self.phase {
+                    guard.ending(kill_at);
+                }
             }
         }
     }
@@ -534,8 +537,11 @@ impl Shim {
             (None, None) => return,
         };
         let execution = boottime().saturating_sub(self.started);
-        if self.guard.as_ref().is_some_and(Guard::has_struck) {
-            self.cause.get_or_insert(EndCause::TimedOut(Some(self.time_is_up)));
+        if let Some(struck) = self.guard.as_ref().and_then(Guard::struck) {
+            self.cause.get_or_insert(match struck {
+                Struck::TimeIsUp => EndCause::TimedOut(Some(self.time_is_up)),
+                Struck::Requested => EndCause::Requested,
+            });
         }
         crash::after(Step::CommandReap);
         self.ended = Some(CommandEnded { end, time: crate::clock::now(), execution });
@@ -657,7 +663,7 @@ impl Shim {
     /// Tells the service, where there is one; one that doesn't read is let go, since the files hold the truth.
     fn report(&mut self, message: &ToService) -> bool {
         let told = self.link.as_ref().is_some_and(|link| tell(link, message));
-        if !told && self.link.take().is_some() {
+        if !told && self.connect(None).is_some() {
             self.listen();
         }
         told
@@ -677,10 +683,19 @@ impl Shim {
                 }
             }
             Ok(_) | Err(_) => {
-                self.link = None;
+                self.connect(None);
                 self.listen();
             }
         }
+    }
+
+    /// Talks with this service from now on, or with none; gives the link to the one before.
+    fn connect(&mut self, link: Option<OwnedFd>) -> Option<OwnedFd> {
+        let earlier = std::mem::replace(&mut self.link, link);
+        if let Some(guard) = &self.guard {
+            guard.listen_to(self.link.as_ref());
+        }
+        earlier
     }
 
     /// Waits for a new service from now on.
@@ -700,7 +715,7 @@ impl Shim {
         if !trusted {
             return;
         }
-        if let Some(earlier) = self.link.replace(link) {
+        if let Some(earlier) = self.connect(Some(link)) {
             tell(&earlier, &ToService::Replaced);
         }
         crash::after(Step::ControlAccept);
@@ -749,6 +764,7 @@ impl Shim {
             usage,
             shortage,
             stderr_tail: self.stderr_log.safe_tail(),
+            said: (self.said != Said::default()).then(|| Box::new(self.said.clone())),
         };
         let record = Record::Verdict((&verdict).into());
         let message = ToService::Ended((&verdict).into());

@@ -223,6 +223,27 @@ async fn links_in_place_of_a_runs_files_lead_nowhere() {
     service.stop().await;
 }
 
+/// The guard of a shim that hangs hears it in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_is_heard_while_the_disk_hangs() {
+    let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
+    let hanging = service.path("hanging");
+    fs::write(&hanging, "").unwrap();
+    service
+        .serve_with(&[("CALLSHEET_HANG_AT", "before-log-write"), ("CALLSHEET_HANG_WHILE", hanging.to_str().unwrap())])
+        .await;
+    let job = service.insert("FOUR", &["daemon+say:hello+ignore-term+run:600"]).await[0];
+    let pid = service.begun(job, 1).await.pid;
+    service.until(job, JobStatus::Progress).await;
+    service.cli(&["cancel", &job.to_string()]);
+    eventually("the command to be ended", async || !crate::support::processes::is_alive(pid)).await;
+    service.nothing_alive().await;
+    fs::remove_file(&hanging).unwrap();
+    service.until(job, JobStatus::Cancelled).await;
+    assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("CANCELLED"));
+    service.stop().await;
+}
+
 /// The shim hangs in a write, as on a disk that hangs, and goes on when that is over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_time_limit_holds_while_the_disk_hangs() {

@@ -87,6 +87,7 @@ fn ends() -> String {
             usage: Usage::default(),
             shortage: Shortage::default(),
             stderr_tail: String::new(),
+            said: None,
         })
     };
     let rows = [

@@ -345,6 +345,7 @@ fn next_of(command: Command, attempt: u8, attempts: u8) -> Next {
             usage: Usage::default(),
             shortage: Shortage::default(),
             stderr_tail: String::new(),
+            said: None,
         }),
     };
     let most = u32::from(attempts);
