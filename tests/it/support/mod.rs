@@ -29,13 +29,15 @@ pub async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
 /// Makes a test of `async fn NAME(On)` for each database.
 #[macro_export]
 macro_rules! on_each_database {
-    ($name:ident) => {
+    ($(#[$attribute:meta])* $name:ident) => {
         mod $name {
+            $(#[$attribute])*
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_sqlite() {
                 super::$name($crate::support::service::On::Sqlite).await;
             }
 
+            $(#[$attribute])*
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_postgres() {
                 super::$name($crate::support::service::On::Postgres).await;
