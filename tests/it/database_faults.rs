@@ -142,6 +142,49 @@ async fn a_network_that_refuses_hangs_or_cuts_loses_nothing() {
     all_is_true(&service).await;
 }
 
+/// As after a failover to a standby that was not promoted yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_is_read_only_loses_nothing() {
+    let Some(server) = Server::start() else { return };
+    let mut service = Service::prepare_at(Some(server.url()), &flows()).await;
+    service.serve().await;
+    let admin = service.foreign().await;
+    let set = async |sql: &[&str]| {
+        for statement in sql {
+            admin.execute_unprepared(statement).await.unwrap();
+        }
+    };
+    let fail = async || set(&["ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"]).await;
+    let mend = async || set(&["ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"]).await;
+    an_outage(&service, "read-only", fail, mend).await;
+    all_is_true(&service).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_file_that_is_read_only_is_refused_at_start_and_loses_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some(small) = SmallDisk::mount("a_sqlite_file_that_is_read_only", scratch.path().join("database"), "6m") else {
+        return;
+    };
+    let url = format!("sqlite://{}/database/callsheet.db", scratch.path().display());
+    let mut service = Service::prepare_at(Some(url), &flows()).await;
+    service.serve().await;
+    let ends = service.insert("FOUR", &["wait:read-only+exit:5"]).await[0];
+    service.until(ends, JobStatus::Progress).await;
+    service.kill_9();
+    let _view = small.read_only_view(scratch.path().join("view"));
+    let url = format!("sqlite://{}/view/callsheet.db", scratch.path().display());
+    let refused = service.command().env("DATABASE_URL", url).arg("serve").output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("Read-only file system"), "{said}");
+    service.go_on("read-only");
+    eventually("the command to end", async || service.evidence()[&(ends.0, 1)].end.is_some()).await;
+    service.serve().await;
+    assert_eq!(service.until(ends, JobStatus::Error).await.exit_code, Some(5));
+    all_is_true(&service).await;
+    service.stop().await;
+}
+
 /// Each kind of status write commits once, and is told that it failed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_whose_answer_is_lost_counts_once() {

@@ -1,7 +1,7 @@
 //! A disk that can be full or read-only, where the tests may mount one.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::processes::say_skipped;
@@ -13,15 +13,19 @@ impl SmallDisk {
     /// `None`, and said so, where nothing can be mounted.
     pub fn mount(test: &str, path: PathBuf, size: &str) -> Option<Self> {
         fs::create_dir_all(&path).unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"])
-            .arg(&path)
-            .output();
-        if !mount.is_ok_and(|output| output.status.success()) {
+        if !mounted(&["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "none"], &path) {
             say_skipped(test, "nothing can be mounted here (it takes root and CAP_SYS_ADMIN)");
             return None;
         }
         Some(Self(path))
+    }
+
+    /// The same files at another place, where they are read-only; this one must not be remounted for that while files on it
+    /// are open.
+    pub fn read_only_view(&self, path: PathBuf) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        assert!(mounted(&["--bind", self.0.to_str().unwrap()], &path) && mounted(&["-o", "remount,ro,bind"], &path));
+        Self(path)
     }
 
     /// Leaves no room, not even for the end of a page.
@@ -35,9 +39,12 @@ impl SmallDisk {
 
     /// `ro` or `rw`.
     pub fn remount(&self, how: &str) {
-        let mounted = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(&self.0).output();
-        assert!(mounted.as_ref().is_ok_and(|output| output.status.success()), "{mounted:?}");
+        assert!(mounted(&["-o", &format!("remount,{how}")], &self.0), "what is open there for writing?");
     }
+}
+
+fn mounted(arguments: &[&str], path: &Path) -> bool {
+    Command::new("mount").args(arguments).arg(path).output().is_ok_and(|output| output.status.success())
 }
 
 impl Drop for SmallDisk {
