@@ -214,7 +214,7 @@ impl Service {
         let tokens = config::known_tokens(&config.http)?;
         let local_key = config::local_key(&config)?;
         let processes = Processes::open(&config.data_dir)?;
-        let kept = Some((RunDirectories::of(&config.data_dir), config.retention.logs));
+        let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
         let telemetry = Telemetry::start(config::otlp_endpoint(&config)?, &worker, &hostname(), &metrics);

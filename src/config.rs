@@ -24,10 +24,11 @@ use std::time::Duration;
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::{DatabaseUrl, InvalidDatabaseUrl};
 use crate::domain::limits::Limits;
+use crate::domain::retention::Horizon;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::schedule::Schedule;
 use crate::domain::template::Template;
-use crate::domain::{FlowType, WorkerId};
+use crate::domain::{FlowType, Timestamp, WorkerId};
 
 pub use changes::Changes;
 pub use report::{Complaint, Complaints, Place, Places};
@@ -105,6 +106,14 @@ pub struct TlsConfig {
 /// `[retention]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetentionConfig {
+    /// How long a COMPLETED job is kept after its end, with its runs and events; `None` means for ever.
+    pub completed: Option<Duration>,
+    /// The same for an ERROR job.
+    pub error: Option<Duration>,
+    /// The same for a CANCELLED job.
+    pub cancelled: Option<Duration>,
+    /// How long a row of the audit trail is kept; `None` means for ever.
+    pub audit: Option<Duration>,
     /// How long the logs of a run are kept after its end; `None` means for ever.
     pub logs: Option<Duration>,
 }
@@ -342,7 +351,22 @@ impl Default for HttpConfig {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { logs: Some(Duration::from_secs(30 * 86_400)) }
+        let days = |days: u64| Some(Duration::from_secs(days * 86_400));
+        Self { completed: days(30), error: days(90), cancelled: days(30), audit: days(365), logs: days(30) }
+    }
+}
+
+impl RetentionConfig {
+    /// What may go at `now`.
+    #[must_use]
+    pub fn horizon(&self, now: Timestamp) -> Horizon {
+        let before = |kept: Option<Duration>| kept.map(|kept| now.minus(kept));
+        Horizon {
+            completed: before(self.completed),
+            error: before(self.error),
+            cancelled: before(self.cancelled),
+            audit: before(self.audit),
+        }
     }
 }
 

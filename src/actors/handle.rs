@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::retention::RetentionMessage;
 use super::{ActorSnapshot, Shared};
 use crate::domain::{Attempt, JobId, RunToken, WorkerId};
 use crate::metrics::Metrics;
@@ -55,6 +56,11 @@ impl Handle {
     #[must_use]
     pub fn actors(&self) -> Vec<ActorSnapshot> {
         self.0.tree.snapshot()
+    }
+
+    /// Has this worker look for old logs and rows now rather than within the hour.
+    pub fn look_for_old(&self) {
+        self.0.retention.cast(RetentionMessage::Pass);
     }
 
     /// Tells whenever the tables may have changed, by this service or by others.

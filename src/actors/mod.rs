@@ -4,7 +4,7 @@
 //! RootActor
 //! ├── StatusActor          every write, in group commits
 //! ├── RecoveryActor        settles open runs that nobody owns
-//! ├── RetentionActor       compresses the logs of ended runs, and removes old ones
+//! ├── RetentionActor       compresses the logs of ended runs, and removes old ones and old rows
 //! └── FlowActor            one per job type
 //!     ├── SchedulerActor   the tick
 //!     ├── DispatcherActor  claims and starts; one mailbox

@@ -1,4 +1,4 @@
-//! RetentionActor: compresses the logs of runs that have ended, and removes them when they are old enough.
+//! RetentionActor: compresses the logs of runs that have ended, and removes logs and rows that are old enough.
 //!
 //! Started by the root; told of each end by the run's JobActor, and looks through all run directories once when it starts
 //! (for what a crash left undone) and then each hour. It does one thing at a time, on threads for blocking work, and
@@ -13,13 +13,14 @@ use tokio::sync::mpsc;
 
 use super::status::ErrorChain;
 use super::{AbortOnDrop, Shared};
+use crate::config::RetentionConfig;
 use crate::domain::retention::{Known, may_go};
 use crate::domain::{JobId, Timestamp};
 use crate::metrics::MailboxGauge;
 use crate::process::upkeep::{RunDirectories, RunDirectory};
-use crate::store::{KnownRun, Store};
+use crate::store::{KnownRun, Pruned, Store};
 
-/// How often old logs are looked for.
+/// How often old logs and rows are looked for.
 const PASS_INTERVAL: Duration = Duration::from_secs(3600);
 /// The rest between two batches of a pass, which is in no hurry.
 const REST: Duration = Duration::from_millis(20);
@@ -50,8 +51,8 @@ pub struct RetentionArgs {
     pub shared: Arc<Shared>,
     /// The run directories of this worker.
     pub directories: RunDirectories,
-    /// How long logs are kept; `None` means for ever.
-    pub kept: Option<Duration>,
+    /// How long what is kept.
+    pub kept: RetentionConfig,
     /// Counts its mailbox.
     pub mailbox: MailboxGauge,
 }
@@ -129,9 +130,12 @@ impl RetentionState {
             self.begin(async move { compress(&args.directories, directory).await });
         } else if std::mem::take(&mut self.pass_is_due) {
             let everything = !std::mem::replace(&mut self.looked_through, true);
-            if everything || args.kept.is_some() {
-                self.begin(async move { pass(&args, everything).await });
-            }
+            self.begin(async move {
+                if everything || args.kept.logs.is_some() {
+                    pass(&args, everything).await;
+                }
+                remove_rows(&args).await;
+            });
         }
     }
 
@@ -159,8 +163,8 @@ async fn compress(directories: &RunDirectories, directory: RunDirectory) {
 /// Looks through the run directories that may be old enough, or through all.
 async fn pass(args: &RetentionArgs, everything: bool) {
     let now = args.shared.clock.now();
-    let before = match (everything, args.kept) {
-        (false, Some(kept)) => earlier(now, kept),
+    let before = match (everything, args.kept.logs) {
+        (false, Some(kept)) => now.minus(kept),
         (true, _) | (false, None) => now,
     };
     let (batches, mut found) = mpsc::channel(1);
@@ -198,7 +202,7 @@ async fn pass(args: &RetentionArgs, everything: bool) {
 
 /// Removes a directory or compresses its logs, whichever applies; tells whether it was removed.
 async fn see_to(args: &RetentionArgs, directory: RunDirectory, known: Known, now: Timestamp) -> bool {
-    if args.kept.is_some_and(|kept| may_go(known, directory.modified, now, kept)) {
+    if args.kept.logs.is_some_and(|kept| may_go(known, directory.modified, now, kept)) {
         let (directories, job, attempt) = (args.directories.clone(), directory.job.0, directory.attempt.0);
         return blocking(move || directories.remove(&directory)).await.unwrap_or_else(|error| {
             tracing::warn!(job, attempt, error = %ErrorChain(&error), "the logs of a run could not be removed");
@@ -211,9 +215,44 @@ async fn see_to(args: &RetentionArgs, directory: RunDirectory, known: Known, now
     false
 }
 
-fn earlier(time: Timestamp, by: Duration) -> Timestamp {
-    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-    Timestamp::from_unix_millis(time.unix_millis().saturating_sub(by))
+/// Removes the rows that are old enough by the database's clock, as far as there is time until the next pass.
+async fn remove_rows(args: &RetentionArgs) {
+    let store = &args.shared.store;
+    let removing = async { store.prune(&args.kept.horizon(store.now().await?), PASS_INTERVAL).await };
+    match removing.await {
+        Ok(pruned) if pruned.total() > 0 => {
+            let Pruned { completed, error, cancelled, audit, sessions, more } = pruned;
+            tracing::info!(completed, error, cancelled, audit, sessions, more, "old rows were removed (retention)");
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::warn!(error = %ErrorChain(&error), "old rows can't be removed now; they are looked for again in an hour")
+        }
+    }
+}
+
+/// The run directories whose logs are old enough; a connection that fails ends the search with what was found.
+///
+/// # Errors
+/// Where the directories can't be read, or the database fails.
+pub async fn old_logs(
+    store: &Store,
+    directories: &RunDirectories,
+    kept: Duration,
+    now: Timestamp,
+) -> std::io::Result<Vec<RunDirectory>> {
+    let (search, before) = (directories.clone(), now.minus(kept));
+    let found = blocking(move || {
+        let mut found = Vec::new();
+        search.older_than(before, |batch| found.push(batch))?;
+        Ok(found)
+    });
+    let mut old = Vec::new();
+    for batch in found.await? {
+        let known = known(store, &batch).await.map_err(std::io::Error::other)?;
+        old.extend(batch.into_iter().filter(|directory| may_go(of(directory, &known), directory.modified, now, kept)));
+    }
+    Ok(old)
 }
 
 async fn known(store: &Store, batch: &[RunDirectory]) -> Result<Vec<KnownRun>, crate::store::Error> {

@@ -21,7 +21,7 @@ use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::retention::{RetentionActor, RetentionArgs};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
-use crate::config::FlowConfig;
+use crate::config::{FlowConfig, RetentionConfig};
 use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::metrics::{Backlog, Role};
@@ -104,8 +104,8 @@ pub struct RootArgs {
     pub worker: WorkerNote,
     /// Flows that are no longer configured but have open runs: they finish what runs and claim nothing.
     pub retired: Vec<Arc<FlowConfig>>,
-    /// The run directories, and how long logs are kept in them (`None` means for ever); `None` for a service without any.
-    pub kept: Option<(RunDirectories, Option<Duration>)>,
+    /// The run directories, and how long what is kept; `None` for a service without any.
+    pub kept: Option<(RunDirectories, RetentionConfig)>,
 }
 
 /// What a RootActor knows.
@@ -113,7 +113,7 @@ pub struct RootState {
     shared: Arc<Shared>,
     status: StatusArgs,
     recovery: Port<RecoveryMessage>,
-    kept: Option<(RunDirectories, Option<Duration>)>,
+    kept: Option<(RunDirectories, RetentionConfig)>,
     /// What the configuration says last; `flows` has those too that only finish what runs.
     configured: BTreeMap<FlowType, Arc<FlowConfig>>,
     flows: BTreeMap<FlowType, FlowSite>,
@@ -398,7 +398,7 @@ impl RootState {
             Child::Retention => Role::Retention,
         };
         match self.budgets.entry(child.clone()).or_default().on_failure(&CORE_RESTARTS, self.since.elapsed()) {
-            // Logs that are kept for too long are no reason to end a service.
+            // Logs and rows that are kept for too long are no reason to end a service.
             RestartDecision::GiveUp if child == Child::Retention => {
                 tracing::error!(actor = role.as_str(), why, "an actor keeps failing and rests for a while");
                 self.timers.push(after(myself, FLOW_RESTARTS.maximum_backoff, move || RootMessage::Restart(child)));

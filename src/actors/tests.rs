@@ -199,7 +199,7 @@ impl World {
             flows: config.flows.into_values().collect(),
             worker,
             retired: vec![],
-            kept: Some((RunDirectories::of(Path::new("/nonexistent")), None)),
+            kept: Some((RunDirectories::of(Path::new("/nonexistent")), crate::config::RetentionConfig::default())),
         };
         let (root, _) =
             Watched::spawn(None, args.shared.tree.watch(Role::Root, None, RootActor), args.clone()).await.unwrap();

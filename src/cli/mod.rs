@@ -18,6 +18,7 @@ mod migrate;
 mod notify;
 mod output;
 mod pause;
+mod prune;
 mod retry;
 mod select;
 mod serve;
@@ -108,6 +109,7 @@ enum Command {
     Actors(actors::Args),
     Events(events::Args),
     Migrate(migrate::Args),
+    Prune(prune::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
     Notify(notify::Args),
@@ -177,6 +179,7 @@ impl Context {
             Command::Actors(args) => tool(actors::run(self, &args)),
             Command::Events(args) => tool(events::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
+            Command::Prune(args) => tool(prune::run(self, &args)),
             Command::Doctor(args) => tool(doctor::run(self, &args)),
             Command::Completions(args) => completions::run(self, &args),
             Command::Notify(args) => notify::run(&args),

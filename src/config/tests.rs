@@ -37,7 +37,7 @@ fn flow(line: &str) -> FlowConfig {
     FlowConfig::clone(flow)
 }
 
-/// CONTRACT §2, without what is not supported yet.
+/// CONTRACT §2, without tokens and limits, which have no defaults.
 const CONTRACT: &str = r#"
 data_dir = "callsheet-data"
 database_url = "sqlite://callsheet-data/callsheet.db"
@@ -79,6 +79,12 @@ output = "64MiB"
 [flows.VEO_3_GENERATION]
 command = ["poetry", "run", "invoke", "generate-veo-3", "--id", "{identifier}", "--jobId", "{job_id}"]
 concurrency = 8
+
+[retention]
+completed = "30d"
+error = "90d"
+cancelled = "30d"
+logs = "30d"
 "#;
 
 #[test]
@@ -98,6 +104,7 @@ fn the_contracts_example_is_taken_and_its_values_are_the_defaults() {
     assert_eq!((veo.concurrency.get(), veo.worker_concurrency.get()), (8, 8));
     assert_eq!(config.service, ServiceConfig::default());
     assert_eq!(config.http, HttpConfig::default());
+    assert_eq!(config.retention, RetentionConfig::default());
 }
 
 #[test]
@@ -130,6 +137,12 @@ fn limits_and_guards_are_taken() {
     let retention = |line: &str| parse(&format!("[retention]\n{line}")).unwrap().retention.logs;
     let day = |days: u64| Some(Duration::from_secs(days * 86_400));
     assert_eq!(["", "logs = \"7d\"", "logs = \"off\""].map(retention), [day(30), day(7), None]);
+    let written =
+        parse("[retention]\ncompleted = \"off\"\nerror = \"1d\"\ncancelled = \"2d\"\naudit = \"3d\"").unwrap();
+    let now = Timestamp::from_unix_millis(10 * 86_400_000);
+    let before = |days: i64| Some(Timestamp::from_unix_millis((10 - days) * 86_400_000));
+    let horizon = Horizon { completed: None, error: before(1), cancelled: before(2), audit: before(3) };
+    assert_eq!(written.retention.horizon(now), horizon);
 }
 
 #[test]
@@ -277,7 +290,8 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         ("limits.cpus = 0", "3:15: `limits.cpus` must be 0.01 to 10000, not 0"),
         ("limits.cpus = nan", "3:15: `limits.cpus` must be 0.01 to 10000, not NaN"),
         ("limits.pids = 0", "3:15: `limits.pids` must be 1 to 4194304, not 0"),
-        ("[retention]\nerror = \"30d\"", "4:9: `retention.error` is not supported yet"),
+        ("[retention]\nerror = 30", "4:9: `error` must be a text in quotes, not an integer"),
+        ("[retention]\njobs = \"30d\"", "4:1: unknown key `jobs` in [retention]"),
         ("[retention]\nlogs = \"1s\"", "4:8: `logs` must be at least 1m"),
         (
             "[retention]\nlogs = \"30\"",

@@ -131,10 +131,6 @@ impl Validator<'_> {
         self.places.push((key.into(), span));
     }
 
-    fn not_supported_yet(&mut self, span: Range<usize>, what: &str, help: &str) {
-        self.notes.add(span, format!("`{what}` is not supported yet")).help(help);
-    }
-
     fn retention(&mut self, written: &[(&'static str, Spanned<String>)]) -> RetentionConfig {
         let mut retention = RetentionConfig::default();
         for (key, value) in written {
@@ -145,10 +141,12 @@ impl Validator<'_> {
                     None => continue,
                 },
             };
-            if *key == "logs" {
-                retention.logs = kept;
-            } else {
-                self.not_supported_yet(value.span(), &format!("retention.{key}"), "remove it: rows are kept");
+            match *key {
+                "completed" => retention.completed = kept,
+                "error" => retention.error = kept,
+                "cancelled" => retention.cancelled = kept,
+                "audit" => retention.audit = kept,
+                _ => retention.logs = kept,
             }
         }
         retention

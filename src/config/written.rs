@@ -106,7 +106,7 @@ const FLOW: &[&str] = &[
 const RETRY: &[&str] =
     &["maximum_attempts", "initial_interval", "backoff_coefficient", "maximum_interval", "non_retryable_exit_codes"];
 const LIMITS: &[&str] = &["memory", "cpus", "pids", "output"];
-const RETENTION: &[&str] = &["completed", "error", "cancelled", "logs"];
+const RETENTION: &[&str] = &["completed", "error", "cancelled", "audit", "logs"];
 
 /// Where a key that stands in the wrong table belongs.
 const SECTIONS: &[(&[&str], &str)] = &[

@@ -1,8 +1,34 @@
-//! When what is left of a run may go.
+//! When what is left of a run, and of a job, may go.
 
 use std::time::Duration;
 
-use super::Timestamp;
+use super::{JobStatus, Timestamp};
+
+/// What may go by now: the rows of each kind whose time is this or an earlier one; `None` keeps all of the kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Horizon {
+    /// Of COMPLETED jobs, by their `completed_time`.
+    pub completed: Option<Timestamp>,
+    /// Of ERROR jobs.
+    pub error: Option<Timestamp>,
+    /// Of CANCELLED jobs.
+    pub cancelled: Option<Timestamp>,
+    /// Of the audit trail.
+    pub audit: Option<Timestamp>,
+}
+
+impl Horizon {
+    /// That of jobs with this status; `None` keeps them, as it keeps those that have not ended.
+    #[must_use]
+    pub const fn of(&self, status: JobStatus) -> Option<Timestamp> {
+        match status {
+            JobStatus::Completed => self.completed,
+            JobStatus::Error => self.error,
+            JobStatus::Cancelled => self.cancelled,
+            JobStatus::Pending | JobStatus::InQueue | JobStatus::Progress => None,
+        }
+    }
+}
 
 /// What the store knows of a run whose directory is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

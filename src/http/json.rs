@@ -8,7 +8,9 @@ use utoipa::ToSchema;
 use crate::actors::ActorSnapshot;
 use crate::config::FlowConfig;
 use crate::domain::Timestamp;
-use crate::store::{AuditRow, EventRow, FlowState, JobRow, Page, RunRow, StreamedEvent, WorkerRow, WorkerState};
+use crate::store::{
+    AuditRow, EventRow, FlowState, JobRow, Page, Pruned, RunRow, StreamedEvent, WorkerRow, WorkerState,
+};
 
 /// A row of `jobs`.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -346,6 +348,36 @@ pub struct AuditsJson {
     pub audit: Vec<AuditJson>,
     /// What to give as `cursor` for the next page; `None` where this is the last.
     pub next_cursor: Option<String>,
+}
+
+/// What old rows went, or would go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct PrunedJson {
+    /// COMPLETED jobs, with their runs and events.
+    pub completed: u64,
+    /// ERROR jobs.
+    pub error: u64,
+    /// CANCELLED jobs.
+    pub cancelled: u64,
+    /// Rows of the audit trail.
+    pub audit: u64,
+    /// Sessions of the page that are over.
+    pub sessions: u64,
+    /// Logs of runs on this machine; null where they are looked for later.
+    pub logs: Option<u64>,
+    /// Whether there are more: the service goes on with them within the hour.
+    pub more: bool,
+    /// Whether nothing was removed.
+    pub dry_run: bool,
+}
+
+impl PrunedJson {
+    /// These rows, and logs of so many runs where that is known.
+    #[must_use]
+    pub const fn new(rows: Pruned, logs: Option<u64>, dry_run: bool) -> Self {
+        let Pruned { completed, error, cancelled, audit, sessions, more } = rows;
+        Self { completed, error, cancelled, audit, sessions, logs, more, dry_run }
+    }
 }
 
 /// A live actor.

@@ -36,6 +36,7 @@ mod process_layer;
 mod progress;
 mod recovery;
 mod reload;
+mod retention;
 mod retry;
 mod schemathesis;
 mod screen_replacement;

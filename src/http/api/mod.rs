@@ -7,6 +7,7 @@ mod events;
 mod flows;
 mod jobs;
 mod logs;
+mod prune;
 mod query;
 
 use axum::Router;
@@ -65,6 +66,7 @@ pub(super) fn routes() -> Router<App> {
         .routes(routes!(flows::workers))
         .routes(routes!(actors::actors))
         .routes(routes!(audit::audit))
+        .routes(routes!(prune::prune))
         .split_for_parts();
     complete(&mut openapi);
     let description = Bytes::from(openapi.to_json().unwrap_or_default());

@@ -1,0 +1,136 @@
+//! What is kept for how long: jobs by their status, logs, the audit trail; and what is never removed.
+
+use callsheet::domain::{JobId, JobStatus};
+
+use crate::on_each_database;
+use crate::support::eventually;
+use crate::support::service::{On, Service};
+
+const FLOWS: &str = "[flows.ONE]\n{job}\nconcurrency = 4\n";
+const DAY: i64 = 86_400_000;
+
+/// Makes a job look as if it had ended this many days ago, with everything that is its own.
+async fn age(service: &Service, job: JobId, days: i64) {
+    let by = days * DAY;
+    service.sql(&format!("UPDATE jobs SET completed_time = completed_time - {by} WHERE id = {job}")).await;
+    service.sql(&format!("UPDATE runs SET completed_time = completed_time - {by} WHERE job_id = {job}")).await;
+}
+
+async fn is_there(service: &Service, job: JobId) -> bool {
+    service.store.job(job).await.unwrap().is_some()
+}
+
+/// A COMPLETED, an ERROR and a CANCELLED job of each of these ages in days, then one that runs and one that waits.
+async fn jobs(service: &Service, days: &[i64]) -> (Vec<[JobId; 3]>, [JobId; 2]) {
+    let mut ended = Vec::new();
+    for days in days {
+        let jobs = service.insert("ONE", &["say:done", "exit:1", "run:60"]).await;
+        service.until(jobs[0], JobStatus::Completed).await;
+        service.until(jobs[1], JobStatus::Error).await;
+        service.store.request_cancel(jobs[2]).await.unwrap();
+        service.until(jobs[2], JobStatus::Cancelled).await;
+        for job in &jobs {
+            age(service, *job, *days).await;
+        }
+        ended.push([jobs[0], jobs[1], jobs[2]]);
+    }
+    let running = service.insert("ONE", &["wait"]).await[0];
+    service.until(running, JobStatus::Progress).await;
+    let waiting = service.insert_row("type, identifier, run_at", "'ONE', 'say:later', 99999999999999").await;
+    // However old they look.
+    service
+        .sql(&format!("UPDATE jobs SET created_time = 0, completed_time = 0 WHERE id IN ({running}, {waiting})"))
+        .await;
+    (ended, [running, waiting])
+}
+
+async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("[retention]\ncompleted = \"10d\"\nerror = \"20d\"\ncancelled = \"off\"\naudit = \"10d\"\n");
+    service.serve().await;
+    let (ended, open) = jobs(&service, &[9, 11, 21]).await;
+    let deed = |days: i64| {
+        let time = format!("(SELECT max(created_time) FROM jobs) - {}", days * DAY);
+        format!(
+            "INSERT INTO audit (time, actor, via, action, target, outcome) VALUES ({time}, 'x', 'cli', 'x', 'x', 'x')"
+        )
+    };
+    for days in [11, 11, 9] {
+        service.sql(&deed(days)).await;
+    }
+    service.sql("INSERT INTO sessions VALUES ('x', 'x', 'x', 0, 1)").await;
+
+    // Asked first, then done: by the command line, and told in the audit trail.
+    let told = |output: std::process::Output| {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let asked = told(service.cli(&["prune", "--dry-run", "--json"]));
+    let wanted = serde_json::json!({
+        "completed": 2, "error": 1, "cancelled": 0, "audit": 2, "sessions": 1, "logs": 0, "more": false, "dry_run": true,
+    });
+    assert_eq!(asked, wanted);
+    assert_eq!(service.store.list(&Default::default()).await.unwrap().rows.len(), 1, "nothing has gone by asking");
+    assert!(is_there(&service, ended[2][0]).await);
+    let by_http = service.request("POST", "/api/v1/prune?dry_run=true", &[], b"");
+    assert_eq!(by_http.json()["completed"], 2, "{}", by_http.text());
+    service.request("POST", "/api/v1/prune?dry_run=perhaps", &[], b"").problem(400);
+    assert_eq!(told(service.cli(&["prune", "--json"]))["completed"], 2);
+    let audit = callsheet::store::AuditFilter { limit: 10, ..Default::default() };
+    let deeds = service.store.audit(&audit).await.unwrap().rows;
+    assert_eq!(
+        (deeds[0].action.as_str(), deeds[0].outcome.as_str()),
+        ("prune", "6 rows and the logs of 0 runs removed")
+    );
+
+    let gone = [ended[1][0], ended[2][0], ended[2][1]];
+    for job in ended.iter().flatten().chain(&open) {
+        assert_eq!(is_there(&service, *job).await, !gone.contains(job), "{job} of {ended:?}");
+    }
+    // What belongs to them went with them.
+    for job in gone {
+        assert!(service.runs(job).await.is_empty() && service.store.events(job).await.unwrap().is_empty());
+    }
+    assert_eq!(told(service.cli(&["prune", "--json"]))["completed"], 0);
+    service.go();
+    service.until(open[0], JobStatus::Completed).await;
+
+    // By itself, when the service starts.
+    age(&service, ended[0][0], 2).await;
+    service.stop().await;
+    service.serve().await;
+    eventually("the old job to go", async || !is_there(&service, ended[0][0]).await).await;
+    assert!(is_there(&service, ended[0][1]).await && is_there(&service, open[1]).await);
+    let line = "old rows were removed (retention) completed=1";
+    eventually("the log line about it", async || service.log().contains(line)).await;
+}
+on_each_database!(what_ended_long_ago_goes_by_its_status_and_nothing_else);
+
+async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
+    let Some(service) = Service::start(on, FLOWS).await else { return };
+    // Of two types, one of which no flow has, and far more than one batch of each.
+    let numbers = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1500)";
+    for (kind, time) in [("ONE", "n"), ("OLD", "1000")] {
+        let rows = format!("'{kind}', 'x', CASE WHEN n % 3 = 0 THEN 'ERROR' ELSE 'COMPLETED' END, {time}");
+        let columns = "type, identifier, status, completed_time";
+        let insert = match on {
+            On::Sqlite => format!("INSERT INTO jobs ({columns}) {numbers} SELECT {rows} FROM n"),
+            On::Postgres => format!("INSERT INTO jobs ({columns}) SELECT {rows} FROM generate_series(1, 1500) AS n"),
+        };
+        service.sql(&insert).await;
+    }
+    service.sql("INSERT INTO job_events (job_id, attempt, to_status, time) SELECT id, 1, status, 0 FROM jobs").await;
+    let answer = service.request("POST", "/api/v1/prune", &[], b"");
+    let job = service.insert("ONE", &["say:hello"]).await[0];
+    service.until(job, JobStatus::Completed).await;
+    assert_eq!(
+        (&answer.json()["completed"], &answer.json()["error"]),
+        (&2000.into(), &1000.into()),
+        "{}",
+        answer.text()
+    );
+    let left = service.store.list(&callsheet::store::JobFilter { limit: 10, ..Default::default() }).await.unwrap();
+    assert_eq!(left.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [job]);
+    assert_eq!(service.store.events_after(0, 10).await.unwrap().events.len(), 3, "the events of the one that is left");
+}
+on_each_database!(a_long_history_goes_in_batches_while_jobs_run);
