@@ -10,11 +10,11 @@ pub(crate) mod text;
 pub use error::Error;
 
 use crate::domain::RunToken;
-use crate::domain::run::Verdict;
+use crate::domain::run::{Said, Verdict};
 
 /// What a command says about itself stays in bounds, whatever it says and however often.
 pub fn notify(bytes: &[u8]) {
-    let mut said = notify::Said::default();
+    let mut said = Said::default();
     for datagram in bytes.split(|byte| *byte == 0xff) {
         let before = said.clone();
         let heard = said.hear(datagram);
