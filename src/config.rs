@@ -24,6 +24,7 @@ use std::time::Duration;
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::{DatabaseUrl, InvalidDatabaseUrl};
 use crate::domain::limits::Limits;
+use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retention::Horizon;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::schedule::Schedule;
@@ -156,6 +157,27 @@ pub struct FlowConfig {
     pub output_limit: u64,
     /// What one run may use of the machine.
     pub limits: Limits,
+    /// The jobs that enqueue themselves, each by a name of its own.
+    pub recurring: Vec<RecurringConfig>,
+}
+
+/// `[[flows.TYPE.recurring]]`: a job that is enqueued by the clock.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecurringConfig {
+    /// What the database knows it by; unlike every other of the flow.
+    pub name: String,
+    /// When.
+    pub schedule: Schedule,
+    /// `jobs.identifier`, which the flow takes.
+    pub identifier: String,
+    /// `jobs.payload`: JSON text.
+    pub payload: Option<String>,
+    /// `jobs.priority`
+    pub priority: i32,
+    /// What becomes of fires that no service was there for.
+    pub catch_up: CatchUp,
+    /// What becomes of a fire while the job of an earlier one has not ended.
+    pub overlap: Overlap,
 }
 
 /// What the command line and the environment say over the file.
@@ -392,6 +414,7 @@ impl fmt::Debug for FlowConfig {
             .field("retry", &self.retry)
             .field("output_limit", &self.output_limit)
             .field("limits", &self.limits)
+            .field("recurring", &self.recurring)
             .finish()
     }
 }

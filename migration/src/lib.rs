@@ -9,6 +9,7 @@ mod m20261125_000003_accounting;
 mod m20261125_000004_access;
 mod m20261125_000005_traceparent;
 mod m20261125_000006_overview;
+mod m20261125_000007_recurring;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000004_access::Migration),
             Box::new(m20261125_000005_traceparent::Migration),
             Box::new(m20261125_000006_overview::Migration),
+            Box::new(m20261125_000007_recurring::Migration),
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! SchedulerActor: the tick of one flow, "there may be work".
+//! SchedulerActor: the tick of one flow, "there may be work", and its recurring jobs.
 //!
 //! Started by the flow. tokio-cron-scheduler wakes it at the start of each minute; whether the flow's schedule is due
 //! is decided here, from the schedule and the clock, because that library stalls when the clock is set back and is an
@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use super::dispatcher::DispatcherMessage;
-use super::{AbortOnDrop, Port, Shared};
+use super::status::ErrorChain;
+use super::{AbortOnDrop, Port, Shared, after};
 use crate::config::FlowConfig;
 use crate::domain::Timestamp;
 
@@ -25,6 +26,13 @@ const SILENCE: Duration = Duration::from_secs(70);
 /// A scheduler that has not ticked for so long is not working, whatever its watchdog does.
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(180);
 
+/// No wait for the next fire of a recurring job is longer, since clocks are set; the tick comes about as often.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// A little more than the wait, so that a clock that counts a little slower finds the fire due.
+const A_LITTLE: Duration = Duration::from_millis(2);
+/// The wait before the recurring jobs are looked at again where the database failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// The ticker of one flow.
 pub struct SchedulerActor;
 
@@ -34,6 +42,10 @@ pub enum SchedulerMessage {
     Tick,
     /// Look whether ticks still come.
     CheckTicks,
+    /// A recurring job may be due.
+    LookAtRecurring,
+    /// They were looked at; this is how long to wait.
+    LookedAtRecurring(Duration),
     /// The flow's settings are these from now on.
     Reconfigure(Arc<FlowConfig>),
     /// Fail in the way that a test asks for.
@@ -59,6 +71,9 @@ pub struct SchedulerState {
     ticked: Instant,
     _ticks: Ticks,
     _watchdog: AbortOnDrop,
+    /// The look at the recurring jobs that is under way.
+    look: Option<AbortOnDrop>,
+    next_look: Option<AbortOnDrop>,
 }
 
 /// A running cron scheduler, ended when it is dropped: dropping the library's own handle leaves it firing for ever.
@@ -85,7 +100,17 @@ impl Actor for SchedulerActor {
         let now = args.shared.clock.now();
         args.shared.health.ticked(&args.flow.flow);
         args.shared.metrics.scheduler_tick(&args.flow.flow, now, false);
-        Ok(SchedulerState { args, evaluated: now, ticked: Instant::now(), _ticks: ticks, _watchdog: watchdog.into() })
+        let mut state = SchedulerState {
+            args,
+            evaluated: now,
+            ticked: Instant::now(),
+            _ticks: ticks,
+            _watchdog: watchdog.into(),
+            look: None,
+            next_look: None,
+        };
+        state.look_at_recurring(&myself);
+        Ok(state)
     }
 
     async fn handle(
@@ -95,8 +120,21 @@ impl Actor for SchedulerActor {
         state: &mut SchedulerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SchedulerMessage::Tick => state.tick(),
-            SchedulerMessage::Reconfigure(flow) => state.args.flow = flow,
+            SchedulerMessage::Tick => {
+                state.tick();
+                state.look_at_recurring(&myself);
+            }
+            SchedulerMessage::LookAtRecurring => state.look_at_recurring(&myself),
+            SchedulerMessage::LookedAtRecurring(wait) => {
+                state.look = None;
+                state.next_look = Some(after(&myself, wait, || SchedulerMessage::LookAtRecurring));
+            }
+            SchedulerMessage::Reconfigure(flow) => {
+                state.args.flow = flow;
+                // One that is under way looks at what there was before.
+                state.look = None;
+                state.look_at_recurring(&myself);
+            }
             SchedulerMessage::CheckTicks => {
                 if state.ticked.elapsed() > SILENCE {
                     tracing::warn!(
@@ -105,6 +143,7 @@ impl Actor for SchedulerActor {
                     );
                     state._ticks = start_ticks(&myself).await?;
                     state.tick();
+                    state.look_at_recurring(&myself);
                 }
             }
             #[cfg(test)]
@@ -115,6 +154,31 @@ impl Actor for SchedulerActor {
 }
 
 impl SchedulerState {
+    /// Enqueues what is due, on a task: the database may take its time.
+    fn look_at_recurring(&mut self, myself: &ActorRef<SchedulerMessage>) {
+        if self.args.flow.recurring.is_empty() || self.look.is_some() {
+            return;
+        }
+        self.next_look = None;
+        let (shared, flow, myself) = (Arc::clone(&self.args.shared), Arc::clone(&self.args.flow), myself.clone());
+        self.look = Some(AbortOnDrop::spawn(async move {
+            // A panic in it must not be the last look; a set of one aborts its task when this one is aborted.
+            let mut task = tokio::task::JoinSet::new();
+            task.spawn(fire(shared, flow));
+            let wait = match task.join_next().await {
+                Some(Ok(wait)) => wait,
+                Some(Err(failure)) => {
+                    tracing::error!(%failure, "a look at the recurring jobs panicked");
+                    LOOK_AGAIN
+                }
+                None => LOOK_AGAIN,
+            };
+            if myself.cast(SchedulerMessage::LookedAtRecurring(wait)).is_err() {
+                tracing::debug!("a look at the recurring jobs outlived its scheduler");
+            }
+        }));
+    }
+
     fn tick(&mut self) {
         let now = self.args.shared.clock.now();
         let due = self.args.flow.schedule.is_due(self.evaluated, now);
@@ -126,6 +190,33 @@ impl SchedulerState {
             self.args.dispatcher.cast(DispatcherMessage::Wake);
         }
     }
+}
+
+/// Enqueues the recurring jobs of a flow that are due, and says when to look again.
+async fn fire(shared: Arc<Shared>, flow: Arc<FlowConfig>) -> Duration {
+    let fired = match shared.store.fire(&flow).await {
+        Ok(fired) => fired,
+        Err(error) => {
+            tracing::warn!(r#type = %flow.flow, error = %ErrorChain(&error), "the recurring jobs can't be looked at now");
+            return LOOK_AGAIN;
+        }
+    };
+    for fire in fired.fires {
+        let (name, due) = (fire.name, rfc3339(fire.time));
+        match fire.job {
+            Some(job) => {
+                tracing::info!(r#type = %flow.flow, recurring = name, due, job = job.0, missed = fire.missed, "a recurring job was enqueued");
+            }
+            None => {
+                tracing::info!(r#type = %flow.flow, recurring = name, due, "a recurring job is left out, since its last one has not ended");
+            }
+        }
+    }
+    fired.next.map_or(LONGEST_WAIT, |next| (next + A_LITTLE).min(LONGEST_WAIT))
+}
+
+fn rfc3339(time: Timestamp) -> String {
+    chrono::DateTime::from_timestamp_millis(time.unix_millis()).unwrap_or_default().to_rfc3339()
 }
 
 async fn start_ticks(myself: &ActorRef<SchedulerMessage>) -> Result<Ticks, JobSchedulerError> {

@@ -19,6 +19,7 @@ mod notify;
 mod output;
 mod pause;
 mod prune;
+mod recurring;
 mod retry;
 mod select;
 mod serve;
@@ -104,6 +105,7 @@ enum Command {
     Resume(pause::ResumeArgs),
     Drain(drain::Args),
     Flows(flows::Args),
+    Recurring(recurring::Args),
     Workers(workers::Args),
     Top(top::Args),
     Actors(actors::Args),
@@ -174,6 +176,7 @@ impl Context {
             Command::Resume(args) => tool(pause::resume(self, &args)),
             Command::Drain(args) => tool(drain::run(self, &args)),
             Command::Flows(args) => tool(flows::run(self, &args)),
+            Command::Recurring(args) => tool(recurring::run(self, &args)),
             Command::Workers(args) => tool(workers::run(self, &args)),
             Command::Top(args) => tool(top::run(self, &args)),
             Command::Actors(args) => tool(actors::run(self, &args)),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, FlowConfig};
+use super::{Config, FlowConfig, RecurringConfig};
 
 /// What differs between the configuration that a service runs with and the one that it has read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,6 +91,7 @@ fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
         retry,
         output_limit,
         limits,
+        recurring,
     } = flow;
     let limit = |limit: Option<String>| limit.unwrap_or_else(|| "none".to_owned());
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
@@ -115,7 +116,21 @@ fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
         ("limits.pids", limit(limits.pids.map(|pids| pids.to_string()))),
     ];
     settings.extend(retry.settings());
+    settings.push(("recurring", format!("[{}]", recurring.iter().map(entry).collect::<Vec<_>>().join(", "))));
     settings
+}
+
+/// A recurring entry in a few words; its payload is the jobs' business.
+fn entry(entry: &RecurringConfig) -> String {
+    let RecurringConfig { name, schedule, identifier, payload, priority, catch_up, overlap } = entry;
+    let payload = if payload.is_some() { ", with a payload" } else { "" };
+    format!(
+        "{name:?}: {identifier:?} at {:?} ({}), priority {priority}, catch_up {}, overlap {}{payload}",
+        schedule.line(),
+        schedule.timezone(),
+        catch_up.as_str(),
+        overlap.as_str()
+    )
 }
 
 #[cfg(test)]

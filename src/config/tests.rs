@@ -121,8 +121,14 @@ fn the_template_is_valid_and_so_is_all_that_it_comments_out() {
     let all = parse(&commented_in.join("\n")).unwrap();
     assert_eq!(all.worker_id, Some("node-a".parse().unwrap()));
     let (own, written) = (config.flows.values().next().unwrap(), all.flows.values().next().unwrap());
+    assert_eq!(written.recurring.len(), 1);
     assert_eq!(
-        FlowConfig { env: Vec::new(), working_dir: own.working_dir.clone(), ..FlowConfig::clone(written) },
+        FlowConfig {
+            env: Vec::new(),
+            recurring: Vec::new(),
+            working_dir: own.working_dir.clone(),
+            ..FlowConfig::clone(written)
+        },
         **own
     );
 }
@@ -292,6 +298,44 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         ("limits.pids = 0", "3:15: `limits.pids` must be 1 to 4194304, not 0"),
         ("[retention]\nerror = 30", "4:9: `error` must be a text in quotes, not an integer"),
         ("[retention]\njobs = \"30d\"", "4:1: unknown key `jobs` in [retention]"),
+        ("recurring = 3", "3:13: `recurring` must be a list of tables, not an integer"),
+        ("[[flows.X.recurring]]\nschedule = \"0 3 * * *\"", "3:1: this recurring entry has no `identifier`"),
+        ("[[flows.X.recurring]]\nidentifier = \"a\"", "3:1: this recurring entry has no `schedule`"),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a b\"\nschedule = \"0 3 * * *\"",
+            "4:14: `identifier` can't be used: the identifier \"a b\" does not match the flow's identifier_pattern \
+             ^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,254}$",
+        ),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"0 25 * * *\"",
+            "5:12: \"0 25 * * *\" is no cron line of five fields (minute, hour, day of month, month, day of week): the hour, \
+             \"25\": one of its numbers is out of bounds",
+        ),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"0 3 * * *\"\ntimezone = \"Mars/Olympus\"",
+            "6:12: \"Mars/Olympus\" is no time zone of the IANA database, such as UTC or Europe/Berlin",
+        ),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"@daily\"\npayload = \"{\"",
+            "6:11: `payload` is no JSON: EOF while parsing an object at line 1 column 1",
+        ),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"@daily\"\ncatch_up = \"some\"",
+            "6:12: `catch_up` can't be \"some\"",
+        ),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"@daily\"\noverlap = \"some\"",
+            "6:11: `overlap` can't be \"some\"",
+        ),
+        (
+            "[[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"@daily\"\n\
+             [[flows.X.recurring]]\nidentifier = \"a\"\nschedule = \"@hourly\"",
+            "6:1: two recurring entries of this flow have the name \"a\"",
+        ),
+        (
+            "[[defaults.recurring]]\nidentifier = \"a\"\nschedule = \"@daily\"",
+            "3:1: `recurring` can't stand in [defaults]: every flow would enqueue the same job",
+        ),
         ("[retention]\nlogs = \"1s\"", "4:8: `logs` must be at least 1m"),
         (
             "[retention]\nlogs = \"30\"",

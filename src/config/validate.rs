@@ -12,14 +12,15 @@ use toml::Spanned;
 
 use super::report::Notes;
 use super::tokens::parse_sha256;
-use super::written::{Flow, Size, Tls, Token, Written};
+use super::written::{Flow, Recurring, Size, Tls, Token, Written};
 use super::{
-    AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RetentionConfig, ServiceConfig, TlsConfig, TokenConfig,
-    TokenSecret,
+    AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RecurringConfig, RetentionConfig, ServiceConfig,
+    TlsConfig, TokenConfig, TokenSecret,
 };
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::limits::Limits;
+use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
 use crate::domain::schedule::{InvalidSchedule, Schedule};
 use crate::domain::template::{InvalidTemplate, Template};
@@ -48,6 +49,8 @@ const MAXIMUM_CONCURRENCY: i64 = 10_000;
 
 /// In bytes; it stands in every line of the audit trail.
 const LONGEST_TOKEN_NAME: usize = 100;
+/// In bytes; it is a part of the unique key of its jobs, with a time behind it.
+const LONGEST_ENTRY_NAME: usize = 200;
 
 /// What a duration may be, and why.
 struct Bounds {
@@ -413,6 +416,7 @@ impl Validator<'_> {
         let heartbeat_timeout = self.duration("heartbeat_timeout", written.heartbeat_timeout.as_ref(), &HEARTBEAT);
         let kill_grace = self.duration("kill_grace", written.kill_grace.as_ref(), &KILL_GRACE);
         let identifier_pattern = self.identifier_pattern(written.identifier_pattern.as_ref());
+        let recurring = self.recurring(written, identifier_pattern.as_ref());
         let retry = self.retry(written);
         let output_limit = self.output_limit(written);
         let limits = self.limits(written);
@@ -438,7 +442,100 @@ impl Validator<'_> {
             retry: retry?,
             output_limit,
             limits,
+            recurring,
         })
+    }
+
+    fn recurring(&mut self, written: &Flow, pattern: Option<&IdentifierPattern>) -> Vec<RecurringConfig> {
+        let mut entries: Vec<RecurringConfig> = Vec::new();
+        for entry in &written.recurring {
+            let Some(config) = self.recurring_entry(entry, written.timezone.as_ref(), pattern) else { continue };
+            if entries.iter().any(|other| other.name == config.name) {
+                let place = entry.get_ref().name.as_ref().map_or(entry.span(), Spanned::span);
+                self.notes
+                    .add(place, format!("two recurring entries of this flow have the name {:?}", config.name))
+                    .help("the database knows an entry's last fire by its name, which is its identifier where none is given");
+            }
+            entries.push(config);
+        }
+        entries
+    }
+
+    fn recurring_entry(
+        &mut self,
+        entry: &Spanned<Recurring>,
+        timezone: Option<&Spanned<String>>,
+        pattern: Option<&IdentifierPattern>,
+    ) -> Option<RecurringConfig> {
+        let Recurring { name, schedule, timezone: own_zone, identifier, payload, priority, catch_up, overlap } =
+            entry.get_ref();
+        for (key, written) in [("schedule", schedule), ("identifier", identifier)] {
+            if written.is_none() {
+                self.notes.add(entry.span(), format!("this recurring entry has no `{key}`")).missing();
+            }
+        }
+        if let (Some(identifier), Some(pattern)) = (identifier, pattern)
+            && let Err(refusal) = pattern.check(identifier.get_ref())
+        {
+            self.notes.add(identifier.span(), format!("`identifier` can't be used: {refusal}"));
+        }
+        let name = name.as_ref().or(identifier.as_ref());
+        if let Some(name) = name.filter(|name| {
+            name.get_ref().is_empty()
+                || name.get_ref().len() > LONGEST_ENTRY_NAME
+                || name.get_ref().contains(char::is_control)
+        }) {
+            let message =
+                format!("a recurring entry's `name` has 1 to {LONGEST_ENTRY_NAME} bytes, none of a control character");
+            self.notes.add(name.span(), message).help("without `name` it is the identifier");
+        }
+        if let Some(payload) = payload
+            && let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(payload.get_ref())
+        {
+            self.notes.add(payload.span(), format!("`payload` is no JSON: {error}"));
+        }
+        let priority = priority.as_ref().and_then(|priority| {
+            let number = i32::try_from(*priority.get_ref()).ok();
+            if number.is_none() {
+                let message = format!("`priority` must be {} to {}, not {}", i32::MIN, i32::MAX, priority.get_ref());
+                self.notes.add(priority.span(), message);
+            }
+            number
+        });
+        const CATCH_UP: &str = "of the fires that no service was there for, \"skip\" leaves all out, \"one\" makes up for the \
+            last, \"all\" for each";
+        const OVERLAP: &str =
+            "\"allow\" enqueues another job while an earlier one has not ended, \"skip\" leaves that fire out";
+        let catch_up =
+            self.word("catch_up", catch_up.as_ref(), &CatchUp::ALL.map(|policy| (policy.as_str(), policy)), CATCH_UP);
+        let overlap =
+            self.word("overlap", overlap.as_ref(), &Overlap::ALL.map(|policy| (policy.as_str(), policy)), OVERLAP);
+        let schedule = schedule.as_ref().and_then(|line| self.schedule(Some(line), own_zone.as_ref().or(timezone)));
+        Some(RecurringConfig {
+            name: name?.get_ref().clone(),
+            schedule: schedule?,
+            identifier: identifier.as_ref()?.get_ref().clone(),
+            payload: payload.as_ref().map(|payload| payload.get_ref().clone()),
+            priority: priority.unwrap_or(0),
+            catch_up: catch_up.unwrap_or(CatchUp::One),
+            overlap: overlap.unwrap_or(Overlap::Allow),
+        })
+    }
+
+    /// What one of some words means; `None` where there is none, or another one.
+    fn word<T: Copy>(
+        &mut self,
+        key: &str,
+        written: Option<&Spanned<String>>,
+        words: &[(&str, T)],
+        help: &str,
+    ) -> Option<T> {
+        let written = written?;
+        let found = words.iter().find(|(word, _)| word == written.get_ref()).map(|(_, meaning)| *meaning);
+        if found.is_none() {
+            self.notes.add(written.span(), format!("`{key}` can't be {:?}", written.get_ref())).help(help);
+        }
+        found
     }
 
     fn command(&mut self, written: &Spanned<Vec<Spanned<String>>>) -> Option<Vec<Template>> {
@@ -790,6 +887,7 @@ impl Flow {
             cpus: either(self.cpus, &defaults.cpus),
             pids: either(self.pids, &defaults.pids),
             output: either(self.output, &defaults.output),
+            recurring: self.recurring,
         }
     }
 }

@@ -69,6 +69,21 @@ pub(super) struct Flow {
     pub(super) cpus: Field<f64>,
     pub(super) pids: Field<i64>,
     pub(super) output: Field<Size>,
+    pub(super) recurring: Vec<Spanned<Recurring>>,
+}
+
+/// `[[flows.TYPE.recurring]]`
+#[derive(Clone)]
+pub(super) struct Recurring {
+    pub(super) name: Field<String>,
+    pub(super) schedule: Field<String>,
+    pub(super) timezone: Field<String>,
+    pub(super) identifier: Field<String>,
+    /// JSON text.
+    pub(super) payload: Field<String>,
+    pub(super) priority: Field<i64>,
+    pub(super) catch_up: Field<String>,
+    pub(super) overlap: Field<String>,
 }
 
 /// A number of bytes, as written.
@@ -102,10 +117,13 @@ const FLOW: &[&str] = &[
     "identifier_pattern",
     "retry",
     "limits",
+    "recurring",
 ];
 const RETRY: &[&str] =
     &["maximum_attempts", "initial_interval", "backoff_coefficient", "maximum_interval", "non_retryable_exit_codes"];
 const LIMITS: &[&str] = &["memory", "cpus", "pids", "output"];
+const RECURRING: &[&str] =
+    &["name", "schedule", "timezone", "identifier", "payload", "priority", "catch_up", "overlap"];
 const RETENTION: &[&str] = &["completed", "error", "cancelled", "audit", "logs"];
 
 /// Where a key that stands in the wrong table belongs.
@@ -117,6 +135,7 @@ const SECTIONS: &[(&[&str], &str)] = &[
     (FLOW, "in [flows.TYPE] or [defaults]"),
     (RETRY, "in [flows.TYPE.retry] or [defaults.retry]"),
     (LIMITS, "in [flows.TYPE.limits] or [defaults.limits]"),
+    (RECURRING, "in [[flows.TYPE.recurring]]"),
     (RETENTION, "in [retention]"),
 ];
 
@@ -352,8 +371,42 @@ impl<'t, 'i> Table<'t, 'i> {
             flow.output = limits.size("output");
             limits.no_other_keys(LIMITS);
         }
+        flow.recurring = self.recurring(path);
         self.no_other_keys(FLOW);
         flow
+    }
+
+    fn recurring(&mut self, path: &str) -> Vec<Spanned<Recurring>> {
+        const WANTED: (&str, &str) = ("a list of tables", "write [[flows.TYPE.recurring]] above each entry");
+        const PAYLOAD: &str = "write JSON as a text: payload = '{\"seed\": 7}'";
+        let Some((span, values)) = self.array("recurring", WANTED.0, WANTED.1) else { return Vec::new() };
+        if path == "defaults" {
+            self.notes
+                .add(span, "`recurring` can't stand in [defaults]: every flow would enqueue the same job")
+                .help(WANTED.1);
+            return Vec::new();
+        }
+        let mut entries = Vec::new();
+        for value in values {
+            let Some(table) = value.get_ref().as_table() else {
+                self.wrong_type("recurring", WANTED.0, value, WANTED.1);
+                continue;
+            };
+            let mut table = Table { name: format!("[[{path}.recurring]]"), table, notes: self.notes };
+            let entry = Recurring {
+                name: table.string("name", ""),
+                schedule: table.string("schedule", "a cron line is a text, such as \"0 3 * * *\""),
+                timezone: table.string("timezone", ""),
+                identifier: table.string("identifier", ""),
+                payload: table.string("payload", PAYLOAD),
+                priority: table.integer("priority"),
+                catch_up: table.string("catch_up", ""),
+                overlap: table.string("overlap", ""),
+            };
+            table.no_other_keys(RECURRING);
+            entries.push(Spanned::new(value.span(), entry));
+        }
+        entries
     }
 
     fn variables(&mut self) -> Vec<(Spanned<String>, Spanned<String>)> {

@@ -8,6 +8,7 @@ pub mod database_url;
 pub mod heartbeat;
 pub mod lifecycle;
 pub mod limits;
+pub mod recurring;
 pub mod restart;
 pub mod retention;
 pub mod retry;

@@ -1,8 +1,9 @@
 //! What is due: the cron line of a flow's scheduler, in its time zone.
 //!
-//! A tick only says "there may be work": a missed or doubled one loses and doubles nothing.
+//! A tick only says "there may be work": a missed or doubled one loses and doubles nothing. What a recurring job does has
+//! to come exactly once: [`Schedule::next_fire`].
 
-use chrono::{DateTime, TimeZone, Utc};
+use chrono::{DateTime, MappedLocalTime, NaiveDateTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::Cron;
 use croner::errors::CronError;
@@ -76,6 +77,47 @@ impl Schedule {
         Some(Timestamp::from_unix_millis(next.timestamp_millis()))
     }
 
+    /// When what has to come exactly once comes for the first time after `time`; `None` past the end of the calendar.
+    ///
+    /// A line that names hours means the clock on the wall, and each of its times comes once: one that a change of clocks
+    /// skips comes in the moment after the gap (several of them together), one that comes twice only the first time. Where
+    /// the hour is `*` time flows as it does: the line comes whenever clocks show one of its minutes. croner makes this
+    /// difference too, but takes a line with two hours or two minutes for one of the second kind.
+    #[must_use]
+    pub fn next_fire(&self, time: Timestamp) -> Option<Timestamp> {
+        if self.is_of_every_hour() {
+            return self.next_after(time);
+        }
+        let utc: DateTime<Utc> = Utc.timestamp_millis_opt(time.unix_millis()).single()?;
+        // The clock on the wall, as if it were never changed.
+        let mut wall = utc.with_timezone(&self.timezone).naive_local().and_utc();
+        loop {
+            wall = self.cron.find_next_occurrence(&wall, false).ok()?;
+            let fire = Timestamp::from_unix_millis(self.first_at(wall.naive_utc())?.timestamp_millis());
+            if fire > time {
+                return Some(fire);
+            }
+        }
+    }
+
+    fn is_of_every_hour(&self) -> bool {
+        let mut fields = self.line.split_whitespace();
+        match fields.next() {
+            Some(nickname) if nickname.starts_with('@') => nickname.eq_ignore_ascii_case("@hourly"),
+            _ => matches!(fields.next(), Some("*" | "*/1")),
+        }
+    }
+
+    /// The first moment at which clocks show this time; that after the gap where they skip it.
+    fn first_at(&self, wall: NaiveDateTime) -> Option<DateTime<Tz>> {
+        (0..=LONGEST_GAP_MINUTES).find_map(|minutes| {
+            match self.timezone.from_local_datetime(&wall.checked_add_signed(TimeDelta::minutes(minutes))?) {
+                MappedLocalTime::Single(time) | MappedLocalTime::Ambiguous(time, _) => Some(time),
+                MappedLocalTime::None => None,
+            }
+        })
+    }
+
     /// Whether this schedule came due after `last` and up to `now`.
     ///
     /// A clock that was set back makes `now` lie before `last`; nothing is due then, and nothing is due twice.
@@ -84,6 +126,9 @@ impl Schedule {
         self.next_after(last).is_some_and(|next| next <= now)
     }
 }
+
+/// A whole day, which Samoa left out in 2011 when it went to the other side of the date line.
+const LONGEST_GAP_MINUTES: i64 = 24 * 60;
 
 fn parse(line: &str) -> Result<Cron, CronError> {
     CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build().parse(line)
@@ -200,6 +245,54 @@ mod tests {
             let (from, to) = (format!("2026-{month}-{night}T00:00:00Z"), format!("2026-{month}-{night}T12:00:00Z"));
             assert_eq!(due_between(&schedule, &from, &to).len(), 1, "{month}");
         }
+    }
+
+    /// When a line fires from the start of this day on, for so many hours, as a UTC day and time each.
+    fn fires(line: &str, zone: &str, day: &str, hours: i64) -> Vec<String> {
+        let schedule = Schedule::new(line, zone).unwrap();
+        let start = at(&format!("{day}T00:00:00Z")).unix_millis();
+        let (mut now, mut fires) = (Timestamp::from_unix_millis(start - 1), Vec::new());
+        while let Some(next) = schedule.next_fire(now).filter(|next| next.unix_millis() < start + hours * 3_600_000) {
+            fires.push(DateTime::from_timestamp_millis(next.unix_millis()).unwrap().format("%dT%H:%M").to_string());
+            now = next;
+        }
+        fires
+    }
+
+    #[test]
+    fn a_time_that_is_named_fires_once_a_day_whatever_clocks_do() {
+        // Europe/Berlin on 29 March: 01:59 is followed by 03:00, which is 01:00 in UTC.
+        assert_eq!(fires("30 2 * * *", "Europe/Berlin", "2026-03-29", 24), ["29T01:00"]);
+        assert_eq!(fires("0,30 2,4 * * *", "Europe/Berlin", "2026-03-29", 12), ["29T01:00", "29T02:00", "29T02:30"]);
+        assert_eq!(fires("0 */2 * * *", "Europe/Berlin", "2026-03-29", 5), ["29T01:00", "29T02:00", "29T04:00"]);
+        assert_eq!(fires("0 3 * * *", "Europe/Berlin", "2026-03-29", 24), ["29T01:00"]);
+        // On 25 October 02:00 to 02:59 comes twice, from 00:00 and from 01:00 in UTC.
+        assert_eq!(fires("30 2 * * *", "Europe/Berlin", "2026-10-25", 24), ["25T00:30"]);
+        assert_eq!(
+            fires("0,30 2,3 * * *", "Europe/Berlin", "2026-10-25", 12),
+            ["25T00:00", "25T00:30", "25T02:00", "25T02:30"]
+        );
+        assert_eq!(fires("0 */2 * * *", "Europe/Berlin", "2026-10-25", 6), ["25T00:00", "25T03:00", "25T05:00"]);
+        // America/New_York on 8 March and 1 November.
+        assert_eq!(fires("15 2 * * *", "America/New_York", "2026-03-08", 24), ["08T07:00"]);
+        assert_eq!(fires("15 1 * * *", "America/New_York", "2026-11-01", 24), ["01T05:15"]);
+        // Half an hour: Lord Howe Island's 02:00 is followed by 02:30 on 4 October; on 5 April 01:30 to 01:59 comes twice.
+        assert_eq!(fires("15 2 * * *", "Australia/Lord_Howe", "2026-10-03", 24), ["03T15:30"]);
+        assert_eq!(fires("45 1 * * *", "Australia/Lord_Howe", "2026-04-04", 24), ["04T14:45"]);
+        // Midnight itself: Santiago's 00:00 is followed by 01:00 on 6 September.
+        assert_eq!(fires("@daily", "America/Santiago", "2026-09-06", 24), ["06T04:00"]);
+        // A whole day: there was no 30 December 2011 in Samoa.
+        assert_eq!(fires("0 12 30 12 *", "Pacific/Apia", "2011-12-30", 48), ["30T10:00"]);
+        assert_eq!(fires("0 12 * * *", "UTC", "2026-03-29", 24), ["29T12:00"]);
+    }
+
+    #[test]
+    fn a_line_of_every_hour_goes_with_time_itself() {
+        let each_hour = |day: u32| (0..6).map(|hour| format!("{day}T{hour:02}:30")).collect::<Vec<_>>();
+        assert_eq!(fires("30 * * * *", "Europe/Berlin", "2026-03-29", 6), each_hour(29));
+        assert_eq!(fires("30 * * * *", "Europe/Berlin", "2026-10-25", 6), each_hour(25));
+        assert_eq!(fires("@hourly", "America/New_York", "2026-11-01", 12).len(), 12);
+        assert_eq!(fires("*/15 * * * *", "America/New_York", "2026-03-08", 24).len(), 96);
     }
 
     #[test]

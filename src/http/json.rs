@@ -6,10 +6,10 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::actors::ActorSnapshot;
-use crate::config::FlowConfig;
+use crate::config::{Config, FlowConfig};
 use crate::domain::Timestamp;
 use crate::store::{
-    AuditRow, EventRow, FlowState, JobRow, Page, Pruned, RunRow, StreamedEvent, WorkerRow, WorkerState,
+    AuditRow, EventRow, FlowState, JobRow, Page, Pruned, RecurringRow, RunRow, StreamedEvent, WorkerRow, WorkerState,
 };
 
 /// A row of `jobs`.
@@ -348,6 +348,67 @@ pub struct AuditsJson {
     pub audit: Vec<AuditJson>,
     /// What to give as `cursor` for the next page; `None` where this is the last.
     pub next_cursor: Option<String>,
+}
+
+/// A recurring job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RecurringJson {
+    /// The flow's job type.
+    #[serde(rename = "type")]
+    pub job_type: String,
+    /// What the database knows it by.
+    pub name: String,
+    /// The cron line.
+    pub schedule: String,
+    /// The time zone that it is meant in.
+    pub timezone: String,
+    /// `jobs.identifier` of its jobs.
+    pub identifier: String,
+    /// What becomes of fires that no service was there for: `skip`, `one` or `all`.
+    pub catch_up: String,
+    /// What becomes of a fire while the last job has not ended: `allow` or `skip`.
+    pub overlap: String,
+    /// The last fire that enqueued a job.
+    #[schema(format = DateTime)]
+    pub last_fire_time: Option<String>,
+    /// That job; it may have been removed since.
+    pub last_job_id: Option<i64>,
+    /// When it fires next, by the clock of the database.
+    #[schema(format = DateTime)]
+    pub next_fire_time: Option<String>,
+}
+
+/// The recurring jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct RecurringsJson {
+    /// In the order of their types, then as they are written.
+    pub recurring: Vec<RecurringJson>,
+}
+
+impl RecurringsJson {
+    /// Those of this configuration, with what the database knows of them at `now`.
+    #[must_use]
+    pub fn new(config: &Config, rows: &[RecurringRow], now: Timestamp) -> Self {
+        let entries =
+            config.flows.values().flat_map(|flow| flow.recurring.iter().map(move |entry| (&flow.flow, entry)));
+        let recurring = entries.map(|(flow, entry)| {
+            let row = rows.iter().find(|row| row.job_type == flow.as_str() && row.name == entry.name);
+            let after = row.map_or(now, |row| row.fired_until.max(now));
+            RecurringJson {
+                job_type: flow.as_str().to_owned(),
+                name: entry.name.clone(),
+                schedule: entry.schedule.line().to_owned(),
+                timezone: entry.schedule.timezone().to_owned(),
+                identifier: entry.identifier.clone(),
+                catch_up: entry.catch_up.as_str().to_owned(),
+                overlap: entry.overlap.as_str().to_owned(),
+                last_fire_time: row.and_then(|row| row.last_fire_time).map(rfc3339),
+                last_job_id: row.and_then(|row| row.last_job).map(|job| job.0),
+                next_fire_time: entry.schedule.next_fire(after).map(rfc3339),
+            }
+        });
+        Self { recurring: recurring.collect() }
+    }
 }
 
 /// What old rows went, or would go.

@@ -77,7 +77,7 @@ impl Store {
         Ok(())
     }
 
-    async fn insert(&self, transaction: &Transaction, new: &[NewJob]) -> Result<Vec<JobId>, Error> {
+    pub(super) async fn insert(&self, transaction: &Transaction, new: &[NewJob]) -> Result<Vec<JobId>, Error> {
         let dialect = self.dialect();
         let items: Vec<_> = new
             .iter()

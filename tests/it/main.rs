@@ -35,6 +35,7 @@ mod page;
 mod process_layer;
 mod progress;
 mod recovery;
+mod recurring;
 mod reload;
 mod retention;
 mod retry;

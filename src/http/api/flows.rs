@@ -9,7 +9,7 @@ use axum::http::{StatusCode, Uri};
 use super::Segment;
 use super::query::{Parameters, shown};
 use crate::domain::FlowType;
-use crate::http::json::{FlowJson, FlowsJson, WorkerJson, WorkersJson};
+use crate::http::json::{FlowJson, FlowsJson, RecurringsJson, WorkerJson, WorkersJson};
 use crate::http::problem::Problem;
 use crate::http::{App, Operator, Viewer};
 use crate::store::{FlowState, PauseResult};
@@ -84,6 +84,17 @@ async fn set_paused(app: &App, who: &Viewer, name: &str, paused: bool) -> Result
     let states = store.flow_states().await?;
     let state = states.iter().find(|state| state.job_type == flow.as_str());
     Ok(Json(FlowJson::new(flow.as_str(), app.config().flows.get(&flow).map(AsRef::as_ref), state)))
+}
+
+/// The jobs that are enqueued by the clock
+#[utoipa::path(
+    get, path = "/api/v1/recurring", tag = "flows", operation_id = "list_recurring",
+    responses((status = 200, description = "The recurring jobs", body = RecurringsJson))
+)]
+pub(super) async fn recurring(State(app): State<App>, _: Viewer, uri: Uri) -> Result<Json<RecurringsJson>, Problem> {
+    Parameters::of(&uri, &[]).finish()?;
+    let rows = app.store().recurring().await?;
+    Ok(Json(RecurringsJson::new(&app.config(), &rows, app.store().now().await?)))
 }
 
 /// Every worker that shares these tables

@@ -63,6 +63,7 @@ pub(super) fn routes() -> Router<App> {
         .routes(routes!(flows::flows))
         .routes(routes!(flows::pause))
         .routes(routes!(flows::resume))
+        .routes(routes!(flows::recurring))
         .routes(routes!(flows::workers))
         .routes(routes!(actors::actors))
         .routes(routes!(audit::audit))
