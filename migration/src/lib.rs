@@ -10,6 +10,7 @@ mod m20261125_000004_access;
 mod m20261125_000005_traceparent;
 mod m20261125_000006_overview;
 mod m20261125_000007_recurring;
+mod m20261125_000009_dependencies;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000005_traceparent::Migration),
             Box::new(m20261125_000006_overview::Migration),
             Box::new(m20261125_000007_recurring::Migration),
+            Box::new(m20261125_000009_dependencies::Migration),
         ]
     }
 }

@@ -21,7 +21,7 @@ use crate::domain::trace::JobTrace;
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::Role;
 use crate::process;
-use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, Write, Written};
+use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, FailedWaiter, Write, Written};
 
 /// The most rows that one claim asks for, so that its transaction stays short.
 const LARGEST_CLAIM: u32 = 64;
@@ -297,6 +297,9 @@ impl DispatcherState {
             let args = self.job_args(job, claimed.now);
             self.start(myself, args).await?;
         }
+        for waiter in &claimed.waited.failed {
+            self.note_failed(waiter);
+        }
         for (job, attempt) in &claimed.expired {
             self.note(
                 *job,
@@ -400,6 +403,14 @@ impl DispatcherState {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A job of any flow has ended because one that it waited for ended otherwise than it should.
+    fn note_failed(&self, waiter: &FailedWaiter) {
+        let Ok(flow) = waiter.job_type.parse() else { return };
+        let (job, attempt, message) = (waiter.job, waiter.attempt, waiter.error.as_str());
+        let (from, to) = (JobStatus::Pending, JobStatus::Error);
+        self.args.shared.note(&Transition { flow: &flow, job, attempt, token: None, from, to, message });
     }
 
     fn note(&self, job: JobId, attempt: Attempt, token: Option<&RunToken>, to: JobStatus, message: &str) {

@@ -1,5 +1,6 @@
 //! `enqueue`: new rows, refused before anything is written where they could not be run.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ use crate::store::{Due, Enqueued, NewJob, Store};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  callsheet enqueue SCREEN_REPLACEMENT_GENERATION abc --wait\n  \
     callsheet enqueue VEO_3_GENERATION --from identifiers.txt --priority 5\n  \
-    callsheet enqueue VEO_3_GENERATION abc --delay 10min --payload '{\"seed\": 7}'")]
+    callsheet enqueue VEO_3_GENERATION abc --delay 10min --payload '{\"seed\": 7}'\n  \
+    callsheet enqueue UPLOAD abc --after 41 42")]
 pub(super) struct Args {
     /// The job type: a flow of the configuration
     #[arg(value_name = "TYPE")]
@@ -51,6 +53,9 @@ pub(super) struct Args {
     /// How often a job may be tried [default: the flow's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
     maximum_attempts: Option<u32>,
+    /// Run them only once all of these jobs are COMPLETED; where one ends otherwise, they end as ERROR
+    #[arg(long, value_name = "ID", num_args = 1.., value_delimiter = ',', value_parser = super::show::job_id)]
+    after: Vec<JobId>,
     /// Wait until the jobs have ended; exits with 0 where all are COMPLETED, else with 1
     #[arg(long)]
     wait: bool,
@@ -114,7 +119,8 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
         .collect();
     let interrupts = args.wait.then(wait::interrupts).transpose()?;
     let store = store(context, &config).await?;
-    let enqueued = store.enqueue(&jobs).await?;
+    let after = if args.after.is_empty() { BTreeMap::new() } else { each(jobs.len(), &args.after) };
+    let enqueued = store.enqueue_after(&jobs, &after).await?;
     // With --json a waiting command prints each job once, when it has ended.
     if interrupts.is_none() || !context.output.json {
         print(context, &jobs, &enqueued)?;
@@ -122,6 +128,11 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let Some(interrupts) = interrupts else { return Ok(()) };
     let ids: Vec<JobId> = enqueued.iter().map(|job| job.id).collect();
     wait::until_ended(context, &store, &ids, interrupts).await
+}
+
+/// Every one of so many jobs waits for these.
+fn each(jobs: usize, after: &[JobId]) -> BTreeMap<usize, Vec<JobId>> {
+    (0..jobs).map(|place| (place, after.to_vec())).collect()
 }
 
 /// The tables; an embedded database that nothing has used yet is made, so that the first command need not be `serve`.

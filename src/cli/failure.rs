@@ -181,6 +181,7 @@ impl From<config::Error> for Failure {
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
         let exit = match &error {
+            store::Error::NothingToWaitFor { .. } => Exit::NotFound,
             store::Error::InvalidUrl { .. } | store::Error::NulCharacter { .. } => Exit::Usage,
             store::Error::UnreadableRow { .. } | store::Error::Statement { .. } => Exit::Failed,
             store::Error::Unavailable { .. }

@@ -7,7 +7,7 @@ use super::failure::{Exit, Failure, Result};
 use super::output::{duration_of, many_lines, one_line};
 use super::{Context, logs};
 use crate::domain::{FlowType, JobId};
-use crate::http::json::{EventJson, JobDetailJson, JobJson, RunJson, rfc3339};
+use crate::http::json::{DependencyJson, EventJson, JobDetailJson, JobJson, RunJson, rfc3339};
 use crate::store::{EventRow, JobRow, RunRow};
 
 /// Show one job: its fields, every run, every event, and the end of its error output
@@ -55,6 +55,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             job: JobJson::from(&job),
             runs: runs.iter().map(RunJson::from).collect(),
             events: events.iter().map(EventJson::from).collect(),
+            after: store.dependencies(args.id).await?.into_iter().map(DependencyJson::from).collect(),
         },
         workflow_id: flow.as_ref().map(|flow| flow.workflow_id(job.id)),
         task_queue: flow.as_ref().map(FlowType::task_queue),
@@ -70,7 +71,8 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
 fn print(context: &Context, job: &JobRow, runs: &[RunRow], events: &[EventRow], shown: &Shown) -> Result {
     let output = context.output;
     let text = |text: &Option<String>| text.as_deref().map(one_line);
-    let fields: [(&str, Option<String>); 24] = [
+    let after: Vec<String> = shown.detail.after.iter().map(awaited).collect();
+    let fields: [(&str, Option<String>); 25] = [
         ("id", Some(job.id.to_string())),
         ("type", Some(one_line(&job.job_type))),
         ("identifier", Some(one_line(&job.identifier))),
@@ -87,6 +89,7 @@ fn print(context: &Context, job: &JobRow, runs: &[RunRow], events: &[EventRow], 
         ("run_token", text(&job.run_token)),
         ("created_time", Some(rfc3339(job.created_time))),
         ("run_at", Some(rfc3339(job.run_at))),
+        ("after", (!after.is_empty()).then(|| after.join(", "))),
         ("queued_time", job.queued_time.map(rfc3339)),
         ("started_time", job.started_time.map(rfc3339)),
         ("heartbeat_time", job.heartbeat_time.map(rfc3339)),
@@ -146,6 +149,12 @@ fn print(context: &Context, job: &JobRow, runs: &[RunRow], events: &[EventRow], 
         output.line(many_lines(tail.trim_end()))?;
     }
     Ok(())
+}
+
+/// A job that is waited for, and how it ended.
+fn awaited(dependency: &DependencyJson) -> String {
+    let ended = dependency.ended.as_deref().map_or_else(|| "has not ended".to_owned(), one_line);
+    format!("{} ({ended})", dependency.job_id)
 }
 
 fn section(context: &Context, title: &str) -> Result {

@@ -9,7 +9,8 @@ use crate::actors::ActorSnapshot;
 use crate::config::{Config, FlowConfig};
 use crate::domain::Timestamp;
 use crate::store::{
-    AuditRow, EventRow, FlowState, JobRow, Page, Pruned, RecurringRow, RunRow, StreamedEvent, WorkerRow, WorkerState,
+    AuditRow, DependencyRow, EventRow, FlowState, JobRow, Page, Pruned, RecurringRow, RunRow, StreamedEvent, WorkerRow,
+    WorkerState,
 };
 
 /// A row of `jobs`.
@@ -148,6 +149,23 @@ pub struct JobDetailJson {
     pub runs: Vec<RunJson>,
     /// Its events, oldest first.
     pub events: Vec<EventJson>,
+    /// The jobs that it waits for, or has waited for.
+    pub after: Vec<DependencyJson>,
+}
+
+/// A job that another one waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DependencyJson {
+    /// Its id; it may have been removed since.
+    pub job_id: i64,
+    /// The status that it ended with, or `DELETED`; null where it has not ended.
+    pub ended: Option<String>,
+}
+
+impl From<DependencyRow> for DependencyJson {
+    fn from(row: DependencyRow) -> Self {
+        Self { job_id: row.after.0, ended: row.ended }
+    }
 }
 
 /// A row of `workers`.

@@ -117,6 +117,10 @@ impl From<store::Error> for Problem {
                     detail: "a NUL character can't be kept".to_owned(),
                 }],
             ),
+            store::Error::NothingToWaitFor { job } => Self::invalid(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                vec![FieldError { field: "after".to_owned(), pointer: None, detail: format!("there is no job {job}") }],
+            ),
             error if error.is_transient() => {
                 tracing::warn!(%error, "a request could not be answered");
                 let detail = "the database is not available at the moment; what was asked for may have been done";

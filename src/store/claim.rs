@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
-use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Write};
+use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
 const ACTION: &str = "claim jobs";
@@ -65,6 +65,7 @@ impl Store {
             cancelled_pending: Vec::new(),
             expired: Vec::new(),
             disowned: Vec::new(),
+            waited: Waited::default(),
             cancel_requested: Vec::new(),
             next_due: None,
             next_expiry: None,
@@ -74,6 +75,13 @@ impl Store {
         };
         if state.tokens_used {
             claimed.jobs = self.claimed_before(transaction, &mut tokens).await?;
+        }
+        if state.dependency_ended {
+            claimed.waited = self.settle_waiting(transaction, state.now).await?;
+            if claimed.waited != Waited::default() {
+                self.tell_everybody(transaction).await?;
+            }
+            claimed.next_due = claimed.waited.more.then_some(state.now);
         }
         if state.disowned {
             claimed.disowned = self.settle_disowned(transaction, claim, state.now).await?;
@@ -145,6 +153,7 @@ impl Store {
             open_here: row.count("open_here")?,
             cancel_requested: row.flag("cancel_requested")?,
             disowned: row.flag("disowned")?,
+            dependency_ended: row.flag("dependency_ended")?,
             tokens_used: row.flag("tokens_used")?,
             oldest: row.maybe_time("oldest")?,
         })
@@ -473,6 +482,8 @@ struct FlowNow {
     open_here: u32,
     cancel_requested: bool,
     disowned: bool,
+    /// Whether something that jobs wait for has ended, and nobody has looked at them since.
+    dependency_ended: bool,
     tokens_used: bool,
     /// The earliest time that `schedule_to_close_timeout` counts from, of the rows that wait.
     oldest: Option<Timestamp>,
@@ -499,12 +510,15 @@ fn flow_now_sql(dialect: Dialect) -> String {
          AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN} AND {}) AS disowned, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE ended IS NOT NULL AND looked_at = 0) \
+         THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
          (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),
         nobodys(dialect),
         dialect.by_index("jobs_run_token"),
         dialect.among("run_token", "$3"),
+        dialect.by_index("job_dependencies_ended"),
         dialect.by_index("jobs_expiry"),
     )
 }

@@ -356,7 +356,7 @@ impl Store {
 
     /// Has every service hear of this transaction, this process's own too, so the notice names no instance. On SQLite the
     /// file tells them.
-    async fn tell_everybody(&self, transaction: &Transaction) -> Result<(), Error> {
+    pub(super) async fn tell_everybody(&self, transaction: &Transaction) -> Result<(), Error> {
         if self.dialect() == Dialect::Postgres {
             let tell = self.statement("SELECT CAST(pg_notify('callsheet', '') AS text) AS told", []);
             transaction.query_one_raw(tell).await.doing("wake the workers")?;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use sea_orm::sqlx;
 use sea_orm::{DbErr, RuntimeErr};
 
+use crate::domain::JobId;
+
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -91,6 +93,12 @@ pub enum Error {
         /// `identifier`, `payload` or `unique_key`.
         field: &'static str,
     },
+    /// A job was to wait for one that is not there.
+    #[error("there is no job {job} to wait for")]
+    NothingToWaitFor {
+        /// Its id.
+        job: JobId,
+    },
     /// Anything else that the database refused.
     #[error("the database could not {action}")]
     Statement {
@@ -110,7 +118,7 @@ impl Error {
     }
 
     /// Every answer of [`Self::kind`].
-    pub const KINDS: [&str; 13] = [
+    pub const KINDS: [&str; 14] = [
         "unavailable",
         "timeout",
         "replaced",
@@ -123,6 +131,7 @@ impl Error {
         "corrupt",
         "unreadable_row",
         "nul_character",
+        "nothing_to_wait_for",
         "statement",
     ];
 
@@ -142,6 +151,7 @@ impl Error {
             Self::Corrupt { .. } => "corrupt",
             Self::UnreadableRow { .. } => "unreadable_row",
             Self::NulCharacter { .. } => "nul_character",
+            Self::NothingToWaitFor { .. } => "nothing_to_wait_for",
             Self::Statement { .. } => "statement",
         }
     }

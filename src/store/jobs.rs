@@ -1,6 +1,6 @@
 //! Enqueueing, cancelling, and everything that is read for people.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use entity::{job_events, jobs, runs, workers};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
@@ -26,6 +26,19 @@ impl Store {
     /// # Errors
     /// [`Error::NulCharacter`] before anything is written; else where the database fails.
     pub async fn enqueue(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
+        self.enqueue_after(new, &BTreeMap::new()).await
+    }
+
+    /// [`Store::enqueue`], with what jobs wait for by their places in `new`: one is runnable once all of those are
+    /// COMPLETED, and ends as ERROR where one of them ends otherwise. One that is there already is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::NothingToWaitFor`] before anything is written; else those of [`Store::enqueue`].
+    pub async fn enqueue_after(
+        &self,
+        new: &[NewJob],
+        after: &BTreeMap<usize, Vec<JobId>>,
+    ) -> Result<Vec<Enqueued>, Error> {
         for job in new {
             let texts = [
                 ("identifier", Some(&job.identifier)),
@@ -36,13 +49,17 @@ impl Store {
                 return Err(Error::NulCharacter { field });
             }
         }
-        let enqueued = self.in_time(ENQUEUE, self.retrying(|| self.enqueue_once(new))).await?;
+        let enqueued = self.in_time(ENQUEUE, self.retrying(|| self.enqueue_once(new, after))).await?;
         self.changed_here();
         Ok(enqueued)
     }
 
-    async fn enqueue_once(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
+    async fn enqueue_once(&self, new: &[NewJob], after: &BTreeMap<usize, Vec<JobId>>) -> Result<Vec<Enqueued>, Error> {
         let transaction = self.begin(ENQUEUE).await?;
+        let awaited: Vec<JobId> = after.values().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        if let Some(job) = self.first_missing(&transaction, &awaited).await? {
+            return Err(Error::NothingToWaitFor { job });
+        }
         let keyed = new.iter().filter(|job| job.unique_key.is_some()).map(|job| job.flow.as_str()).collect();
         self.lock_keys(&transaction, keyed).await?;
         let mut enqueued = Vec::with_capacity(new.len());
@@ -53,6 +70,11 @@ impl Store {
             match jobs {
                 [job] if ids.is_empty() => enqueued.push(self.holder_or_insert(&transaction, job).await?),
                 _ => enqueued.extend(ids.into_iter().map(|id| Enqueued { id, existing: false })),
+            }
+        }
+        for (place, after) in after {
+            if let Some(job) = enqueued.get(*place).filter(|job| !job.existing) {
+                self.make_wait(&transaction, job.id, after).await?;
             }
         }
         self.deed(&transaction, "enqueue", &enqueued_target(new, &enqueued), "done").await?;

@@ -6,6 +6,7 @@
 mod audit;
 mod claim;
 mod control;
+mod dependencies;
 mod error;
 mod events;
 mod jobs;
@@ -38,6 +39,7 @@ use tokio::sync::watch;
 
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
+pub use dependencies::{DependencyRow, FailedWaiter, Waited};
 pub use error::Error;
 pub use events::{EventPage, StreamedEvent};
 pub use overview::*;
@@ -230,6 +232,13 @@ impl Store {
         steps.iter().copied().for_each(crash::before);
         transaction.commit().await.doing(BATCH)?;
         steps.into_iter().for_each(crash::after);
+        if answers
+            .iter()
+            .any(|answer| matches!(answer, Written::Claimed(claimed) if claimed.waited != Waited::default()))
+        {
+            // Jobs of other flows may run now.
+            self.changed_here();
+        }
         Ok(answers)
     }
 

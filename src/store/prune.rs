@@ -22,6 +22,10 @@ const LEAST_REST: Duration = Duration::from_millis(20);
 /// The statuses of ended rows, word for word as the partial index has them.
 const ENDED: &str = "status IN ('COMPLETED', 'ERROR', 'CANCELLED')";
 
+/// Whether no job that has not ended names it as one that it waits for.
+const NOT_AWAITED: &str = "NOT EXISTS (SELECT 1 FROM job_dependencies AS d JOIN jobs AS waiting ON waiting.id = d.job_id \
+    WHERE d.after_id = jobs.id AND waiting.status IN ('PENDING', 'INQUEUE', 'PROGRESS'))";
+
 /// How many rows of each kind went, or would go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pruned {
@@ -60,7 +64,7 @@ const FINAL: [JobStatus; 3] = [JobStatus::Completed, JobStatus::Error, JobStatus
 impl Store {
     /// Removes what is beyond `horizon`, for at most `within`. May be dropped at any time: what has gone by then is gone.
     ///
-    /// Jobs without a `completed_time` have no age, and stay.
+    /// Jobs without a `completed_time` have no age, and stay; so do those that one waits for which has not ended.
     ///
     /// # Errors
     /// Where the database fails.
@@ -117,7 +121,7 @@ impl Store {
             for status in FINAL {
                 let Some(before) = horizon.of(status) else { continue };
                 let select = format!(
-                    "SELECT count(*) AS old FROM jobs {} WHERE type = $1 AND {ENDED} AND completed_time <= $2 AND status = $3",
+                    "SELECT count(*) AS old FROM jobs {} WHERE type = $1 AND {ENDED} AND completed_time <= $2 AND status = $3 AND {NOT_AWAITED}",
                     self.dialect().by_index("jobs_ended")
                 );
                 let values = [flow.as_str().into(), before.unix_millis().into(), status.as_str().into()];
@@ -170,7 +174,7 @@ impl Store {
         // From where the last batch ended: rows of other statuses that stay would else be passed over again by each.
         let oldest = format!(
             "SELECT id FROM jobs {} WHERE type = $1 AND {ENDED} AND completed_time >= $2 AND completed_time <= $3 \
-             AND status = $4 ORDER BY completed_time LIMIT {BATCH} {}",
+             AND status = $4 AND {NOT_AWAITED} ORDER BY completed_time LIMIT {BATCH} {}",
             dialect.by_index("jobs_ended"),
             dialect.pick("", "FOR UPDATE SKIP LOCKED"),
         );

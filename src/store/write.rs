@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Waited;
 use crate::domain::run::{Next, Usage};
 use crate::domain::trace::TraceParent;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
@@ -70,6 +71,8 @@ pub struct Claimed {
     pub expired: Vec<(JobId, Attempt)>,
     /// Rows that somebody else than Callsheet had set to an open status: they are in ERROR now.
     pub disowned: Vec<JobId>,
+    /// What became of jobs, of any flow, that waited for others.
+    pub waited: Waited,
     /// Open runs of this flow on this worker that somebody has asked to cancel.
     pub cancel_requested: Vec<(JobId, RunToken)>,
     /// When another claim may bring more, looked up where this one ran out of due rows; `None` where nothing waits.

@@ -351,12 +351,14 @@ async fn the_description_is_whole() {
         "GET /api/v1/jobs",
         "GET /api/v1/jobs/{id}",
         "GET /api/v1/jobs/{id}/logs",
+        "GET /api/v1/recurring",
         "GET /api/v1/workers",
         "POST /api/v1/flows/{type}/pause",
         "POST /api/v1/flows/{type}/resume",
         "POST /api/v1/jobs",
         "POST /api/v1/jobs/{id}/cancel",
         "POST /api/v1/jobs/{id}/retry",
+        "POST /api/v1/prune",
     ];
     assert_eq!(operations, expected);
     // Whatever is referred to is there.

@@ -18,6 +18,7 @@ mod clocks;
 mod control;
 mod crash_points;
 mod database_faults;
+mod dependencies;
 mod disk_faults;
 mod doctor;
 mod ends;

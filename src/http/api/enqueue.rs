@@ -28,6 +28,7 @@ const MOST_JOBS: usize = 10_000;
 /// More mistakes than these help nobody.
 const MOST_ERRORS: usize = 50;
 const LONGEST_KEY: usize = 255;
+const MOST_AWAITED: usize = 1000;
 
 /// A job to be enqueued.
 #[derive(Deserialize, ToSchema)]
@@ -58,6 +59,10 @@ struct NewJobJson {
     #[serde(default)]
     #[schema(min_length = 1, max_length = 255)]
     unique_key: Option<String>,
+    /// The ids of jobs that must be COMPLETED before it may start; where one ends otherwise, it ends as ERROR.
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    after: Option<Vec<i64>>,
 }
 
 /// One job, or up to 10,000.
@@ -111,7 +116,8 @@ pub(super) async fn enqueue(
     let bytes = body::read(&headers, body, LARGEST_BODY).await?;
     let (written, several) = parse(&bytes)?;
     let new = validate(&written, several, &app.config().flows)?;
-    let enqueued = app.store_for(&who).enqueue(&new).await?;
+    let after = written.iter().enumerate().filter_map(|(place, job)| Some((place, job.after()?))).collect();
+    let enqueued = app.store_for(&who).enqueue_after(&new, &after).await?;
     let mut jobs = answered(&app, &enqueued).await?;
     let status = if enqueued.iter().all(|job| job.existing) { StatusCode::OK } else { StatusCode::CREATED };
     if several {
@@ -205,6 +211,12 @@ fn validate(written: &[NewJobJson], several: bool, flows: &Flows) -> Result<Vec<
 }
 
 impl NewJobJson {
+    /// The jobs that it waits for; `None` where there are none.
+    fn after(&self) -> Option<Vec<JobId>> {
+        let after = self.after.as_ref().filter(|after| !after.is_empty())?;
+        Some(after.iter().copied().map(JobId).collect())
+    }
+
     fn validated(&self, flows: &Flows) -> Result<NewJob, Vec<(&'static str, String)>> {
         let mut errors = Vec::new();
         let flow = self.job_type.parse::<FlowType>().ok().and_then(|flow| flows.get(&flow));
@@ -233,6 +245,9 @@ impl NewJobJson {
             } else if key.contains('\0') {
                 errors.push(("unique_key", "a NUL character can't be kept".to_owned()));
             }
+        }
+        if self.after.as_ref().is_some_and(|after| after.len() > MOST_AWAITED) {
+            errors.push(("after", format!("a job waits for at most {MOST_AWAITED} others")));
         }
         // PostgreSQL reads an escaped NUL of a JSON text as one, and can't keep it.
         let payload = self.payload.as_ref().map(|payload| payload.get().to_owned());

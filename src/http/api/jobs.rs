@@ -7,7 +7,7 @@ use axum::http::{StatusCode, Uri};
 use super::Segment;
 use super::query::{Parameters, cursor, shown};
 use crate::domain::JobId;
-use crate::http::json::{EventJson, JobDetailJson, JobJson, JobsJson, RunJson};
+use crate::http::json::{DependencyJson, EventJson, JobDetailJson, JobJson, JobsJson, RunJson};
 use crate::http::problem::{FieldError, Problem};
 use crate::http::{App, Operator, Viewer};
 use crate::store::{CancelResult, JobFilter, JobSearch, RetryResult};
@@ -78,6 +78,7 @@ pub(super) async fn show(
         job: JobJson::from(&job),
         runs: store.runs(id).await?.iter().map(RunJson::from).collect(),
         events: store.events(id).await?.iter().map(EventJson::from).collect(),
+        after: store.dependencies(id).await?.into_iter().map(DependencyJson::from).collect(),
     }))
 }
 

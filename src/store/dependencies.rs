@@ -1,0 +1,201 @@
+//! Jobs that wait for others: triggers note what has ended, and claims act on what is noted.
+//!
+//! A claim of any flow does it, in its own transaction, so that what a job was waiting for and the job itself can be the end
+//! and the claim of one batch. A row is locked first and looked at in a later statement, which sees what other transactions
+//! had noted by then; what they note after that is looked at once more.
+
+use sea_orm::ConnectionTrait;
+use serde_json::json;
+
+use super::schema::Transaction;
+use super::sql::{Doing, Row};
+use super::{Error, Store};
+use crate::domain::{Attempt, JobId, Timestamp};
+
+const ACTION: &str = "look at the jobs that wait for others";
+/// Jobs that are looked at together.
+const AT_MOST: usize = 500;
+/// The links of a chain that fail in one claim; the rest follows with the next.
+const ROUNDS: usize = 20;
+
+/// What became of jobs that waited for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// How many wait no more.
+    pub released: u64,
+    /// Those that are ERROR now.
+    pub failed: Vec<FailedWaiter>,
+    /// Whether there are more to be looked at.
+    pub more: bool,
+}
+
+/// A job that is ERROR because one that it waited for did not end well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedWaiter {
+    /// Which.
+    pub job: JobId,
+    /// `jobs.type`
+    pub job_type: String,
+    /// How often it had been tried.
+    pub attempt: Attempt,
+    /// `jobs.error`
+    pub error: String,
+}
+
+/// A job that another one waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DependencyRow {
+    /// Which; it may have been removed since.
+    pub after: JobId,
+    /// The status that it ended with, or DELETED; `None` where it has not ended.
+    pub ended: Option<String>,
+}
+
+impl Store {
+    /// Lets the job wait for these; the triggers refuse what can't be.
+    pub(super) async fn make_wait(&self, transaction: &Transaction, job: JobId, after: &[JobId]) -> Result<(), Error> {
+        let items: Vec<_> = after.iter().map(|after| json!({ "awaited": after.0 })).collect();
+        let insert = format!(
+            "INSERT INTO job_dependencies (job_id, after_id) SELECT DISTINCT CAST($2 AS bigint), item.awaited FROM {} ORDER BY 2",
+            self.dialect().items("$1", &[("awaited", "bigint")])
+        );
+        let values = [serde_json::Value::from(items).to_string().into(), job.0.into()];
+        transaction.execute_raw(self.statement(insert, values)).await.doing("enqueue jobs")?;
+        Ok(())
+    }
+
+    /// The first of these that is no job.
+    pub(super) async fn first_missing(
+        &self,
+        transaction: &Transaction,
+        jobs: &[JobId],
+    ) -> Result<Option<JobId>, Error> {
+        let dialect = self.dialect();
+        let select = format!("SELECT id FROM jobs WHERE {}", dialect.among_ids("id", "$1"));
+        let ids = json!(jobs.iter().map(|job| job.0).collect::<Vec<_>>()).to_string();
+        let results = transaction.query_all_raw(self.statement(select, [ids.into()])).await.doing(ACTION)?;
+        let found = results.iter().map(|result| Row { result, dialect }.job("id")).collect::<Result<Vec<_>, _>>()?;
+        Ok(jobs.iter().find(|job| !found.contains(job)).copied())
+    }
+
+    /// The jobs that this one waits for, or has waited for.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn dependencies(&self, job: JobId) -> Result<Vec<DependencyRow>, Error> {
+        let dialect = self.dialect();
+        let select = format!(
+            "SELECT after_id, {} FROM job_dependencies WHERE job_id = $1 ORDER BY after_id",
+            dialect.text("ended")
+        );
+        let query = async {
+            let results = self.reader().query_all_raw(self.statement(select, [job.0.into()])).await.doing(ACTION)?;
+            let read = |row: Row<'_>| Ok(DependencyRow { after: row.job("after_id")?, ended: row.text("ended")? });
+            results.iter().map(|result| read(Row { result, dialect })).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+
+    /// Releases the jobs all of whose dependencies are COMPLETED, and ends those one of whose dependencies ended otherwise.
+    pub(super) async fn settle_waiting(&self, transaction: &Transaction, now: Timestamp) -> Result<Waited, Error> {
+        let mut waited = Waited::default();
+        for _ in 0..ROUNDS {
+            let jobs = self.lock_waiting(transaction).await?;
+            if jobs.is_empty() {
+                return Ok(waited);
+            }
+            let ids: sea_orm::Value = json!(jobs).to_string().into();
+            // First of all, so that what is noted after this is looked at again.
+            let looked = format!(
+                "UPDATE job_dependencies SET looked_at = $2 WHERE ended IS NOT NULL AND looked_at = 0 AND {}",
+                self.dialect().among_ids("job_id", "$1"),
+            );
+            let values = [ids.clone(), now.unix_millis().max(1).into()];
+            transaction.execute_raw(self.statement(looked, values)).await.doing(ACTION)?;
+            let failed = self.fail_waiting(transaction, &ids, now).await?;
+            waited.failed.extend(failed);
+            let release = format!(
+                "UPDATE jobs SET run_at = {}(run_at_wanted, $2), run_at_wanted = NULL WHERE {} AND {WAITS} \
+                 AND NOT EXISTS (SELECT 1 FROM job_dependencies AS d WHERE d.job_id = jobs.id \
+                 AND (d.ended IS NULL OR d.ended <> 'COMPLETED'))",
+                self.dialect().pick("max", "GREATEST"),
+                self.dialect().among_ids("id", "$1"),
+            );
+            let values = [ids, now.unix_millis().into()];
+            let released = transaction.execute_raw(self.statement(release, values)).await.doing(ACTION)?;
+            waited.released += released.rows_affected();
+        }
+        waited.more = true;
+        Ok(waited)
+    }
+
+    /// The jobs of which something is noted, locked. What another transaction has locked is left for the claim after its
+    /// commit.
+    async fn lock_waiting(&self, transaction: &Transaction) -> Result<Vec<i64>, Error> {
+        let dialect = self.dialect();
+        let noted = format!(
+            "SELECT DISTINCT job_id FROM job_dependencies {} WHERE ended IS NOT NULL AND looked_at = 0 \
+             ORDER BY job_id LIMIT {AT_MOST}",
+            dialect.by_index("job_dependencies_ended"),
+        );
+        let select = format!(
+            "SELECT id FROM jobs WHERE {} ORDER BY id {}",
+            dialect.one_of("id", &noted),
+            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+        );
+        let results = transaction.query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+        results.iter().map(|result| Row { result, dialect }.int("id")).collect()
+    }
+
+    async fn fail_waiting(
+        &self,
+        transaction: &Transaction,
+        ids: &sea_orm::Value,
+        now: Timestamp,
+    ) -> Result<Vec<FailedWaiter>, Error> {
+        const OTHERWISE: &str =
+            "FROM job_dependencies AS d WHERE d.job_id = jobs.id AND d.ended IS NOT NULL AND d.ended <> 'COMPLETED'";
+        let dialect = self.dialect();
+        let update = format!(
+            "UPDATE jobs SET status = 'ERROR', completed_time = $2, run_at = run_at_wanted, run_at_wanted = NULL, \
+             error = (SELECT 'job ' || d.after_id || ', which this one waits for, ' || \
+             CASE d.ended WHEN 'DELETED' THEN 'was deleted' ELSE 'ended as ' || d.ended END {OTHERWISE} ORDER BY d.after_id LIMIT 1) \
+             WHERE {} AND {WAITS} AND EXISTS (SELECT 1 {OTHERWISE}) RETURNING id, attempt, {}, {}",
+            dialect.among_ids("id", "$1"),
+            dialect.text("type"),
+            dialect.text("error"),
+        );
+        let values = [ids.clone(), now.unix_millis().into()];
+        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let mut failed = Vec::with_capacity(results.len());
+        for result in &results {
+            let row = Row { result, dialect };
+            failed.push(FailedWaiter {
+                job: row.job("id")?,
+                job_type: row.some_text("type")?,
+                attempt: row.attempt()?,
+                error: row.some_text("error")?,
+            });
+        }
+        if failed.is_empty() {
+            return Ok(failed);
+        }
+        failed.sort_by_key(|waiter| waiter.job);
+        let event =
+            |waiter: &FailedWaiter| json!({ "id": waiter.job.0, "attempt": waiter.attempt.0, "message": waiter.error });
+        let items = serde_json::Value::from(failed.iter().map(event).collect::<Vec<_>>()).to_string();
+        let events = format!(
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, message) \
+             SELECT item.id, item.attempt, 'PENDING', 'ERROR', $2, item.message FROM {}",
+            dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("message", "text")])
+        );
+        transaction
+            .execute_raw(self.statement(events, [items.into(), now.unix_millis().into()]))
+            .await
+            .doing(ACTION)?;
+        Ok(failed)
+    }
+}
+
+/// Whether a row waits for another one; somebody may have cancelled it meanwhile.
+const WAITS: &str = "status = 'PENDING' AND run_at_wanted IS NOT NULL";
