@@ -28,6 +28,7 @@ use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
 use crate::metrics::{self, Metrics, Role};
+use crate::outgoing::{self, Receiver};
 use crate::process::upkeep::RunDirectories;
 use crate::process::{self, Processes};
 use crate::service_manager::ServiceManager;
@@ -87,6 +88,9 @@ pub enum Error {
     /// The run directories can't be used.
     #[error(transparent)]
     Process(#[from] process::Error),
+    /// A webhook can't be sent to.
+    #[error(transparent)]
+    Webhook(#[from] outgoing::Unusable),
     /// The address can't be listened on.
     #[error(transparent)]
     Http(#[from] http::Error),
@@ -217,6 +221,9 @@ impl Service {
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
+        let receivers: Result<Vec<_>, _> =
+            config.webhooks.iter().map(|webhook| Receiver::of(webhook).map(Arc::new)).collect();
+        let receivers = receivers?;
         let telemetry = Telemetry::start(config::otlp_endpoint(&config)?, &worker, &hostname(), &metrics);
         let server = match config.http.listen {
             Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
@@ -241,7 +248,7 @@ impl Service {
             drain_requested: watch::Sender::new(None),
         });
         let flows = config.flows.values().cloned().collect();
-        let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired, kept };
+        let args = RootArgs { shared: Arc::clone(&shared), flows, worker: note.clone(), retired, kept, receivers };
         let (root, root_task) = Watched::spawn(None, shared.tree.watch(Role::Root, None, RootActor), args).await?;
         shared.tree.set_root(root.get_cell());
         let stop_http = watch::Sender::new(false);

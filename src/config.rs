@@ -9,6 +9,7 @@ mod telemetry;
 mod template;
 mod tokens;
 mod validate;
+mod webhooks;
 mod worker;
 mod written;
 
@@ -36,6 +37,7 @@ pub use report::{Complaint, Complaints, Place, Places};
 pub use telemetry::{InvalidEndpoint, OtlpEndpoint, otlp_endpoint};
 pub use template::TEMPLATE;
 pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};
+pub use webhooks::{InvalidWebhookUrl, WebhookConfig, WebhookSecret, WebhookUrl};
 pub use worker::{known_worker_id, local_key, worker_id};
 
 /// The file that is read where none is named, in the current directory.
@@ -58,6 +60,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// What is kept for how long.
     pub retention: RetentionConfig,
+    /// `[[webhooks]]`: who is told of status changes.
+    pub webhooks: Vec<WebhookConfig>,
     /// `[telemetry]`: where traces are sent as the file says; [`otlp_endpoint`] also asks the environment.
     pub otlp: Option<OtlpEndpoint>,
     /// The flows, by job type.
@@ -113,6 +117,8 @@ pub struct RetentionConfig {
     pub error: Option<Duration>,
     /// The same for a CANCELLED job.
     pub cancelled: Option<Duration>,
+    /// How long a delivery to a webhook is kept after its end; `None` means for ever.
+    pub deliveries: Option<Duration>,
     /// How long a row of the audit trail is kept; `None` means for ever.
     pub audit: Option<Duration>,
     /// How long the logs of a run are kept after its end; `None` means for ever.
@@ -323,6 +329,7 @@ impl Config {
             service: file.service,
             http: file.http,
             retention: file.retention,
+            webhooks: file.webhooks,
             otlp: file.otlp,
             flows: file.flows,
         };
@@ -344,6 +351,7 @@ impl Config {
             service: ServiceConfig::default(),
             http: HttpConfig::default(),
             retention: RetentionConfig::default(),
+            webhooks: Vec::new(),
             otlp: None,
             flows: BTreeMap::new(),
         })
@@ -374,7 +382,14 @@ impl Default for HttpConfig {
 impl Default for RetentionConfig {
     fn default() -> Self {
         let days = |days: u64| Some(Duration::from_secs(days * 86_400));
-        Self { completed: days(30), error: days(90), cancelled: days(30), audit: days(365), logs: days(30) }
+        Self {
+            completed: days(30),
+            error: days(90),
+            cancelled: days(30),
+            deliveries: days(30),
+            audit: days(365),
+            logs: days(30),
+        }
     }
 }
 
@@ -387,6 +402,7 @@ impl RetentionConfig {
             completed: before(self.completed),
             error: before(self.error),
             cancelled: before(self.cancelled),
+            deliveries: before(self.deliveries),
             audit: before(self.audit),
         }
     }

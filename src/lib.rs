@@ -24,7 +24,7 @@
 //! # Modules, in reading order
 //!
 //! [`domain`] decides; [`clock`] and [`config`] say when and how; [`process`] and [`store`] do, each the only place that
-//! names its side of the outside; [`metrics`] names every metric, and [`telemetry`] sends traces; [`actors`] connect all
+//! names its side of the outside; [`metrics`] names every metric, [`telemetry`] sends traces, and [`outgoing`] speaks to webhooks; [`actors`] connect all
 //! of it; [`http`] and [`cli`] show it; [`app`] builds it, and tells the [`service_manager`]. A module uses those before it
 //! and none after it. [`crash`] marks, for tests only, where a process may die.
 //!
@@ -53,6 +53,7 @@ pub mod crash;
 pub mod domain;
 pub mod http;
 pub mod metrics;
+pub mod outgoing;
 pub mod process;
 pub mod service_manager;
 pub mod store;

@@ -173,6 +173,7 @@ pub struct Metrics {
     disk_size: Gauge,
     last_reload: IntGauge,
     trace_spans: IntCounterVec,
+    webhook_deliveries: IntCounterVec,
     seen: Mutex<Seen>,
 }
 
@@ -445,6 +446,11 @@ impl Metrics {
                 "callsheet_trace_spans_total",
                 "Spans of traces, by what became of them: exported to the collector, or dropped because it did not take them.",
                 &["result"],
+            )?,
+            webhook_deliveries: counter(
+                "callsheet_webhook_deliveries_total",
+                "Requests to a webhook, by what came of them: delivered, to be retried, or failed, which is given up after a day.",
+                &["webhook", "result"],
             )?,
             seen: Mutex::default(),
             registry,
@@ -743,6 +749,11 @@ impl Metrics {
     /// So many spans reached the collector.
     pub fn spans_exported(&self, count: usize) {
         self.trace_spans.with_label_values(&["exported"]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    /// A request to a webhook came to this: `delivered`, `retried` or `failed`.
+    pub fn webhook_sent(&self, webhook: &str, result: &'static str) {
+        self.webhook_deliveries.with_label_values(&[webhook, result]).inc();
     }
 
     /// So many spans never will.

@@ -11,6 +11,7 @@ mod m20261125_000005_traceparent;
 mod m20261125_000006_overview;
 mod m20261125_000007_recurring;
 mod m20261125_000009_dependencies;
+mod m20261125_000010_webhooks;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -27,6 +28,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000006_overview::Migration),
             Box::new(m20261125_000007_recurring::Migration),
             Box::new(m20261125_000009_dependencies::Migration),
+            Box::new(m20261125_000010_webhooks::Migration),
         ]
     }
 }

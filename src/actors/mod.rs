@@ -31,6 +31,7 @@ pub mod root;
 pub mod scheduler;
 pub mod status;
 mod tree;
+mod webhooks;
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;

@@ -221,8 +221,17 @@ async fn remove_rows(args: &RetentionArgs) {
     let removing = async { store.prune(&args.kept.horizon(store.now().await?), PASS_INTERVAL).await };
     match removing.await {
         Ok(pruned) if pruned.total() > 0 => {
-            let Pruned { completed, error, cancelled, audit, sessions, more } = pruned;
-            tracing::info!(completed, error, cancelled, audit, sessions, more, "old rows were removed (retention)");
+            let Pruned { completed, error, cancelled, deliveries, audit, sessions, more } = pruned;
+            tracing::info!(
+                completed,
+                error,
+                cancelled,
+                deliveries,
+                audit,
+                sessions,
+                more,
+                "old rows were removed (retention)"
+            );
         }
         Ok(_) => {}
         Err(error) => {

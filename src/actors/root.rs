@@ -20,11 +20,13 @@ use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::retention::{RetentionActor, RetentionArgs};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
+use super::webhooks;
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use crate::config::{FlowConfig, RetentionConfig};
 use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::metrics::{Backlog, Role};
+use crate::outgoing::Receiver;
 use crate::process::upkeep::RunDirectories;
 use crate::store::{self, FlowState, WorkerNote, WorkerState, Write};
 
@@ -106,6 +108,8 @@ pub struct RootArgs {
     pub retired: Vec<Arc<FlowConfig>>,
     /// The run directories, and how long what is kept; `None` for a service without any.
     pub kept: Option<(RunDirectories, RetentionConfig)>,
+    /// Who is told of status changes.
+    pub receivers: Vec<Arc<Receiver>>,
 }
 
 /// What a RootActor knows.
@@ -124,6 +128,7 @@ pub struct RootState {
     budgets: BTreeMap<Child, RestartBudget>,
     since: Instant,
     timers: Vec<AbortOnDrop>,
+    _webhooks: Vec<AbortOnDrop>,
     _background: [AbortOnDrop; 5],
 }
 
@@ -152,6 +157,7 @@ impl Actor for RootActor {
             show_life(&shared, args.worker.clone()),
             watch_drain(&shared, args.worker),
         ];
+        let webhooks = args.receivers.iter().map(|receiver| webhooks::deliver(&shared, receiver)).collect();
         let mut state = RootState {
             status: StatusArgs {
                 store: shared.store.clone(),
@@ -171,6 +177,7 @@ impl Actor for RootActor {
             budgets: BTreeMap::new(),
             since: Instant::now(),
             timers: Vec::new(),
+            _webhooks: webhooks,
             _background: background,
             flows,
         };
@@ -575,7 +582,7 @@ fn watch_drain(shared: &Arc<Shared>, worker: WorkerNote) -> AbortOnDrop {
 }
 
 /// Runs a background task, and runs it again where it ends or panics.
-fn keep_running<F>(what: &'static str, make: impl Fn() -> F + Send + 'static) -> AbortOnDrop
+pub(super) fn keep_running<F>(what: &'static str, make: impl Fn() -> F + Send + 'static) -> AbortOnDrop
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -199,6 +199,7 @@ impl World {
             flows: config.flows.into_values().collect(),
             worker,
             retired: vec![],
+            receivers: vec![],
             kept: Some((RunDirectories::of(Path::new("/nonexistent")), crate::config::RetentionConfig::default())),
         };
         let (root, _) =

@@ -15,6 +15,7 @@ use super::failure::{Exit, Failure, ProblemJson, Result};
 use crate::config::{Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::database_url::DatabaseUrl;
 use crate::http;
+use crate::outgoing::Receiver;
 use crate::process::check_limits;
 use crate::store::{self, Store, Use};
 
@@ -199,6 +200,15 @@ impl Findings<'_> {
             let key = if error.to_string().contains(&*tls.key.to_string_lossy()) { "key" } else { "certificate" };
             let help = "http.tls wants the certificate and its private key, each in PEM and readable by this user";
             self.problem(&format!("http.tls.{key}"), error.to_string(), help);
+        }
+        for webhook in &self.config.webhooks {
+            if let Err(error) = Receiver::of(webhook) {
+                self.warn(
+                    "",
+                    error.to_string(),
+                    "the service does not start without; it may be there where the service runs",
+                );
+            }
         }
         // It may be set where the service runs, which need not be here.
         if let Err(error) = known_tokens(&self.config.http) {

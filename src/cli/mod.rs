@@ -4,6 +4,7 @@ mod actors;
 mod cancel;
 mod check;
 mod completions;
+mod deliveries;
 mod demo;
 mod doctor;
 mod drain;
@@ -110,6 +111,7 @@ enum Command {
     Top(top::Args),
     Actors(actors::Args),
     Events(events::Args),
+    Deliveries(deliveries::Args),
     Migrate(migrate::Args),
     Prune(prune::Args),
     Doctor(doctor::Args),
@@ -181,6 +183,7 @@ impl Context {
             Command::Top(args) => tool(top::run(self, &args)),
             Command::Actors(args) => tool(actors::run(self, &args)),
             Command::Events(args) => tool(events::run(self, &args)),
+            Command::Deliveries(args) => tool(deliveries::run(self, &args)),
             Command::Migrate(args) => tool(migrate::run(self, &args)),
             Command::Prune(args) => tool(prune::run(self, &args)),
             Command::Doctor(args) => tool(doctor::run(self, &args)),

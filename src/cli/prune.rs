@@ -62,6 +62,7 @@ fn print(context: &Context, kept: &RetentionConfig, pruned: Pruned, logs: u64, d
         ("COMPLETED jobs", kept.completed, pruned.completed),
         ("ERROR jobs", kept.error, pruned.error),
         ("CANCELLED jobs", kept.cancelled, pruned.cancelled),
+        ("deliveries", kept.deliveries, pruned.deliveries),
         ("audit rows", kept.audit, pruned.audit),
         ("logs of runs", kept.logs, logs),
     ];

@@ -35,7 +35,7 @@ impl Changes {
 
 /// Taken apart in full, so that a key that is added is not forgotten here.
 fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { path: _, data_dir, database_url, worker_id, service, http, retention, otlp, flows: _ } = new;
+    let Config { path: _, data_dir, database_url, worker_id, service, http, retention, webhooks, otlp, flows: _ } = new;
     let same = [
         ("data_dir", *data_dir == old.data_dir),
         ("database_url", *database_url == old.database_url),
@@ -43,6 +43,7 @@ fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[service]", *service == old.service),
         ("[http]", *http == old.http),
         ("[retention]", *retention == old.retention),
+        ("[[webhooks]]", *webhooks == old.webhooks),
         ("[telemetry]", *otlp == old.otlp),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()

@@ -143,11 +143,14 @@ fn limits_and_guards_are_taken() {
     let retention = |line: &str| parse(&format!("[retention]\n{line}")).unwrap().retention.logs;
     let day = |days: u64| Some(Duration::from_secs(days * 86_400));
     assert_eq!(["", "logs = \"7d\"", "logs = \"off\""].map(retention), [day(30), day(7), None]);
-    let written =
-        parse("[retention]\ncompleted = \"off\"\nerror = \"1d\"\ncancelled = \"2d\"\naudit = \"3d\"").unwrap();
+    let written = parse(
+        "[retention]\ncompleted = \"off\"\nerror = \"1d\"\ncancelled = \"2d\"\ndeliveries = \"4d\"\naudit = \"3d\"",
+    )
+    .unwrap();
     let now = Timestamp::from_unix_millis(10 * 86_400_000);
     let before = |days: i64| Some(Timestamp::from_unix_millis((10 - days) * 86_400_000));
-    let horizon = Horizon { completed: None, error: before(1), cancelled: before(2), audit: before(3) };
+    let horizon =
+        Horizon { completed: None, error: before(1), cancelled: before(2), deliveries: before(4), audit: before(3) };
     assert_eq!(written.retention.horizon(now), horizon);
 }
 
@@ -298,6 +301,25 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         ("limits.pids = 0", "3:15: `limits.pids` must be 1 to 4194304, not 0"),
         ("[retention]\nerror = 30", "4:9: `error` must be a text in quotes, not an integer"),
         ("[retention]\njobs = \"30d\"", "4:1: unknown key `jobs` in [retention]"),
+        ("[[webhooks]]\nurl = \"https://a\"\nsecret_file = \"x\"", "3:1: this webhook has no `name`"),
+        ("[[webhooks]]\nname = \"a\"\nsecret_file = \"x\"", "3:1: this webhook has no `url`"),
+        (
+            "[[webhooks]]\nname = \"a\"\nurl = \"https://a\"",
+            "3:1: this webhook has neither `secret_env` nor `secret_file`",
+        ),
+        (
+            "[[webhooks]]\nname = \"a\"\nurl = \"https://a\"\nsecret_env = \"HOOK\"",
+            "6:14: `secret_env` must be a name that starts with CALLSHEET_",
+        ),
+        (
+            "[[webhooks]]\nname = \"a\"\nsecret_file = \"x\"\nurl = \"ftp://a\"",
+            "6:7: `url` can't be used: it is no address of the form https://HOST/PATH",
+        ),
+        (
+            "[[webhooks]]\nname = \"a\"\nsecret_file = \"x\"\nurl = \"http://a\"\ntimeout = \"10min\"",
+            "7:11: `timeout` must be at most 5m",
+        ),
+        ("[[webhooks]]\nsecret = \"whsec_x\"", "4:1: unknown key `secret` in [[webhooks]]"),
         ("recurring = 3", "3:13: `recurring` must be a list of tables, not an integer"),
         ("[[flows.X.recurring]]\nschedule = \"0 3 * * *\"", "3:1: this recurring entry has no `identifier`"),
         ("[[flows.X.recurring]]\nidentifier = \"a\"", "3:1: this recurring entry has no `schedule`"),

@@ -12,10 +12,10 @@ use toml::Spanned;
 
 use super::report::Notes;
 use super::tokens::parse_sha256;
-use super::written::{Flow, Recurring, Size, Tls, Token, Written};
+use super::written::{Flow, Recurring, Size, Tls, Token, Webhook, Written};
 use super::{
     AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RecurringConfig, RetentionConfig, ServiceConfig,
-    TlsConfig, TokenConfig, TokenSecret,
+    TlsConfig, TokenConfig, TokenSecret, WebhookConfig, WebhookSecret, WebhookUrl,
 };
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
@@ -24,7 +24,7 @@ use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
 use crate::domain::schedule::{InvalidSchedule, Schedule};
 use crate::domain::template::{InvalidTemplate, Template};
-use crate::domain::{FlowType, WorkerId};
+use crate::domain::{FlowType, JobStatus, WorkerId};
 
 /// `data_dir` where none is named.
 pub(super) const DATA_DIR: &str = "callsheet-data";
@@ -37,6 +37,7 @@ pub(super) struct Validated {
     pub(super) service: ServiceConfig,
     pub(super) http: HttpConfig,
     pub(super) retention: RetentionConfig,
+    pub(super) webhooks: Vec<WebhookConfig>,
     pub(super) otlp: Option<OtlpEndpoint>,
     pub(super) flows: BTreeMap<FlowType, Arc<FlowConfig>>,
     /// Where the keys stand that a look at the machine may find wrong.
@@ -80,6 +81,7 @@ const HEARTBEAT: Bounds =
 const KILL_GRACE: Bounds = bounds(0, DAY, "a slot stays taken until it has passed");
 const RETRY: Bounds = bounds(0, TEN_YEARS, "the next attempt would never come");
 const KEPT: Bounds = bounds(60, 10 * TEN_YEARS, "rows that go sooner could not be looked at");
+const WEBHOOK: Bounds = bounds(1, 300, "whoever takes longer should answer first and work afterwards");
 const SILENCE: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to print something");
 
 /// Validates everything, and complains about everything that is wrong.
@@ -120,6 +122,7 @@ impl Validator<'_> {
             tls: written.tls.as_ref().and_then(|tls| self.tls(tls)),
         };
         let retention = self.retention(&written.retention);
+        let webhooks = self.webhooks(&written.webhooks);
         let otlp = written.otlp_endpoint.as_ref().and_then(|url| self.otlp_endpoint(url));
         let defaults = defaults.unwrap_or_default();
         if flows.is_empty() {
@@ -127,7 +130,18 @@ impl Validator<'_> {
             self.flow_values(&defaults);
         }
         let flows = self.flows(flows, &defaults);
-        Validated { data_dir, database_url, worker_id, service, http, retention, otlp, flows, places: Vec::new() }
+        Validated {
+            data_dir,
+            database_url,
+            worker_id,
+            service,
+            http,
+            retention,
+            webhooks,
+            otlp,
+            flows,
+            places: Vec::new(),
+        }
     }
 
     fn place(&mut self, key: impl Into<String>, span: Range<usize>) {
@@ -149,10 +163,110 @@ impl Validator<'_> {
                 "error" => retention.error = kept,
                 "cancelled" => retention.cancelled = kept,
                 "audit" => retention.audit = kept,
+                "deliveries" => retention.deliveries = kept,
                 _ => retention.logs = kept,
             }
         }
         retention
+    }
+
+    fn webhooks(&mut self, written: &[Spanned<Webhook>]) -> Vec<WebhookConfig> {
+        let mut webhooks: Vec<WebhookConfig> = Vec::new();
+        for webhook in written {
+            let Some(config) = self.webhook(webhook) else { continue };
+            if webhooks.iter().any(|other| other.name == config.name) {
+                let message = format!("two webhooks have the name {:?}", config.name);
+                self.notes.add(webhook.span(), message).help("the database knows by it what has been sent");
+            }
+            webhooks.push(config);
+        }
+        webhooks
+    }
+
+    fn webhook(&mut self, webhook: &Spanned<Webhook>) -> Option<WebhookConfig> {
+        let Webhook { name, url, secret_env, secret_file, types, statuses, timeout, certificate_authority } =
+            webhook.get_ref();
+        for (key, written) in [("name", name), ("url", url)] {
+            if written.is_none() {
+                self.notes.add(webhook.span(), format!("this webhook has no `{key}`")).missing();
+            }
+        }
+        if let Some(name) = name.as_ref().filter(|name| {
+            let name = name.get_ref();
+            name.is_empty() || name.len() > LONGEST_TOKEN_NAME || name.contains(char::is_control)
+        }) {
+            let message =
+                format!("a webhook's `name` has 1 to {LONGEST_TOKEN_NAME} bytes, none of a control character");
+            self.notes.add(name.span(), message);
+        }
+        let address = url.as_ref().and_then(|url| {
+            let parsed = url.get_ref().parse::<WebhookUrl>();
+            if let Err(reason) = parsed {
+                // Its path is often all that protects a receiver.
+                let message = format!("`url` can't be used: {reason}");
+                self.notes
+                    .add(url.span(), message)
+                    .help("for example \"https://example.org/hooks/callsheet\"")
+                    .private();
+            }
+            parsed.ok()
+        });
+        let secret = match (secret_env, secret_file) {
+            (Some(variable), None) => {
+                if !variable.get_ref().starts_with("CALLSHEET_") || variable.get_ref().contains(['=', '\0']) {
+                    self.notes
+                        .add(variable.span(), "`secret_env` must be a name that starts with CALLSHEET_")
+                        .help("all other variables of the service's environment reach its commands")
+                        .private();
+                }
+                Some(WebhookSecret::Env(variable.get_ref().clone()))
+            }
+            (None, Some(file)) => {
+                self.path("secret_file", file);
+                Some(WebhookSecret::File(self.directory.join(file.get_ref())))
+            }
+            (Some(_), Some(second)) => {
+                self.notes.add(second.span(), "a webhook has either `secret_env` or `secret_file`, not both").private();
+                None
+            }
+            (None, None) => {
+                self.notes
+                    .add(webhook.span(), "this webhook has neither `secret_env` nor `secret_file`")
+                    .help("requests are signed with it; it is whsec_ and the base64 of 24 to 64 random bytes")
+                    .missing();
+                None
+            }
+        };
+        let types = types.iter().flatten().filter_map(|text| match text.get_ref().parse::<FlowType>() {
+            Ok(flow) => Some(flow),
+            Err(error) => {
+                self.notes.add(text.span(), format!("{:?} is no job type", text.get_ref())).help(error.to_string());
+                None
+            }
+        });
+        let types = types.collect();
+        let statuses = statuses.iter().flatten().filter_map(|text| match text.get_ref().parse::<JobStatus>() {
+            Ok(status) => Some(status),
+            Err(error) => {
+                self.notes.add(text.span(), error.to_string());
+                None
+            }
+        });
+        let statuses = statuses.collect();
+        let timeout = self.duration("timeout", timeout.as_ref(), &WEBHOOK).unwrap_or(Duration::from_secs(15));
+        let certificate_authority = certificate_authority.as_ref().map(|file| {
+            self.path("certificate_authority", file);
+            self.directory.join(file.get_ref())
+        });
+        Some(WebhookConfig {
+            name: name.as_ref()?.get_ref().clone(),
+            url: address?,
+            secret: secret?,
+            types,
+            statuses,
+            timeout,
+            certificate_authority,
+        })
     }
 
     fn data_dir(&mut self, written: Option<&Spanned<String>>) -> PathBuf {

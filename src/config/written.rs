@@ -26,6 +26,19 @@ pub(super) struct Written {
     pub(super) defaults: Option<Flow>,
     pub(super) flows: Vec<(Spanned<String>, Flow)>,
     pub(super) retention: Vec<(&'static str, Spanned<String>)>,
+    pub(super) webhooks: Vec<Spanned<Webhook>>,
+}
+
+/// `[[webhooks]]`
+pub(super) struct Webhook {
+    pub(super) name: Field<String>,
+    pub(super) url: Field<String>,
+    pub(super) secret_env: Field<String>,
+    pub(super) secret_file: Field<String>,
+    pub(super) types: Option<Vec<Spanned<String>>>,
+    pub(super) statuses: Option<Vec<Spanned<String>>>,
+    pub(super) timeout: Field<String>,
+    pub(super) certificate_authority: Field<String>,
 }
 
 pub(super) struct Tls {
@@ -93,8 +106,18 @@ pub(super) enum Size {
     Text(String),
 }
 
-const TOP: &[&str] =
-    &["data_dir", "database_url", "worker_id", "service", "http", "telemetry", "defaults", "flows", "retention"];
+const TOP: &[&str] = &[
+    "data_dir",
+    "database_url",
+    "worker_id",
+    "service",
+    "http",
+    "telemetry",
+    "defaults",
+    "flows",
+    "retention",
+    "webhooks",
+];
 const SERVICE: &[&str] = &["on_stop", "stop_deadline"];
 const HTTP: &[&str] = &["listen", "tokens", "tls"];
 const TLS: &[&str] = &["certificate", "key"];
@@ -124,7 +147,9 @@ const RETRY: &[&str] =
 const LIMITS: &[&str] = &["memory", "cpus", "pids", "output"];
 const RECURRING: &[&str] =
     &["name", "schedule", "timezone", "identifier", "payload", "priority", "catch_up", "overlap"];
-const RETENTION: &[&str] = &["completed", "error", "cancelled", "audit", "logs"];
+const WEBHOOK: &[&str] =
+    &["name", "url", "secret_env", "secret_file", "types", "statuses", "timeout", "certificate_authority"];
+const RETENTION: &[&str] = &["completed", "error", "cancelled", "deliveries", "audit", "logs"];
 
 /// Where a key that stands in the wrong table belongs.
 const SECTIONS: &[(&[&str], &str)] = &[
@@ -136,6 +161,7 @@ const SECTIONS: &[(&[&str], &str)] = &[
     (RETRY, "in [flows.TYPE.retry] or [defaults.retry]"),
     (LIMITS, "in [flows.TYPE.limits] or [defaults.limits]"),
     (RECURRING, "in [[flows.TYPE.recurring]]"),
+    (WEBHOOK, "in [[webhooks]]"),
     (RETENTION, "in [retention]"),
 ];
 
@@ -178,6 +204,7 @@ pub(super) fn read(text: &str) -> (Written, Notes) {
         }
         retention.no_other_keys(RETENTION);
     }
+    written.webhooks = top.webhooks();
     written.defaults = top.table("defaults", "[defaults]").map(|mut defaults| defaults.flow("defaults"));
     if let Some(mut flows) = top.table("flows", "[flows]") {
         for key in flows.table.keys() {
@@ -320,6 +347,36 @@ impl<'t, 'i> Table<'t, 'i> {
             tokens.push(Spanned::new(value.span(), token));
         }
         tokens
+    }
+
+    fn webhooks(&mut self) -> Vec<Spanned<Webhook>> {
+        const WANTED: (&str, &str) = ("a list of tables", "write [[webhooks]] above each of them");
+        let mut webhooks = Vec::new();
+        for value in self.array("webhooks", WANTED.0, WANTED.1).map(|(_, values)| values).unwrap_or_default() {
+            let Some(table) = value.get_ref().as_table() else {
+                self.wrong_type("webhooks", WANTED.0, value, WANTED.1);
+                continue;
+            };
+            let mut table = Table { name: "[[webhooks]]".to_owned(), table, notes: self.notes };
+            let webhook = Webhook {
+                name: table.string("name", ""),
+                url: table.string("url", ""),
+                secret_env: table.string("secret_env", ""),
+                secret_file: table.string("secret_file", ""),
+                types: table.texts("types", "write types = [\"VEO_3_GENERATION\"]"),
+                statuses: table.texts("statuses", "write statuses = [\"COMPLETED\", \"ERROR\"]"),
+                timeout: table.string("timeout", DURATION),
+                certificate_authority: table.string("certificate_authority", ""),
+            };
+            table.no_other_keys(WEBHOOK);
+            webhooks.push(Spanned::new(value.span(), webhook));
+        }
+        webhooks
+    }
+
+    fn texts(&mut self, key: &str, help: &str) -> Option<Vec<Spanned<String>>> {
+        let (_, values) = self.array(key, "a list of texts", help)?;
+        Some(values.iter().filter_map(|value| self.as_string(key, value, help)).collect())
     }
 
     fn tls(&mut self) -> Option<Tls> {

@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod database_url;
+pub mod delivery;
 pub mod heartbeat;
 pub mod lifecycle;
 pub mod limits;

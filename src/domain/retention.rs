@@ -13,6 +13,8 @@ pub struct Horizon {
     pub error: Option<Timestamp>,
     /// Of CANCELLED jobs.
     pub cancelled: Option<Timestamp>,
+    /// Of deliveries to webhooks, by when they ended.
+    pub deliveries: Option<Timestamp>,
     /// Of the audit trail.
     pub audit: Option<Timestamp>,
 }

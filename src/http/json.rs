@@ -9,8 +9,8 @@ use crate::actors::ActorSnapshot;
 use crate::config::{Config, FlowConfig};
 use crate::domain::Timestamp;
 use crate::store::{
-    AuditRow, DependencyRow, EventRow, FlowState, JobRow, Page, Pruned, RecurringRow, RunRow, StreamedEvent, WorkerRow,
-    WorkerState,
+    AuditRow, DeliveryRow, DependencyRow, EventRow, FlowState, JobRow, Page, Pruned, RecurringRow, RunRow,
+    StreamedEvent, WorkerRow, WorkerState,
 };
 
 /// A row of `jobs`.
@@ -368,6 +368,56 @@ pub struct AuditsJson {
     pub next_cursor: Option<String>,
 }
 
+/// A row of `deliveries`: an event on its way to a webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DeliveryJson {
+    /// `id`
+    pub id: i64,
+    /// `webhook`: its name.
+    pub webhook: String,
+    /// `event_id`
+    pub event_id: i64,
+    /// `job_id`
+    pub job_id: i64,
+    /// `state`: `WAITING`, `DELIVERED` or `FAILED`.
+    pub state: String,
+    /// `tries`
+    pub tries: u32,
+    /// When it is tried next; null where it has ended, or waits for an earlier one of its job.
+    #[schema(format = DateTime)]
+    pub next_time: Option<String>,
+    /// When it was delivered or given up.
+    #[schema(format = DateTime)]
+    pub ended_time: Option<String>,
+    /// `error`: why the last try failed.
+    pub error: Option<String>,
+}
+
+/// A page of deliveries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct DeliveriesJson {
+    /// The deliveries, newest first.
+    pub deliveries: Vec<DeliveryJson>,
+    /// What to give as `cursor` for the next page; null where this is the last.
+    pub next_cursor: Option<String>,
+}
+
+impl From<DeliveryRow> for DeliveryJson {
+    fn from(row: DeliveryRow) -> Self {
+        Self {
+            id: row.id,
+            webhook: row.webhook,
+            event_id: row.event_id,
+            job_id: row.job_id.0,
+            state: row.state,
+            tries: row.tries,
+            next_time: row.next_time.map(rfc3339),
+            ended_time: row.ended_time.map(rfc3339),
+            error: row.error,
+        }
+    }
+}
+
 /// A recurring job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RecurringJson {
@@ -438,6 +488,8 @@ pub struct PrunedJson {
     pub error: u64,
     /// CANCELLED jobs.
     pub cancelled: u64,
+    /// Deliveries to webhooks.
+    pub deliveries: u64,
     /// Rows of the audit trail.
     pub audit: u64,
     /// Sessions of the page that are over.
@@ -454,8 +506,8 @@ impl PrunedJson {
     /// These rows, and logs of so many runs where that is known.
     #[must_use]
     pub const fn new(rows: Pruned, logs: Option<u64>, dry_run: bool) -> Self {
-        let Pruned { completed, error, cancelled, audit, sessions, more } = rows;
-        Self { completed, error, cancelled, audit, sessions, logs, more, dry_run }
+        let Pruned { completed, error, cancelled, deliveries, audit, sessions, more } = rows;
+        Self { completed, error, cancelled, deliveries, audit, sessions, logs, more, dry_run }
     }
 }
 

@@ -6,6 +6,7 @@
 mod audit;
 mod claim;
 mod control;
+mod deliveries;
 mod dependencies;
 mod error;
 mod events;
@@ -39,6 +40,7 @@ use tokio::sync::watch;
 
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
+pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent};
 pub use dependencies::{DependencyRow, FailedWaiter, Waited};
 pub use error::Error;
 pub use events::{EventPage, StreamedEvent};

@@ -16,6 +16,8 @@ use crate::domain::{JobStatus, Timestamp};
 const ACTION: &str = "remove old rows";
 /// Jobs of one transaction; runs and events go with each.
 const BATCH: u32 = 200;
+/// Ended jobs that are looked at together.
+const STEP: u32 = 2000;
 /// The rest after a batch is this much longer than the batch, so that most of the time belongs to others.
 const REST: u32 = 4;
 const LEAST_REST: Duration = Duration::from_millis(20);
@@ -35,6 +37,8 @@ pub struct Pruned {
     pub error: u64,
     /// CANCELLED jobs.
     pub cancelled: u64,
+    /// Deliveries to webhooks.
+    pub deliveries: u64,
     /// Rows of the audit trail.
     pub audit: u64,
     /// Sessions of the page that are over.
@@ -47,7 +51,7 @@ impl Pruned {
     /// How many that is altogether.
     #[must_use]
     pub const fn total(&self) -> u64 {
-        self.completed + self.error + self.cancelled + self.audit + self.sessions
+        self.completed + self.error + self.cancelled + self.deliveries + self.audit + self.sessions
     }
 
     fn of(&mut self, status: JobStatus) -> &mut u64 {
@@ -57,6 +61,13 @@ impl Pruned {
             JobStatus::Completed | JobStatus::Pending | JobStatus::InQueue | JobStatus::Progress => &mut self.completed,
         }
     }
+}
+
+/// An ended job, as far as matters here.
+struct Ended {
+    id: i64,
+    status: JobStatus,
+    time: Timestamp,
 }
 
 const FINAL: [JobStatus; 3] = [JobStatus::Completed, JobStatus::Error, JobStatus::Cancelled];
@@ -72,22 +83,24 @@ impl Store {
         let until = Instant::now() + within;
         let mut pruned = Pruned::default();
         for flow in self.ended_types().await? {
-            for status in FINAL {
-                let Some(before) = horizon.of(status) else { continue };
-                let mut from = Timestamp::from_unix_millis(i64::MIN);
-                loop {
-                    if Instant::now() >= until {
-                        pruned.more = true;
-                        return Ok(pruned);
-                    }
-                    let started = Instant::now();
-                    let batch = || self.prune_jobs(&flow, status, from, before);
-                    let (removed, last) = self.in_time(ACTION, self.retrying(batch)).await?;
-                    *pruned.of(status) += removed;
-                    let Some(last) = last else { break };
-                    from = last;
-                    rest(started).await;
+            if !self.prune_type(&flow, horizon, until, &mut pruned).await? {
+                pruned.more = true;
+                return Ok(pruned);
+            }
+        }
+        if let Some(before) = horizon.deliveries {
+            loop {
+                let started = Instant::now();
+                let removed = self.in_time(ACTION, self.prune_deliveries(before, BATCH)).await?;
+                pruned.deliveries += removed;
+                if removed < u64::from(BATCH) {
+                    break;
                 }
+                if Instant::now() >= until {
+                    pruned.more = true;
+                    return Ok(pruned);
+                }
+                rest(started).await;
             }
         }
         if let Some(before) = horizon.audit {
@@ -128,6 +141,10 @@ impl Store {
                 *pruned.of(status) += self.count_old(&select, values).await?;
             }
         }
+        if let Some(before) = horizon.deliveries {
+            let select = "SELECT count(*) AS old FROM deliveries WHERE ended_time IS NOT NULL AND ended_time <= $1";
+            pruned.deliveries = self.count_old(select, [before.unix_millis().into()]).await?;
+        }
         if let Some(before) = horizon.audit {
             let select = "SELECT count(*) AS old FROM audit WHERE time <= $1";
             pruned.audit = self.count_old(select, [before.unix_millis().into()]).await?;
@@ -162,34 +179,70 @@ impl Store {
         self.in_time(ACTION, query).await
     }
 
-    /// Removes a batch of the oldest from `from` on; answers how many, and where the next one starts if there may be more.
-    async fn prune_jobs(
+    /// Removes the old jobs of a type; `false` where the time was over before.
+    async fn prune_type(
         &self,
         flow: &str,
-        status: JobStatus,
-        from: Timestamp,
-        before: Timestamp,
-    ) -> Result<(u64, Option<Timestamp>), Error> {
+        horizon: &Horizon,
+        until: Instant,
+        pruned: &mut Pruned,
+    ) -> Result<bool, Error> {
+        let Some(latest) = FINAL.into_iter().filter_map(|status| horizon.of(status)).max() else { return Ok(true) };
+        let mut from: Option<Ended> = None;
+        loop {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            let step = self.in_time(ACTION, self.ended_jobs(flow, from.as_ref(), latest)).await?;
+            for status in FINAL {
+                let Some(before) = horizon.of(status) else { continue };
+                let old = step.iter().filter(|job| job.status == status && job.time <= before);
+                let old: Vec<i64> = old.map(|job| job.id).collect();
+                for ids in old.chunks(BATCH as usize) {
+                    let started = Instant::now();
+                    let batch = || self.prune_jobs(ids, status, before);
+                    *pruned.of(status) += self.in_time(ACTION, self.retrying(batch)).await?;
+                    rest(started).await;
+                }
+            }
+            from = step.into_iter().next_back();
+            if from.is_none() {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// The next of the ended jobs of a type in the order of their ends, whatever their status. Read along the index, apart
+    /// from any write: those that are kept may be many more than those that go.
+    async fn ended_jobs(&self, flow: &str, from: Option<&Ended>, latest: Timestamp) -> Result<Vec<Ended>, Error> {
         let dialect = self.dialect();
-        // From where the last batch ended: rows of other statuses that stay would else be passed over again by each.
-        let oldest = format!(
-            "SELECT id FROM jobs {} WHERE type = $1 AND {ENDED} AND completed_time >= $2 AND completed_time <= $3 \
-             AND status = $4 AND {NOT_AWAITED} ORDER BY completed_time LIMIT {BATCH} {}",
+        let select = format!(
+            "SELECT id, completed_time, {} FROM jobs {} WHERE type = $1 AND {ENDED} AND completed_time >= $2 \
+             AND (completed_time, status, id) > ($2, $3, $4) AND completed_time <= $5 \
+             ORDER BY completed_time, jobs.status, id LIMIT {STEP}",
+            dialect.text("status"),
             dialect.by_index("jobs_ended"),
+        );
+        let (time, status, id) =
+            from.map_or((i64::MIN, "", i64::MIN), |job| (job.time.unix_millis(), job.status.as_str(), job.id));
+        let values = [flow.into(), time.into(), status.into(), id.into(), latest.unix_millis().into()];
+        let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let read =
+            |row: Row<'_>| Ok(Ended { id: row.int("id")?, status: row.status()?, time: row.time("completed_time")? });
+        results.iter().map(|result| read(Row { result, dialect })).collect()
+    }
+
+    /// Removes those of these jobs that still are what they were; answers how many.
+    async fn prune_jobs(&self, ids: &[i64], status: JobStatus, before: Timestamp) -> Result<u64, Error> {
+        let dialect = self.dialect();
+        let old = format!(
+            "SELECT id FROM jobs WHERE {} AND status = $2 AND completed_time <= $3 AND {NOT_AWAITED} {}",
+            dialect.among_ids("id", "$1"),
             dialect.pick("", "FOR UPDATE SKIP LOCKED"),
         );
-        let delete = format!(
-            "DELETE FROM jobs WHERE status = $4 AND {} RETURNING completed_time",
-            dialect.one_of("id", &oldest)
-        );
-        let values = [flow.into(), from.unix_millis().into(), before.unix_millis().into(), status.as_str().into()];
-        let results = self.writer().query_all_raw(self.statement(delete, values)).await.doing(ACTION)?;
-        let mut last = from;
-        for result in &results {
-            last = last.max(Row { result, dialect }.time("completed_time")?);
-        }
-        let removed = u64::try_from(results.len()).unwrap_or(u64::MAX);
-        Ok((removed, (removed >= u64::from(BATCH)).then_some(last)))
+        let delete = format!("DELETE FROM jobs WHERE {}", dialect.one_of("id", &old));
+        let values = [serde_json::json!(ids).to_string().into(), status.as_str().into(), before.unix_millis().into()];
+        Ok(self.writer().execute_raw(self.statement(delete, values)).await.doing(ACTION)?.rows_affected())
     }
 
     /// Removes those of the oldest rows of the audit trail that are old enough; ids follow the clock closely enough.

@@ -346,6 +346,7 @@ async fn the_description_is_whole() {
     let expected = [
         "GET /api/v1/actors",
         "GET /api/v1/audit",
+        "GET /api/v1/deliveries",
         "GET /api/v1/events",
         "GET /api/v1/flows",
         "GET /api/v1/jobs",
@@ -353,6 +354,7 @@ async fn the_description_is_whole() {
         "GET /api/v1/jobs/{id}/logs",
         "GET /api/v1/recurring",
         "GET /api/v1/workers",
+        "POST /api/v1/deliveries/{id}/again",
         "POST /api/v1/flows/{type}/pause",
         "POST /api/v1/flows/{type}/resume",
         "POST /api/v1/jobs",

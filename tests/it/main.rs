@@ -54,3 +54,4 @@ mod support;
 mod takeover;
 mod traces;
 mod upgrade;
+mod webhooks;

@@ -67,7 +67,7 @@ async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     };
     let asked = told(service.cli(&["prune", "--dry-run", "--json"]));
     let wanted = serde_json::json!({
-        "completed": 2, "error": 1, "cancelled": 0, "audit": 2, "sessions": 1, "logs": 0, "more": false, "dry_run": true,
+        "completed": 2, "error": 1, "cancelled": 0, "deliveries": 0, "audit": 2, "sessions": 1, "logs": 0, "more": false, "dry_run": true,
     });
     assert_eq!(asked, wanted);
     assert_eq!(service.store.list(&Default::default()).await.unwrap().rows.len(), 1, "nothing has gone by asking");

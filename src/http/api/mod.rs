@@ -2,6 +2,7 @@
 
 mod actors;
 mod audit;
+mod deliveries;
 mod enqueue;
 mod events;
 mod flows;
@@ -68,6 +69,8 @@ pub(super) fn routes() -> Router<App> {
         .routes(routes!(actors::actors))
         .routes(routes!(audit::audit))
         .routes(routes!(prune::prune))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::again))
         .split_for_parts();
     complete(&mut openapi);
     let description = Bytes::from(openapi.to_json().unwrap_or_default());
