@@ -25,7 +25,7 @@ use super::link::{LARGEST_ORDER, LARGEST_REPORT, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
-use super::{cgroup, spawn, tree};
+use super::{cgroup, memory_dir, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
@@ -40,6 +40,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Launcher {
     executable: PathBuf,
     boot_id: String,
+    /// See [`memory_dir`].
+    in_memory: Option<PathBuf>,
     zygote: Mutex<Option<Zygote>>,
 }
 
@@ -51,7 +53,7 @@ enum Launched {
 
 impl Launcher {
     /// Makes the runs directory where it is missing; the zygote will be started from `executable`.
-    pub(super) fn open(runs: &Path, executable: PathBuf) -> Result<Self, Error> {
+    pub(super) fn open(runs: &Path, executable: PathBuf, in_memory: Option<PathBuf>) -> Result<Self, Error> {
         let failed = |source| Error::RunsDirectory { path: runs.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(runs).map_err(failed)?;
         let found = runs.symlink_metadata().map_err(failed)?;
@@ -60,7 +62,7 @@ impl Launcher {
             // Whoever can rename a run's directory could make it look as if it had never started.
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
-        Ok(Self { executable, boot_id: run_dir::boot_id(), zygote: Mutex::new(None) })
+        Ok(Self { executable, boot_id: run_dir::boot_id(), in_memory, zygote: Mutex::new(None) })
     }
 
     pub(super) async fn launch(self: &Arc<Self>, run_dir: PathBuf, spec: CommandSpec) -> Result<RunLink, Error> {
@@ -97,6 +99,7 @@ impl Launcher {
             cpu_millis: spec.limits.cpu_millis,
             pids_limit: spec.limits.pids,
             boot_id: self.boot_id.clone(),
+            in_memory: self.in_memory.clone().map(Into::into),
         };
         let sent =
             serde_json::to_vec(&order).map_err(|error| SendError::Zygote(started(error.into()))).and_then(|order| {
@@ -195,11 +198,14 @@ impl Launcher {
 
     pub(super) async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
         let failed = |source| Error::RunFile { action: "list", path: "/proc".into(), source };
-        let token = token.clone();
+        let (token, in_memory) = (token.clone(), self.in_memory.clone());
         let removed = tokio::task::spawn_blocking(move || {
             crash::before(Step::Sweep);
             let removed = tree::kill_marked(&token);
             cgroup::remove_of(token.as_str());
+            if let Some(in_memory) = in_memory {
+                memory_dir::remove(&in_memory, &token);
+            }
             crash::after(Step::Sweep);
             removed
         });

@@ -33,6 +33,8 @@ pub(super) struct Order {
     pub(super) cpu_millis: Option<u32>,
     pub(super) pids_limit: Option<u32>,
     pub(super) boot_id: String,
+    /// Where files may be that are of use only while the machine runs.
+    pub(super) in_memory: Option<OsString>,
 }
 
 /// A shim to its service.

@@ -25,6 +25,8 @@ mod launch;
 #[cfg(target_os = "linux")]
 mod link;
 #[cfg(target_os = "linux")]
+mod memory_dir;
+#[cfg(target_os = "linux")]
 mod notify;
 #[cfg(target_os = "linux")]
 mod oom;
@@ -177,18 +179,27 @@ impl Processes {
     /// Where the directory can't be made, or is not a directory that belongs to this user.
     pub fn open(data_dir: &Path) -> Result<Self, Error> {
         // The running program itself, also after an upgrade has replaced its file.
-        Self::open_with_exe(data_dir, PathBuf::from("/proc/self/exe"))
+        #[cfg(target_os = "linux")]
+        let in_memory = memory_dir::open();
+        #[cfg(not(target_os = "linux"))]
+        let in_memory = None;
+        Self::open_at(data_dir, PathBuf::from("/proc/self/exe"), in_memory)
     }
 
-    /// As [`Self::open`], with the zygote started from this file: for tests, which are not the service's binary.
+    /// As [`Self::open`], with the zygote started from this file and everything of a run in its directory: for tests, which
+    /// are not the service's binary.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with_exe(data_dir: &Path, executable: PathBuf) -> Result<Self, Error> {
+        Self::open_at(data_dir, executable, None)
+    }
+
+    fn open_at(data_dir: &Path, executable: PathBuf, in_memory: Option<PathBuf>) -> Result<Self, Error> {
         let runs = data_dir.join("runs");
         let absolute = std::path::absolute(&runs);
         let runs = absolute.map_err(|source| Error::RunsDirectory { path: runs, source })?;
-        let launcher = Arc::new(Launcher::open(&runs, executable)?);
+        let launcher = Arc::new(Launcher::open(&runs, executable, in_memory)?);
         Ok(Self { runs, launcher })
     }
 

@@ -75,6 +75,7 @@ mod socket {
         bind, recvmsg, socket_with, sockopt,
     };
 
+    use super::super::memory_dir;
     use super::{Heard, Said};
 
     /// What fits into `sun_path` with its closing zero (unix(7)).
@@ -91,12 +92,23 @@ mod socket {
     }
 
     impl Inbox {
-        /// Binds `run_dir/notify`, or an abstract address where that path is too long for a command. `directory` leads
-        /// to the same place whatever becomes of the name.
-        pub(crate) fn open(run_dir: &Path, directory: &Path, token: &str) -> io::Result<Self> {
+        /// Binds a name in the directory `in_memory`, where there is one, or else `run_dir/notify`, or an abstract address
+        /// where that path is too long for a command. `directory` leads to `run_dir` whatever becomes of the name.
+        pub(crate) fn open(
+            run_dir: &Path,
+            directory: &Path,
+            in_memory: Option<&Path>,
+            token: &str,
+        ) -> io::Result<Self> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
             sockopt::set_socket_passcred(&socket, true)?;
+            if let Some(path) = in_memory.map(|in_memory| memory_dir::socket(in_memory, token))
+                && path.as_os_str().as_bytes().len() <= LONGEST_PATH
+                && bind(&socket, &SocketAddrUnix::new(&path)?).is_ok()
+            {
+                return Ok(Self { socket, address: path.clone().into(), file: Some(path) });
+            }
             let path = run_dir.join("notify");
             if path.as_os_str().as_bytes().len() <= LONGEST_PATH {
                 let file = directory.join("notify");

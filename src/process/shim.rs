@@ -241,7 +241,9 @@ impl Shim {
         let run_dir = PathBuf::from(spawn::path_of(&directory));
         crash::before(Step::NotifyBind);
         let mut added = std::mem::take(&mut order.env);
-        let opened = Inbox::open(&named, &run_dir, &order.token);
+        // What a watchdog depends on is not put where a logout may remove it.
+        let in_memory = order.in_memory.as_ref().filter(|_| order.watchdog_ms.is_none()).map(Path::new);
+        let opened = Inbox::open(&named, &run_dir, in_memory, &order.token);
         crash::after(Step::NotifyBind);
         let inbox = match opened {
             Ok(inbox) => {

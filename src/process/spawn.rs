@@ -437,6 +437,7 @@ mod tests {
             cpu_millis: None,
             pids_limit: None,
             boot_id: String::new(),
+            in_memory: None,
         };
         Prepared::new(&order, &environment::merged(&[], [("PATH".to_owned(), path.into())])).unwrap_err()
     }
