@@ -59,7 +59,7 @@ impl Store {
 
     pub(super) async fn claim(&self, transaction: &Transaction, claim: &Claim) -> Result<Claimed, Error> {
         let mut tokens = claim.tokens.iter().take(AT_MOST).cloned().collect::<Vec<_>>();
-        let state = self.flow_now(transaction, claim, &tokens).await?;
+        let (state, first_rows) = self.flow_now(transaction, claim, &tokens).await?;
         let mut claimed = Claimed {
             jobs: Vec::new(),
             cancelled_pending: Vec::new(),
@@ -117,7 +117,9 @@ impl Store {
         if wanted == 0 {
             return Ok(claimed);
         }
-        let mut taken = self.next_rows(transaction, &claim.flow, state.now, wanted).await?;
+        // What has been ended just now may be among them.
+        let first_rows = first_rows.filter(|_| claimed.cancelled_pending.is_empty() && claimed.expired.is_empty());
+        let mut taken = self.next_rows(transaction, &claim.flow, state.now, wanted, first_rows).await?;
         for (job, token) in taken.iter_mut().zip(tokens) {
             job.token = token;
         }
@@ -132,20 +134,32 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Everything that decides how many rows may be taken, in one statement.
-    async fn flow_now(&self, transaction: &Transaction, claim: &Claim, tokens: &[RunToken]) -> Result<FlowNow, Error> {
-        let values = [
+    /// Everything that decides how many rows may be taken, in one round trip; on SQLite, where no other claim can come
+    /// between, with the first rows that there would be room for.
+    async fn flow_now(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+        tokens: &[RunToken],
+    ) -> Result<(FlowNow, Option<Vec<ClaimedJob>>), Error> {
+        let dialect = self.dialect();
+        let mut values = vec![
             claim.flow.as_str().into(),
             claim.worker.as_str().into(),
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
-        let result =
-            transaction.query_one_raw(self.statement(flow_now_sql(self.dialect()), values)).await.doing(ACTION)?;
-        let Some(result) = result else {
+        let mut statement = flow_now_sql(dialect);
+        if dialect == Dialect::Sqlite {
+            statement += &format!("; {}", first_rows_sql());
+            let tokens = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
+            values.extend([tokens.into(), claim.concurrency.into(), claim.worker_concurrency.into()]);
+        }
+        let results = transaction.query_all_raw(self.statement(statement, values)).await.doing(ACTION)?;
+        let Some((result, first_rows)) = results.split_first() else {
             return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });
         };
-        let row = Row { result: &result, dialect: self.dialect() };
-        Ok(FlowNow {
+        let row = Row { result, dialect };
+        let state = FlowNow {
             now: row.time("now")?,
             paused: row.flag("paused")?,
             draining: row.flag("draining")?,
@@ -156,7 +170,10 @@ impl Store {
             dependency_ended: row.flag("dependency_ended")?,
             tokens_used: row.flag("tokens_used")?,
             oldest: row.maybe_time("oldest")?,
-        })
+        };
+        let jobs = first_rows.iter().map(|result| claimed_job(&Row { result, dialect }));
+        let first_rows = if dialect == Dialect::Sqlite { Some(jobs.collect::<Result<_, _>>()?) } else { None };
+        Ok((state, first_rows))
     }
 
     /// The rows that an earlier try at this very claim took; their tokens are used up.
@@ -197,19 +214,25 @@ impl Store {
         flow: &FlowType,
         now: Timestamp,
         wanted: usize,
+        mut first_rows: Option<Vec<ClaimedJob>>,
     ) -> Result<Vec<ClaimedJob>, Error> {
         let dialect = self.dialect();
         let mut taken = Vec::new();
         let mut below = i64::MAX;
         'priorities: while taken.len() < wanted {
             let limit = wanted - taken.len();
-            let select = next_rows_sql(dialect, limit);
-            let results = transaction
-                .query_all_raw(self.statement(select, [flow.as_str().into(), below.into()]))
-                .await
-                .doing(ACTION)?;
-            for result in &results {
-                let job = claimed_job(&Row { result, dialect })?;
+            let jobs = match first_rows.take() {
+                Some(mut jobs) => {
+                    jobs.truncate(limit);
+                    jobs
+                }
+                None => {
+                    let select = self.statement(next_rows_sql(dialect, limit), [flow.as_str().into(), below.into()]);
+                    let results = transaction.query_all_raw(select).await.doing(ACTION)?;
+                    results.iter().map(|result| claimed_job(&Row { result, dialect })).collect::<Result<_, _>>()?
+                }
+            };
+            for job in jobs {
                 // A row that was due when it was written stays due where the clock was set back since.
                 if job.run_at > now.max(job.created_time) {
                     below = job.priority;
@@ -229,12 +252,20 @@ impl Store {
         jobs: &[ClaimedJob],
         now: Timestamp,
     ) -> Result<(), Error> {
-        // One statement a row: joined with a list, either database's planner may choose to read all pending rows.
-        let update = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
+        // A statement for each row: joined with a list, either database's planner may choose to read all pending rows. The
+        // event goes with it: on SQLite as a second statement, where changes() is how many rows the first one has changed.
+        let job = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
              schedule_time = $6, traceparent = COALESCE(traceparent, $7), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
              execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
              WHERE id = $1 AND status = 'PENDING'";
+        let event = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+             SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8";
+        let statement = match self.dialect() {
+            Dialect::Sqlite => format!("{job}; {event} WHERE changes() > 0"),
+            Dialect::Postgres => format!("WITH job AS ({job} RETURNING id) {event} FROM job"),
+        };
         let worker = claim.worker.as_str();
+        let message = format!("claimed by {worker}");
         for job in jobs {
             let values = [
                 job.id.0.into(),
@@ -245,22 +276,14 @@ impl Store {
                 job.schedule_time.unix_millis().into(),
                 // From the payload to where whoever finds the run later looks for it.
                 job.trace_parent.map(|parent| parent.to_string()).into(),
+                message.as_str().into(),
             ];
-            if transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected() == 0 {
+            let taken = transaction.execute_raw(self.statement(statement.as_str(), values)).await.doing(ACTION)?;
+            if taken.rows_affected() == 0 {
                 // The row is locked, or nobody else writes: this would be a fault of ours, and nothing may be started.
                 return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
             }
         }
-        let items: Vec<_> = jobs.iter().map(|job| json!({ "id": job.id.0, "attempt": job.attempt.0 })).collect();
-        let items = serde_json::Value::from(items).to_string();
-        let source = self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint")]);
-        let events = format!(
-            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-             SELECT item.id, item.attempt, 'PENDING', 'INQUEUE', $2, $3, $4 FROM {source}"
-        );
-        let message = format!("claimed by {worker}");
-        let values = [items.into(), now.unix_millis().into(), worker.into(), message.into()];
-        transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
         Ok(())
     }
 
@@ -548,16 +571,30 @@ fn claimed_columns(dialect: Dialect) -> String {
 }
 
 /// `limit` stands in the text: with a parameter there PostgreSQL's generic plan would assume a tenth of the table.
-///
-/// A row that some open transaction is changing is passed over rather than waited for; its commit is a wake-up.
 fn next_rows_sql(dialect: Dialect, limit: usize) -> String {
+    rows_sql(dialect, "AND priority < $2", &limit.to_string())
+}
+
+/// A row that some open transaction is changing is passed over rather than waited for; its commit is a wake-up.
+fn rows_sql(dialect: Dialect, which: &str, limit: &str) -> String {
     format!(
-        "SELECT {} FROM jobs {} WHERE type = $1 AND status = 'PENDING' AND priority < $2 AND cancel_requested_time IS NULL \
+        "SELECT {} FROM jobs {} WHERE type = $1 AND status = 'PENDING' {which} AND cancel_requested_time IS NULL \
          ORDER BY priority DESC, run_at, id LIMIT {limit} {}",
         claimed_columns(dialect),
         dialect.by_index("jobs_claim"),
         dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
     )
+}
+
+/// The first rows, as many as there is room for: `$4` is how many are wanted, `$5` and `$6` how many may be open, in all
+/// and on this worker.
+fn first_rows_sql() -> String {
+    let open = Dialect::Sqlite.by_index("jobs_open");
+    let room = format!(
+        "max(0, min($4, $5 - (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN}), \
+         $6 - (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN})))"
+    );
+    rows_sql(Dialect::Sqlite, "", &room)
 }
 
 /// A row as it will be once claimed; its token is to be filled in.

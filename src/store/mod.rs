@@ -13,6 +13,8 @@ mod events;
 mod jobs;
 mod overview;
 mod place;
+#[cfg(test)]
+mod plans;
 mod prune;
 mod read;
 mod recurring;

@@ -1,7 +1,8 @@
 //! Writes about runs: each is conditional on the run's token, and may be repeated.
 //!
-//! The event goes first, selected from the row as it stands: that names the status it comes from, and whether it wrote a
-//! row says whether the run is still current. On PostgreSQL it also locks the row until the commit.
+//! A write is one round trip to the database, whatever it changes: the event, selected from the row as it stands (that
+//! names the status it comes from), the job and the run, each only where the run is still current. PostgreSQL gets it as one
+//! statement that locks the row first; SQLite, where nobody else can write meanwhile, as statements one after the other.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use sea_orm::{ConnectionTrait, Value};
 use serde_json::json;
 
 use super::schema::Transaction;
-use super::sql::{Doing, OPEN, Row, storable};
+use super::sql::{Dialect, Doing, OPEN, Row, storable};
 use super::{ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
 use crate::domain::run::Next;
 use crate::domain::{JobStatus, Outcome, RunToken, Timestamp};
@@ -20,38 +21,44 @@ const TELL_OTHERS: &str =
 
 impl Store {
     pub(super) async fn started(&self, transaction: &Transaction, started: &Started) -> Result<Written, Error> {
-        const ACTION: &str = "record a start";
-        let dialect = self.dialect();
-        let event = format!(
-            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-             SELECT id, attempt, status, 'PROGRESS', {}, $3, $4 FROM jobs \
-             WHERE id = $1 AND run_token = $2 AND status = 'INQUEUE' {}",
-            dialect.now(),
-            dialect.pick("", "FOR NO KEY UPDATE"),
-        );
-        let (job, token, worker) = (started.job.0, started.token.as_str(), started.worker.as_str());
-        let values = [job.into(), token.into(), worker.into(), start_message(started.pid).into()];
-        if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
-            return self.started_before(transaction, started).await;
+        let mut values = Parameters::default();
+        let [job, token] = [values.add(started.job.0), values.add(started.token.as_str())];
+        let worker = values.add(started.worker.as_str());
+        let message = values.add(start_message(started.pid));
+        let time = values.add(started.started_time.unix_millis());
+        let [attempt, pid] = [values.add(i64::from(started.attempt.0)), values.add(i64::from(started.pid))];
+        let now = self.dialect().now();
+        let change = Change {
+            current: format!("id = {job} AND run_token = {token} AND status = 'INQUEUE'"),
+            event: format!("SELECT id, attempt, status, 'PROGRESS', {now}, {worker}, {message} FROM"),
+            event_rest: String::new(),
+            job: format!("status = 'PROGRESS', started_time = {time}, heartbeat_time = {now}"),
+            told: "",
+            run: Some((
+                format!(
+                    "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) \
+                     SELECT {job}, {attempt}, {token}, {worker}, {pid}, {time} WHERE true"
+                ),
+                "ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time",
+            )),
+        };
+        if self.changed(transaction, "record a start", &change, values).await? {
+            Ok(Written::Applied)
+        } else {
+            self.started_before(transaction, started).await
         }
-        let update = format!(
-            "UPDATE jobs SET status = 'PROGRESS', started_time = $2, heartbeat_time = {} WHERE id = $1",
-            dialect.now()
-        );
-        let values = [job.into(), started.started_time.unix_millis().into()];
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
-        let run = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) VALUES ($1, $2, $3, $4, $5, $6) \
-             ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time";
-        let values = [
-            job.into(),
-            i64::from(started.attempt.0).into(),
-            token.into(),
-            worker.into(),
-            i64::from(started.pid).into(),
-            started.started_time.unix_millis().into(),
-        ];
-        transaction.execute_raw(self.statement(run, values)).await.doing(ACTION)?;
-        Ok(Written::Applied)
+    }
+
+    /// Makes a change, and says whether the run was current.
+    async fn changed(
+        &self,
+        transaction: &Transaction,
+        action: &'static str,
+        change: &Change<'_>,
+        values: Parameters,
+    ) -> Result<bool, Error> {
+        let statement = self.statement(change.sql(self.dialect()), values.0);
+        Ok(transaction.execute_raw(statement).await.doing(action)?.rows_affected() > 0)
     }
 
     /// The start may have been written before: then the run is in progress, or has been settled since, unless it was
@@ -109,109 +116,77 @@ impl Store {
     }
 
     pub(super) async fn settle(&self, transaction: &Transaction, settlement: &Settlement) -> Result<Written, Error> {
-        const ACTION: &str = "settle a run";
-        let dialect = self.dialect();
-        let to = settlement.next.status();
+        let mut values = Parameters::default();
+        let [job, token] = [values.add(settlement.job.0), values.add(settlement.token.as_str())];
+        let [to, worker] = [values.add(settlement.next.status().as_str()), values.add(settlement.worker.as_str())];
+        let message = values.add(message(settlement));
+        let start = values.add(settlement.started_time.and(settlement.pid).map(start_message));
+        let now = self.dialect().now();
         // A run whose start was not written before its end (it was short, or nobody was there) gets both events here.
         let event = format!(
-            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-             SELECT id, attempt, CASE WHEN step.last = 0 OR $6 IS NULL THEN status ELSE 'PROGRESS' END, \
-             CASE WHEN step.last = 0 THEN 'PROGRESS' ELSE $3 END, {}, $4, CASE WHEN step.last = 0 THEN $6 ELSE $5 END \
-             FROM jobs JOIN (SELECT 0 AS last UNION ALL SELECT 1) AS step \
-             ON step.last = 1 OR (jobs.status = 'INQUEUE' AND $6 IS NOT NULL) \
-             WHERE id = $1 AND run_token = $2 AND {OPEN} ORDER BY step.last {}",
-            dialect.now(),
-            dialect.pick("", "FOR NO KEY UPDATE OF jobs"),
+            "SELECT id, attempt, CASE WHEN step.last = 0 OR {start} IS NULL THEN status ELSE 'PROGRESS' END, \
+             CASE WHEN step.last = 0 THEN 'PROGRESS' ELSE {to} END, {now}, {worker}, \
+             CASE WHEN step.last = 0 THEN {start} ELSE {message} END \
+             FROM (SELECT 0 AS last UNION ALL SELECT 1) AS step JOIN"
         );
-        let (job, token, worker) = (settlement.job.0, settlement.token.as_str(), settlement.worker.as_str());
-        let start = settlement.started_time.and(settlement.pid).map(start_message);
-        let values =
-            [job.into(), token.into(), to.as_str().into(), worker.into(), message(settlement).into(), start.into()];
-        if transaction.execute_raw(self.statement(event, values)).await.doing(ACTION)?.rows_affected() == 0 {
-            return self.settled_before(transaction, settlement).await;
+        let event_rest =
+            format!("ON step.last = 1 OR (current.status = 'INQUEUE' AND {start} IS NOT NULL) ORDER BY step.last");
+        let update = self.settle_job(settlement, &to, &mut values);
+        let run = match settlement.outcome {
+            Some(outcome) => Some(settle_run(settlement, outcome, [&job, &token, &worker], &mut values)),
+            None if settlement.next == Next::Requeue => {
+                Some((format!("DELETE FROM runs WHERE run_token = {token} AND outcome IS NULL"), ""))
+            }
+            None => None,
+        };
+        let change = Change {
+            current: format!("id = {job} AND run_token = {token} AND {OPEN}"),
+            event,
+            event_rest,
+            job: update,
+            told: self.dialect().pick("", TELL_OTHERS),
+            run,
+        };
+        if self.changed(transaction, "settle a run", &change, values).await? {
+            Ok(Written::Applied)
+        } else {
+            self.settled_before(transaction, settlement).await
         }
-        let (update, values) = self.settle_job(settlement);
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
-        if let Some(outcome) = settlement.outcome {
-            self.settle_run(transaction, settlement, outcome).await?;
-        } else if settlement.next == Next::Requeue {
-            let delete = "DELETE FROM runs WHERE run_token = $1 AND outcome IS NULL";
-            transaction.execute_raw(self.statement(delete, [token.into()])).await.doing(ACTION)?;
-        }
-        Ok(Written::Applied)
     }
 
-    /// The update of `jobs`; `cancel_requested_time` is not in it, so a request that came meanwhile is not lost.
-    fn settle_job(&self, settlement: &Settlement) -> (String, Vec<Value>) {
-        let tell = self.dialect().pick("", TELL_OTHERS);
+    /// What is set in `jobs`; `cancel_requested_time` is not in it, so a request that came meanwhile is not lost.
+    fn settle_job(&self, settlement: &Settlement, to: &str, values: &mut Parameters) -> String {
         let now = self.dialect().now();
-        let attempt = "error = $2, exit_code = $3, execution_ms = $4, started_time = COALESCE($5, started_time)";
-        let mut values: Vec<Value> = vec![
-            settlement.job.0.into(),
-            settlement.error.as_deref().map(storable).into(),
-            settlement.exit_code.map(i64::from).into(),
-            settlement.execution_ms.into(),
-            settlement.started_time.map(Timestamp::unix_millis).into(),
-        ];
-        let set = match settlement.next {
+        let mut attempt = || {
+            let [error, exit_code, execution, started] = [
+                values.add(settlement.error.as_deref().map(storable)),
+                values.add(settlement.exit_code.map(i64::from)),
+                values.add(settlement.execution_ms),
+                values.add(settlement.started_time.map(Timestamp::unix_millis)),
+            ];
+            format!(
+                "error = {error}, exit_code = {exit_code}, execution_ms = {execution}, \
+                 started_time = COALESCE({started}, started_time)"
+            )
+        };
+        match settlement.next {
             Next::Final(status) => {
-                values.push(status.as_str().into());
-                values.push(settlement.completed_time.unix_millis().into());
+                let attempt = attempt();
+                let completed = values.add(settlement.completed_time.unix_millis());
                 let progress = if status == JobStatus::Completed { ", progress = 100" } else { "" };
-                format!("status = $6, completed_time = $7, heartbeat_time = {now}, {attempt}{progress}")
+                format!("status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}{progress}")
             }
             Next::RetryAt(due) => {
-                values.push(due.unix_millis().into());
-                format!("status = 'PENDING', run_at = $6, worker_id = NULL, run_token = NULL, {attempt}")
+                let attempt = attempt();
+                let due = values.add(due.unix_millis());
+                format!("status = 'PENDING', run_at = {due}, worker_id = NULL, run_token = NULL, {attempt}")
             }
             Next::Requeue => {
-                values.truncate(1);
                 "status = 'PENDING', attempt = CASE WHEN attempt > 0 THEN attempt - 1 ELSE 0 END, worker_id = NULL, \
                  run_token = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
                     .to_owned()
             }
-        };
-        (format!("UPDATE jobs SET {set} WHERE id = $1 {tell}"), values)
-    }
-
-    async fn settle_run(
-        &self,
-        transaction: &Transaction,
-        settlement: &Settlement,
-        outcome: Outcome,
-    ) -> Result<(), Error> {
-        let upsert = "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time, completed_time, outcome, \
-             exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
-             ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
-             started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
-             outcome = excluded.outcome, exit_code = excluded.exit_code, signal = excluded.signal, error = excluded.error, \
-             user_cpu_ms = excluded.user_cpu_ms, system_cpu_ms = excluded.system_cpu_ms, \
-             max_rss_bytes = excluded.max_rss_bytes, io_read_bytes = excluded.io_read_bytes, \
-             io_write_bytes = excluded.io_write_bytes";
-        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-        let usage = settlement.usage;
-        let values = [
-            settlement.job.0.into(),
-            i64::from(settlement.attempt.0).into(),
-            settlement.token.as_str().into(),
-            settlement.worker.as_str().into(),
-            settlement.pid.map(i64::from).into(),
-            settlement.started_time.map(Timestamp::unix_millis).into(),
-            settlement.completed_time.unix_millis().into(),
-            outcome.as_str().into(),
-            settlement.exit_code.map(i64::from).into(),
-            settlement.signal.map(i64::from).into(),
-            settlement.error.as_deref().map(storable).into(),
-            usage.map(|usage| milliseconds(usage.user_cpu)).into(),
-            usage.map(|usage| milliseconds(usage.system_cpu)).into(),
-            usage.map(|usage| bytes(usage.max_rss_bytes)).into(),
-            usage.and_then(|usage| usage.io_read_bytes).map(bytes).into(),
-            usage.and_then(|usage| usage.io_write_bytes).map(bytes).into(),
-        ];
-        transaction.execute_raw(self.statement(upsert, values)).await.doing("settle a run")?;
-        Ok(())
+        }
     }
 
     /// Whether the row already says what this settlement would make it say.
@@ -288,6 +263,104 @@ impl Store {
         let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
         Ok(if found == 0 { Written::Fenced } else { Written::Applied })
     }
+}
+
+/// The values of a statement, each by the name that it has in the text.
+#[derive(Debug, Default)]
+struct Parameters(Vec<Value>);
+
+impl Parameters {
+    fn add(&mut self, value: impl Into<Value>) -> String {
+        self.0.push(value.into());
+        format!("${}", self.0.len())
+    }
+}
+
+/// What is written about a run that is still current.
+struct Change<'a> {
+    /// Which row of `jobs` it is, where the run is current.
+    current: String,
+    /// A selection of the event's columns up to where that row, called `current`, is to be named; and what comes after.
+    event: String,
+    event_rest: String,
+    /// What is set in `jobs`, and what its update returns.
+    job: String,
+    told: &'a str,
+    /// A statement about `runs` up to the end of its condition, and what comes after.
+    run: Option<(String, &'a str)>,
+}
+
+impl Change<'_> {
+    /// It changes no rows where the run is not current.
+    fn sql(&self, dialect: Dialect) -> String {
+        const EVENT: &str =
+            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message)";
+        let Self { current, event, event_rest, job, told, run } = self;
+        match dialect {
+            Dialect::Sqlite => {
+                let row = format!("(SELECT id, attempt, status FROM jobs WHERE {current}) AS current");
+                let mut statements =
+                    format!("{EVENT} {event} {row} {event_rest}; UPDATE jobs SET {job} WHERE {current}");
+                if let Some((run, rest)) = run {
+                    // changes(): how many rows the update has changed.
+                    statements += &format!("; {run} AND changes() > 0 {rest}");
+                }
+                statements
+            }
+            Dialect::Postgres => {
+                let there = "EXISTS (SELECT 1 FROM current)";
+                let run =
+                    run.as_ref().map_or_else(String::new, |(run, rest)| format!(", run AS ({run} AND {there} {rest})"));
+                // The update names the row by its key once more: what it is joined with is unknown to the planner.
+                format!(
+                    "WITH current AS (SELECT id, attempt, status FROM jobs WHERE {current} FOR NO KEY UPDATE), \
+                     event AS ({EVENT} {event} current {event_rest}), \
+                     job AS (UPDATE jobs SET {job} WHERE {current} AND {there} {told}){run} SELECT 1 FROM current"
+                )
+            }
+        }
+    }
+}
+
+/// Makes the row of `runs` say how the run ended, whether or not it has one.
+fn settle_run(
+    settlement: &Settlement,
+    outcome: Outcome,
+    [job, token, worker]: [&str; 3],
+    values: &mut Parameters,
+) -> (String, &'static str) {
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    let usage = settlement.usage;
+    let more = [
+        i64::from(settlement.attempt.0).into(),
+        settlement.pid.map(i64::from).into(),
+        settlement.started_time.map(Timestamp::unix_millis).into(),
+        settlement.completed_time.unix_millis().into(),
+        outcome.as_str().into(),
+        settlement.exit_code.map(i64::from).into(),
+        settlement.signal.map(i64::from).into(),
+        settlement.error.as_deref().map(storable).into(),
+        usage.map(|usage| milliseconds(usage.user_cpu)).into(),
+        usage.map(|usage| milliseconds(usage.system_cpu)).into(),
+        usage.map(|usage| bytes(usage.max_rss_bytes)).into(),
+        usage.and_then(|usage| usage.io_read_bytes).map(bytes).into(),
+        usage.and_then(|usage| usage.io_write_bytes).map(bytes).into(),
+    ];
+    let more: Vec<String> = more.into_iter().map(|value: Value| values.add(value)).collect();
+    let insert = format!(
+        "INSERT INTO runs (job_id, run_token, worker_id, attempt, pid, started_time, completed_time, outcome, \
+         exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
+         SELECT {job}, {token}, {worker}, {} WHERE true",
+        more.join(", ")
+    );
+    let rest = "ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
+         started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
+         outcome = excluded.outcome, exit_code = excluded.exit_code, signal = excluded.signal, error = excluded.error, \
+         user_cpu_ms = excluded.user_cpu_ms, system_cpu_ms = excluded.system_cpu_ms, \
+         max_rss_bytes = excluded.max_rss_bytes, io_read_bytes = excluded.io_read_bytes, \
+         io_write_bytes = excluded.io_write_bytes";
+    (insert, rest)
 }
 
 /// What the event of a start says.

@@ -112,7 +112,10 @@ impl Dialect {
     }
 
     pub(super) fn statement(self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
-        Statement::from_sql_and_values(self.backend(), sql, values)
+        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
+        #[cfg(test)]
+        super::plans::seen(&statement);
+        statement
     }
 }
 

@@ -74,10 +74,12 @@ impl Store {
 
 const ACTION: &str = "watch for changes";
 
-/// When to look again after the files have changed. A commit writes the log before it becomes visible, and becoming
-/// visible (a change of shared memory, after an fsync where the client wants one) is no event.
-const LOOK_AFTER: [Duration; 8] = [
-    LOOK_SOON,
+/// When to look again after the files have changed and been looked at. A commit writes the log before it becomes visible,
+/// and becoming visible (a change of shared memory, after an fsync where the client wants one) is no event.
+const LOOK_AFTER: [Duration; 10] = [
+    Duration::from_micros(250),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
     Duration::from_millis(1),
     Duration::from_millis(2),
     Duration::from_millis(4),
@@ -86,9 +88,10 @@ const LOOK_AFTER: [Duration; 8] = [
     Duration::from_millis(120),
     Duration::from_millis(320),
 ];
-/// How long after the first event to look; later once so many looks in a row have found nothing, since then it is this
-/// store itself that commits all the time, and each look holds its next commit up a little.
-const LOOK_SOON: Duration = Duration::from_millis(1);
+/// The first of them that the runtime's timers, which count whole milliseconds, are fine enough for.
+const COARSE: usize = 3;
+/// How long after an event to look where it is most likely of no interest: this store itself is writing, or so many looks in
+/// a row have found nothing. Each look takes a little time from this store's own commits.
 const LOOK_LATER: Duration = Duration::from_millis(5);
 const MANY_IN_VAIN: u32 = 32;
 /// How often to look without any event: where the directory can't be watched, and as a safety net where it can.
@@ -105,20 +108,22 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
     let mut step = LOOK_AFTER.len();
     let mut in_vain: u32 = 0;
     loop {
-        let pause = LOOK_AFTER.get(step).copied().unwrap_or(anyway);
         if step == LOOK_AFTER.len() {
             in_vain = 0;
         }
-        if step == 0 {
-            // However fast the files change, there are not more looks than this.
-            sleep(if in_vain < MANY_IN_VAIN { LOOK_SOON } else { LOOK_LATER }).await;
-            in_vain = in_vain.saturating_add(1);
-            step = 1;
+        let pause = LOOK_AFTER.get(step).copied().unwrap_or(anyway);
+        if step < COARSE {
+            exactly(pause).await;
+            step += 1;
+        } else if timeout(pause, touched.notified()).await.is_err() {
+            step = (step + 1).min(LOOK_AFTER.len());
         } else {
-            match timeout(pause, touched.notified()).await {
-                Ok(()) => step = 0,
-                Err(_) => step = (step + 1).min(LOOK_AFTER.len()),
+            // However fast the files change, there are not more looks than this.
+            step = if is_writing(&writer) || in_vain >= MANY_IN_VAIN { COARSE } else { 0 };
+            if step == COARSE {
+                sleep(LOOK_LATER).await;
             }
+            in_vain = in_vain.saturating_add(1);
         }
         // A database that can't be asked can't be worked with either: whoever works with it will notice.
         if let Ok(now) = data_version(&writer).await
@@ -129,6 +134,17 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
             wake.notify_one();
         }
     }
+}
+
+/// Whether the one connection that writes is in use, or about to be.
+fn is_writing(writer: &DatabaseConnection) -> bool {
+    writer.get_sqlite_connection_pool().num_idle() == 0
+}
+
+/// Waits for less than the runtime's timers can.
+async fn exactly(pause: Duration) {
+    // It fails only where the runtime ends, and this task with it.
+    let _ = tokio::task::spawn_blocking(move || std::thread::sleep(pause)).await;
 }
 
 fn file_watcher(path: &std::path::Path, touched: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
