@@ -1,15 +1,25 @@
-//! The benchmark: `cargo bench`. Everything is measured side by side in one run and printed as one table.
+//! The benchmark: `cargo bench --bench callsheet`. Everything is measured side by side in one run and printed as one table;
+//! `-- --json FILE` writes it as JSON too, `--rows N` sets the largest table that claims are timed on (a million), `--runs N`
+//! how many commands sleep at a time while memory is measured (500), `--only sqlite` or `--only postgres` leaves the other out.
 //!
 //! Jobs go through a real service of the release binary, as rows committed by another process (this one); the evidence
-//! of when a command started is what the command itself writes. Rates are given beside the raw rate of spawning
+//! of when a command started or ended is what the command itself writes. Rates are given beside the raw rate of spawning
 //! `/bin/true` from here, so that they can be compared on another machine.
 
-#![expect(clippy::print_stdout, clippy::expect_used, clippy::disallowed_methods, reason = "a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a program for the terminal"
+)]
 
 #[expect(dead_code, reason = "what the tests do to a server of their own")]
 #[path = "../it/support/postgres.rs"]
 #[expect(unreachable_pub, reason = "shared with the tests")]
 mod postgres;
+mod report;
+mod tables;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,39 +29,69 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use callsheet::domain::database_url::DatabaseUrl;
 use callsheet::domain::{FlowType, JobId, JobStatus};
 use callsheet::store::{Due, JobFilter, NewJob, Store, Use};
+use sea_orm::{ConnectionTrait, Database};
+
+use report::Report;
 
 const SEQUENTIAL_JOBS: usize = 1_500;
 const CONCURRENT_JOBS: usize = 3_000;
 const LATENCY_JOBS: usize = 200;
 const IDLE: Duration = Duration::from_secs(10);
 
+/// What the program was asked to do.
+struct Options {
+    json: Option<PathBuf>,
+    rows: u64,
+    runs: usize,
+    only: Option<String>,
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    if arguments.next().as_deref() == Some("--stamp") {
-        let file = arguments.next().expect("a file to write the time to");
-        return fs::write(file, nanoseconds().to_string()).expect("the time can be written");
+    let mut options = Options { json: None, rows: 1_000_000, runs: 500, only: None };
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().expect("a value for the option");
+        match argument.as_str() {
+            // As the command of a job: when its `main` began, and when it was about to end.
+            "--stamp" => return fs::write(value(), nanoseconds().to_string()).expect("the time can be written"),
+            "--json" => options.json = Some(value().into()),
+            "--rows" => options.rows = value().parse().expect("a number of rows"),
+            "--runs" => options.runs = value().parse().expect("a number of runs"),
+            "--only" => options.only = Some(value()),
+            // What cargo passes to every benchmark.
+            _ => {}
+        }
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(run());
+    runtime.block_on(run(&options));
 }
 
-async fn run() {
+async fn run(options: &Options) {
     let scratch = tempfile::tempdir().expect("a scratch directory");
-    println!("machine: {} cores, {}", std::thread::available_parallelism().map_or(1, usize::from), kernel());
-    let sqlite = scratch.path().join("sqlite");
-    fs::create_dir(&sqlite).expect("a directory");
-    measure("SQLite", &sqlite, format!("sqlite://{}/callsheet.db", sqlite.display())).await;
-    match postgres::database() {
-        Some(url) => {
-            let directory = scratch.path().join("postgres");
-            fs::create_dir(&directory).expect("a directory");
-            measure("PostgreSQL", &directory, url).await;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut report = Report::new(format!("{cores} cores, {}", kernel()));
+    if options.only.as_deref() != Some("postgres") {
+        let directory = scratch.path().join("sqlite");
+        fs::create_dir(&directory).expect("a directory");
+        let url = format!("sqlite://{}/callsheet.db", directory.display());
+        measure("SQLite", &directory, url, options, &mut report).await;
+    }
+    if options.only.as_deref() != Some("sqlite") {
+        match postgres::database() {
+            Some(url) => {
+                let directory = scratch.path().join("postgres");
+                fs::create_dir(&directory).expect("a directory");
+                measure("PostgreSQL", &directory, url, options, &mut report).await;
+            }
+            None => println!("PostgreSQL: skipped, no initdb found"),
         }
-        None => println!("PostgreSQL: skipped, no initdb found"),
+    }
+    if let Some(path) = &options.json {
+        report.write(path);
     }
 }
 
-async fn measure(name: &str, directory: &Path, url: String) {
+async fn measure(name: &'static str, directory: &Path, url: String, options: &Options, report: &mut Report) {
     let stamps = directory.join("stamps");
     fs::create_dir(&stamps).expect("a directory");
     let this = std::env::current_exe().expect("this program's path");
@@ -59,39 +99,130 @@ async fn measure(name: &str, directory: &Path, url: String) {
         "data_dir = {data:?}\n[http]\nlisten = \"off\"\n\
          [flows.ONE]\ncommand = [\"/bin/true\"]\n\
          [flows.EIGHT]\ncommand = [\"/bin/true\"]\nconcurrency = 8\n\
-         [flows.STAMP]\ncommand = [{this:?}, \"--stamp\", \"{stamps}/{{identifier}}\"]\n",
+         [flows.STAMP]\ncommand = [{this:?}, \"--stamp\", \"{stamps}/{{identifier}}\"]\n\
+         [flows.SLEEP]\ncommand = [\"/bin/sleep\", \"1000\"]\nconcurrency = {runs}\n",
         data = directory.join("data"),
         stamps = stamps.display(),
+        runs = options.runs,
     );
     fs::write(directory.join("callsheet.toml"), config).expect("the configuration can be written");
     let parsed: DatabaseUrl = url.parse().expect("a database URL");
     let store = Store::connect(&parsed, Use::Service).await.expect("the database");
     store.migrate().await.expect("the schema");
+    report.add(name, "raw commits of one row", commit_rate(&url).await, "/s", None);
 
-    let raw_one = raw_rate(1);
-    let one = throughput(&store, directory, &url, "ONE", SEQUENTIAL_JOBS).await;
-    row(name, "sequential jobs/s", one, &format!("{:.2} of the raw {raw_one:.0}/s", one / raw_one));
-    let raw_eight = raw_rate(8);
-    let eight = throughput(&store, directory, &url, "EIGHT", CONCURRENT_JOBS).await;
-    row(name, "jobs/s, 8 at a time", eight, &format!("{:.2} of the raw {raw_eight:.0}/s", eight / raw_eight));
+    let mut half = 0.0;
+    for (flow, count, at_once, what) in
+        [("ONE", SEQUENTIAL_JOBS, 1, "jobs, one at a time"), ("EIGHT", CONCURRENT_JOBS, 8, "jobs, eight at a time")]
+    {
+        let before = raw_rate(at_once);
+        let (rate, cpu) = throughput(&store, directory, &url, flow, count).await;
+        // The machine's own speed drifts: before and after.
+        let raw = (before + raw_rate(at_once)) / 2.0;
+        report.add(name, what, rate, "/s", Some((rate / raw, format!("of the raw {raw:.0}/s"))));
+        if let Some(cpu) = cpu {
+            report.add(name, "CPU for each of them, the command included", cpu, "ms", None);
+        }
+        half = rate / 2.0;
+    }
 
     let mut service = Service::start(directory, &url);
-    let (p50, p99, worst) = latency(&store, &stamps).await;
-    row(name, "commit to main(), p50", p50, "ms");
-    row(name, "commit to main(), p99", p99, "ms");
-    row(name, "commit to main(), worst", worst, "ms");
+    latencies(&store, &stamps, name, "idle", LATENCY_JOBS, report).await;
+    let load = tokio::spawn(keep_busy(Store::connect(&parsed, Use::Tool).await.expect("the database"), half));
+    latencies(&store, &stamps, name, "at half load", LATENCY_JOBS, report).await;
+    load.abort();
+    drained(&store, "EIGHT").await;
     let (cpu, resident) = service.idle();
-    row(name, "idle, of one core", cpu * 100.0, "%");
-    row(name, "idle, resident", resident, "MiB (service and its helper)");
+    report.add(name, "idle service, of one core", cpu * 100.0, "%", None);
+    report.add(name, "idle service, resident with its helper", resident, "MiB", None);
+    memory(&store, &service, name, options.runs, report).await;
     service.stop();
+    tables::measure(&store, directory, &url, name, options.rows, report).await;
 }
 
-fn row(database: &str, what: &str, value: f64, unit: &str) {
-    println!("{database:<11} {what:<26} {value:>9.2}  {unit}");
+/// How often one row can be changed durably in a second, by a client that does nothing else.
+async fn commit_rate(url: &str) -> f64 {
+    const COMMITS: u32 = 500;
+    let database = Database::connect(url).await.expect("the database");
+    database.execute_unprepared("CREATE TABLE scratch (n bigint)").await.expect("a table");
+    database.execute_unprepared("INSERT INTO scratch VALUES (0)").await.expect("a row");
+    let started = Instant::now();
+    for _ in 0..COMMITS {
+        database.execute_unprepared("UPDATE scratch SET n = n + 1").await.expect("a commit");
+    }
+    let rate = f64::from(COMMITS) / started.elapsed().as_secs_f64();
+    database.execute_unprepared("DROP TABLE scratch").await.expect("the table can go");
+    rate
+}
+
+/// Enqueues so many short jobs a second.
+async fn keep_busy(store: Store, rate: f64) {
+    const TURN: Duration = Duration::from_millis(20);
+    let mut turns = tokio::time::interval(TURN);
+    let mut owed = 0.0;
+    loop {
+        turns.tick().await;
+        owed += rate * TURN.as_secs_f64();
+        let now = owed as usize;
+        owed -= now as f64;
+        enqueue(&store, "EIGHT", (0..now).map(|n| format!("l{n}"))).await;
+    }
+}
+
+/// What a sleeping run takes: its shim's and its share of the service's memory.
+async fn memory(store: &Store, service: &Service, name: &'static str, runs: usize, report: &mut Report) {
+    let before = service.resident();
+    let started = Instant::now();
+    let ids = enqueue(store, "SLEEP", (0..runs).map(|n| format!("m{n}"))).await;
+    let running = JobFilter {
+        types: vec!["SLEEP".to_owned()],
+        statuses: vec![JobStatus::Progress],
+        limit: 1,
+        ..JobFilter::default()
+    };
+    let waiting = JobFilter { statuses: vec![JobStatus::Pending, JobStatus::InQueue], ..running.clone() };
+    while !store.list(&waiting).await.expect("the database answers").rows.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(300), "not all runs have started");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!store.list(&running).await.expect("the database answers").rows.is_empty());
+    report.add(
+        name,
+        "that many runs started, from their enqueue",
+        runs as f64 / started.elapsed().as_secs_f64(),
+        "/s",
+        None,
+    );
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let shims: Vec<(f64, f64)> = service.shims().into_iter().filter_map(report::private_and_proportional).collect();
+    let mean = |sizes: f64| sizes / shims.len().max(1) as f64;
+    report.add(name, "a shim, private", mean(shims.iter().map(|size| size.0).sum()), "KiB", None);
+    report.add(name, "a shim, proportional set", mean(shims.iter().map(|size| size.1).sum()), "KiB", None);
+    let more = (service.resident() - before) * 1024.0 / runs as f64;
+    report.add(name, "the service, for each run", more, "KiB", None);
+    for id in ids {
+        store.request_cancel(id).await.expect("the database answers");
+    }
+    drained(store, "SLEEP").await;
+}
+
+/// Waits until nothing of a flow waits or runs.
+async fn drained(store: &Store, flow: &str) {
+    let open = JobFilter {
+        types: vec![flow.to_owned()],
+        statuses: vec![JobStatus::Pending, JobStatus::InQueue, JobStatus::Progress],
+        limit: 1,
+        ..JobFilter::default()
+    };
+    let started = Instant::now();
+    while !store.list(&open).await.expect("the database answers").rows.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(300), "{flow} does not come to an end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A service of the release binary, killed when it is dropped.
-struct Service(Child);
+struct Service(Child, Option<report::Account>);
 
 impl Service {
     fn start(directory: &Path, url: &str) -> Self {
@@ -103,22 +234,31 @@ impl Service {
             .stderr(log)
             .spawn()
             .expect("the service starts");
-        Self(child)
+        let account = report::Account::open(child.id());
+        Self(child, account)
+    }
+
+    /// The service and its helper.
+    fn processes(&self) -> Vec<u32> {
+        children(self.0.id()).into_iter().chain([self.0.id()]).collect()
+    }
+
+    fn resident(&self) -> f64 {
+        self.processes().into_iter().map(report::resident_mib).sum()
+    }
+
+    /// The helper's children.
+    fn shims(&self) -> Vec<u32> {
+        children(self.0.id()).into_iter().flat_map(children).collect()
     }
 
     /// CPU as a share of one core over [`IDLE`], and resident MiB after it.
     fn idle(&mut self) -> (f64, f64) {
-        let processes = || {
-            let me = self.0.id();
-            let children = fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap_or_default();
-            children.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([me]).collect::<Vec<u32>>()
-        };
-        let cpu = || processes().into_iter().map(cpu_seconds).sum::<f64>();
+        let cpu = || self.processes().into_iter().map(report::cpu_seconds).sum::<f64>();
         std::thread::sleep(Duration::from_secs(2));
         let (before, started) = (cpu(), Instant::now());
         std::thread::sleep(IDLE);
-        let used = (cpu() - before) / started.elapsed().as_secs_f64();
-        (used, processes().into_iter().map(resident_mib).sum())
+        ((cpu() - before) / started.elapsed().as_secs_f64(), self.resident())
     }
 
     fn stop(&mut self) {
@@ -135,12 +275,21 @@ impl Drop for Service {
     }
 }
 
-/// From the first start to the last end of a backlog that was there before the service.
-async fn throughput(store: &Store, directory: &Path, url: &str, flow: &str, count: usize) -> f64 {
+/// The children of all threads of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+/// Jobs a second from the first start to the last end of a backlog that was there before the service, and milliseconds of
+/// CPU for each, where they can be counted.
+async fn throughput(store: &Store, directory: &Path, url: &str, flow: &str, count: usize) -> (f64, Option<f64>) {
     let ids = enqueue(store, flow, (0..count).map(|n| format!("n{n}"))).await;
     let mut service = Service::start(directory, url);
     let last = *ids.last().expect("a job");
     wait_for(store, flow, last).await;
+    let cpu = service.1.as_ref().and_then(report::Account::milliseconds).map(|spent| spent / count as f64);
     service.stop();
     let (mut first_start, mut last_end, mut done) = (i64::MAX, 0, 0);
     let mut cursor = None;
@@ -159,30 +308,51 @@ async fn throughput(store: &Store, directory: &Path, url: &str, flow: &str, coun
         }
     }
     assert_eq!(done, count);
-    count as f64 / ((last_end - first_start).max(1) as f64 / 1_000.0)
+    (count as f64 / ((last_end - first_start).max(1) as f64 / 1_000.0), cpu)
 }
 
-/// From the return of the enqueue call to the first line of the command's `main`, one job at a time.
-async fn latency(store: &Store, stamps: &Path) -> (f64, f64, f64) {
+/// From the return of the enqueue call to the first line of the command's `main`, and from there (it ends with its next
+/// breath) to when another client sees the final row, one job at a time.
+async fn latencies(
+    store: &Store,
+    stamps: &Path,
+    name: &'static str,
+    when: &'static str,
+    count: usize,
+    report: &mut Report,
+) {
     let warm_up = 5;
-    let mut milliseconds = Vec::new();
-    for n in 0..LATENCY_JOBS + warm_up {
-        let identifier = format!("s{n}");
+    let (mut starts, mut ends) = (Vec::new(), Vec::new());
+    for n in 0..count + warm_up {
+        let identifier = format!("{}-{n}", when.replace(' ', "-"));
         let stamp: PathBuf = stamps.join(&identifier);
         let id = *enqueue(store, "STAMP", [identifier].into_iter()).await.first().expect("a job");
         let committed = nanoseconds();
-        wait_for(store, "STAMP", id).await;
-        let started: u128 = fs::read_to_string(&stamp).expect("the command's stamp").parse().expect("a time");
-        // A command may be quicker than the return of the call that enqueued it.
-        let waited = started.saturating_sub(committed) as f64 / 1e6;
+        let begun = Instant::now();
+        let mut started: Option<u128> = None;
+        loop {
+            // Before the row is asked for, so that asking is a part of what is measured.
+            started = started.or_else(|| fs::read_to_string(&stamp).ok()?.parse().ok());
+            if started.is_some()
+                && store.job(id).await.expect("the database answers").expect("the job").status.is_final()
+            {
+                break;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "{id} does not end");
+            // Finer than the runtime's timers.
+            std::thread::sleep(Duration::from_micros(200));
+            tokio::task::yield_now().await;
+        }
+        let (seen, started) = (nanoseconds(), started.unwrap_or_default());
         if n >= warm_up {
-            milliseconds.push(waited);
+            // A command may be quicker than the return of the call that enqueued it.
+            starts.push(started.saturating_sub(committed) as f64 / 1e6);
+            ends.push(seen.saturating_sub(started) as f64 / 1e6);
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    milliseconds.sort_by(f64::total_cmp);
-    let at = |share: f64| milliseconds[((milliseconds.len() - 1) as f64 * share).round() as usize];
-    (at(0.5), at(0.99), at(1.0))
+    report.percentiles(name, &format!("commit to main(), {when}"), starts);
+    report.percentiles(name, &format!("end of main() to final row, {when}"), ends);
 }
 
 async fn enqueue(store: &Store, flow: &str, identifiers: impl Iterator<Item = String>) -> Vec<JobId> {
@@ -236,20 +406,6 @@ fn raw_rate(at_once: usize) -> f64 {
         }
     });
     (each * at_once) as f64 / started.elapsed().as_secs_f64()
-}
-
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    // utime and stime, the 14th and 15th field of proc_pid_stat(5), in clock ticks.
-    let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / rustix::param::clock_ticks_per_second() as f64
-}
-
-fn resident_mib(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
 fn nanoseconds() -> u128 {

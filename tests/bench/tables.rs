@@ -1,0 +1,122 @@
+//! What is measured on the tables alone: enqueues, and claims beside few and many rows.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use callsheet::domain::run::Next;
+use callsheet::domain::{JobStatus, Outcome, RunToken};
+use callsheet::store::{Claim, Settlement, Store, Write, Written};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+
+use super::enqueue;
+use super::report::Report;
+
+const CLAIMS: u32 = 200;
+const FROM_A_FILE: usize = 100_000;
+const BATCH: usize = 10_000;
+
+pub(super) async fn measure(
+    store: &Store,
+    directory: &Path,
+    url: &str,
+    name: &'static str,
+    most: u64,
+    report: &mut Report,
+) {
+    let started = Instant::now();
+    enqueue(store, "BATCHED", (0..BATCH).map(|n| format!("b{n}"))).await;
+    report.add(name, "rows in one batch of 10,000", BATCH as f64 / started.elapsed().as_secs_f64(), "/s", None);
+    report.add(name, "rows by `enqueue --from FILE`", by_command(directory, url), "/s", None);
+    let database = Database::connect(url).await.expect("the database");
+    let mut smallest = None;
+    for (rows, status) in [(10, "PENDING"), (10_000, "PENDING"), (most, "PENDING"), (most, "COMPLETED")] {
+        fill(&database, url, rows, status).await;
+        let time = claim_time(store).await;
+        let smallest = *smallest.get_or_insert(time);
+        let what = format!("claim and end, with {rows} {status} rows more");
+        report.add(name, &what, time, "ms", Some((time / smallest, "of that with the fewest".to_owned())));
+    }
+}
+
+/// Rows a second.
+fn by_command(directory: &Path, url: &str) -> f64 {
+    let file = directory.join("identifiers");
+    let lines: String = (0..FROM_A_FILE).map(|n| format!("f{n}\n")).collect();
+    fs::write(&file, lines).expect("a file");
+    let started = Instant::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_callsheet"))
+        .args(["--config".as_ref(), directory.join("callsheet.toml").as_os_str()])
+        .args(["enqueue".as_ref(), "ONE".as_ref(), "--from".as_ref(), file.as_os_str()])
+        .env("DATABASE_URL", url)
+        .output()
+        .expect("the command runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    FROM_A_FILE as f64 / started.elapsed().as_secs_f64()
+}
+
+async fn fill(database: &DatabaseConnection, url: &str, rows: u64, status: &str) {
+    let columns = "INSERT INTO jobs (type, identifier, status, completed_time)";
+    let completed = if status == "PENDING" { "NULL" } else { "n" };
+    let select = format!("SELECT 'TABLE', 'x', '{status}', {completed}");
+    let sql = if url.starts_with("sqlite") {
+        format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows}) {columns} {select} FROM n"
+        )
+    } else {
+        format!("{columns} {select} FROM generate_series(1, {rows}) AS n")
+    };
+    database.execute_unprepared(&sql).await.expect("the rows");
+    database.execute_unprepared("ANALYZE").await.expect("statistics");
+}
+
+/// The median, in milliseconds, of a claim of one row with its commit.
+async fn claim_time(store: &Store) -> f64 {
+    let mut times = Vec::new();
+    let mut last = None;
+    for n in 0..CLAIMS {
+        let mut bytes = [0_u8; 16];
+        getrandom::fill(&mut bytes).expect("random numbers");
+        let claim = Write::Claim(Claim {
+            flow: "TABLE".parse().expect("a type"),
+            worker: "bench".parse().expect("a worker"),
+            concurrency: 1,
+            worker_concurrency: 1,
+            schedule_to_close_timeout: Duration::from_secs(1 << 33),
+            tokens: vec![RunToken::from_bytes(bytes)],
+        });
+        let writes: Vec<Write> = last.take().into_iter().chain([claim]).collect();
+        let started = Instant::now();
+        let written = store.apply(&writes).await.expect("a claim");
+        times.push(started.elapsed().as_secs_f64() * 1e3);
+        let Some(Written::Claimed(claimed)) = written.last() else { panic!("{written:?}") };
+        let Some(job) = claimed.jobs.first() else {
+            assert!(n >= 9, "there was a row to claim");
+            times.pop();
+            break;
+        };
+        last = Some(Write::Settle(Settlement {
+            job: job.id,
+            token: job.token.clone(),
+            attempt: job.attempt,
+            worker: "bench".parse().expect("a worker"),
+            next: Next::Final(JobStatus::Completed),
+            outcome: Some(Outcome::Completed),
+            error: None,
+            exit_code: Some(0),
+            signal: None,
+            pid: None,
+            started_time: None,
+            completed_time: job.created_time,
+            execution_ms: Some(1),
+            usage: None,
+            message: None,
+        }));
+    }
+    if let Some(end) = last {
+        store.apply(&[end]).await.expect("the last end");
+    }
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
