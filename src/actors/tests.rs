@@ -438,6 +438,12 @@ async fn the_tree_tells_who_was_started_again() {
         world.replaced(role, &old).await;
         eventually("the new one in the tree", async || found(role).is_some_and(|new| new.restarts == 1)).await;
     }
+    let text = world.args.shared.metrics.encode().unwrap();
+    for role in Role::ALL {
+        let restarts = u8::from([Role::Dispatcher, Role::Job].contains(&role));
+        let line = format!("callsheet_actor_restarts_total{{actor=\"{}\"}} {restarts}\n", role.as_str());
+        assert!(text.contains(&line), "{line}{text}");
+    }
     let (supervisor, job) = (of(Role::JobSupervisor), of(Role::Job));
     assert_eq!((job.parent, job.name), (Some(supervisor.id), world.flow.workflow_id(jobs[0])));
     assert_eq!((supervisor.restarts, supervisor.mailbox, of(Role::Root).parent), (0, None, None));
@@ -561,17 +567,17 @@ async fn a_flow_that_keeps_failing_takes_down_only_itself() {
         })
         .await;
     }
-    eventually("a complaint", async || {
-        !world.args.shared.health.complaints().is_empty()
-            || world.args.shared.metrics.encode().unwrap().contains(r#"callsheet_actor_restarts_total{actor="flow"} 1"#)
-    })
-    .await;
+    let told = |line: &str| world.args.shared.metrics.encode().unwrap().contains(line);
+    let up = |value: u8| format!("callsheet_flow_up{{type=\"{}\"}} {value}\n", world.flow);
+    eventually("the flow to be down", async || told(&up(0))).await;
+    assert!(told("callsheet_actor_restarts_total{actor=\"flow\"} 1\n"));
     let jobs = world.enqueue(1).await;
     eventually("the flow to come back", async || {
         world.wake();
         world.launcher.live() == jobs
     })
     .await;
+    assert!(told(&up(1)));
     assert!(world.actor(Role::Root).is_some() && world.actor(Role::Status).is_some());
 }
 

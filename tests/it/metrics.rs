@@ -280,6 +280,32 @@ async fn a_scrape_waits_for_no_database_and_a_lost_heartbeat_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn launches_that_fail_and_pauses_are_told() {
+    let service = service(On::Sqlite).await.unwrap();
+    // A file where the run directories should be: no fault of any job.
+    let (runs, away) = (service.path("data/runs"), service.path("data/runs.away"));
+    std::fs::rename(&runs, &away).unwrap();
+    std::fs::write(&runs, "").unwrap();
+    let job = service.insert("WORK", &["say:a"]).await[0];
+    let failed = || Scrape::of(&service).value("callsheet_launch_failures_total", W);
+    eventually("a launch to fail twice", async || failed() >= 2.0).await;
+    std::fs::remove_file(&runs).unwrap();
+    std::fs::rename(&away, &runs).unwrap();
+    service.until(job, JobStatus::Completed).await;
+    let told = service.log().matches("a command can't be launched").count();
+    assert_eq!(failed(), told as f64, "as often as the log says");
+    let scrape = Scrape::of(&service);
+    assert_eq!(scrape.value("callsheet_launch_failures_total", r#"type="SHORT""#), 0.0);
+    assert_eq!(scrape.value("callsheet_run_duration_seconds_count", r#"outcome="SPAWN_FAILED",type="WORK""#), 0.0);
+    for (command, paused) in [("pause", 1.0), ("resume", 0.0)] {
+        assert!(service.cli(&[command, "IDLE"]).status.success());
+        eventually(command, async || Scrape::of(&service).value("callsheet_flow_paused", r#"type="IDLE""#) == paused)
+            .await;
+        assert_eq!(Scrape::of(&service).value("callsheet_flow_paused", W), 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promtool_has_nothing_to_say_about_the_metrics() {
     let Some(promtool) = tools::program("promtool") else { return };
     let service = service(On::Sqlite).await.unwrap();

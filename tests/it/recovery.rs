@@ -6,6 +6,7 @@ use callsheet::domain::{JobStatus, RunToken};
 
 use crate::on_each_database;
 use crate::support::eventually;
+use crate::support::scrape::Scrape;
 use crate::support::service::{On, Service};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\n[flows.FOUR]\n{job}\nconcurrency = 4\n\
@@ -103,6 +104,11 @@ async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) 
         assert_eq!(row.exit_code, None);
         assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("LOST"));
         assert_eq!(service.alive(), []);
+        if !service_is_up {
+            let scrape = Scrape::of(&service);
+            assert_eq!(scrape.value("callsheet_recovered_runs_total", r#"type="ONE",verdict="lost""#), 1.0);
+            assert_eq!(scrape.value("callsheet_run_duration_seconds_count", r#"outcome="LOST",type="ONE""#), 1.0);
+        }
     }
 }
 on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on);
