@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sea_orm::{ConnectionTrait, Value};
 use serde_json::json;
 
-use super::sql::{Doing, OPEN, Row};
+use super::sql::{Dialect, Doing, OPEN, Row};
 use super::{Error, Store, WorkerRow};
 use crate::domain::{Attempt, JobId, JobStatus, Timestamp};
 
@@ -171,39 +171,60 @@ impl Store {
     /// # Errors
     /// Where the database fails.
     pub async fn overview(&self) -> Result<Overview, Error> {
-        let now = self.now().await?;
-        let queues = self.in_time(ACTION, self.queues(now)).await?;
-        let types: Vec<&str> = queues.iter().map(|queue| queue.job_type.as_str()).collect();
-        let open = self.in_time(ACTION, self.open_rows()).await?;
-        let ended = self.in_time(ACTION, self.last_ended(&types)).await?;
+        let (now, types) = tokio::try_join!(self.now(), self.types())?;
+        // None needs another one's answer, and a server works on several at a time.
+        let (queues, open, failures, ended, workers) = tokio::try_join!(
+            self.in_time(ACTION, self.queues(now)),
+            self.in_time(ACTION, self.open_rows()),
+            self.in_time(ACTION, self.failures()),
+            self.in_time(ACTION, self.last_ended(&types)),
+            self.workers(),
+        )?;
         let several = open.iter().map(|row| (row.id, row.attempt)).chain(ended.iter().map(|row| (row.id, row.attempt)));
         let several: Vec<JobId> = several.filter(|(_, attempt)| attempt.0 > 1).map(|(id, _)| id).collect();
-        Ok(Overview {
-            now,
-            earlier: self.in_time(ACTION, self.earlier_runs(&several)).await?,
-            open,
-            failures: self.in_time(ACTION, self.failures()).await?,
-            ended,
-            workers: self.workers().await?,
-            queues,
-        })
+        let earlier = self.in_time(ACTION, self.earlier_runs(&several)).await?;
+        Ok(Overview { now, queues, open, failures, ended, earlier, workers })
+    }
+
+    /// The types of flows, and of rows that have not ended, in their order; no more than the overview shows.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn types(&self) -> Result<Vec<String>, Error> {
+        let dialect = self.dialect();
+        let select = format!(
+            "{} SELECT CAST(types.type AS {}) AS type FROM types ORDER BY types.type LIMIT {MOST_FLOWS}",
+            self.with_types(),
+            dialect.pick("BLOB", "text"),
+        );
+        let query = async {
+            let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+            results.iter().map(|result| Row { result, dialect }.some_text("type")).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+
+    /// The table `types`. Those of waiting rows are found by jumping through the index from one to the next, however many
+    /// rows each has. Nothing says that a type in it is valid text, so what is compared is what is stored.
+    fn with_types(&self) -> String {
+        let [by_due, by_open] = ["jobs_due", "jobs_open"].map(|index| self.dialect().by_index(index));
+        format!(
+            "WITH RECURSIVE waiting(type) AS (\
+             SELECT min(type) FROM jobs {by_due} WHERE status = 'PENDING' UNION ALL \
+             SELECT (SELECT min(type) FROM jobs {by_due} WHERE status = 'PENDING' AND type > waiting.type) \
+             FROM waiting WHERE waiting.type IS NOT NULL), \
+             types(type) AS (SELECT type FROM flows UNION SELECT type FROM waiting WHERE type IS NOT NULL \
+             UNION SELECT type FROM jobs {by_open} WHERE {OPEN})"
+        )
     }
 
     async fn queues(&self, now: Timestamp) -> Result<Vec<Queue>, Error> {
         let dialect = self.dialect();
         let [by_due, by_open] = ["jobs_due", "jobs_open"].map(|index| dialect.by_index(index));
         let one_more = COUNTED_UP_TO + 1;
-        // Types of waiting rows are found by jumping through the index from one to the next, however many rows each has.
-        // Nothing says that a type in it is valid text, so what is compared is what is stored. In their order the rows are
-        // counted along the index, which PostgreSQL else leaves for a bitmap of all of them.
+        // In their order the rows are counted along the index, which PostgreSQL else leaves for a bitmap of all of them.
         let select = format!(
-            "WITH RECURSIVE waiting(type) AS (\
-             SELECT min(type) FROM jobs {by_due} WHERE status = 'PENDING' UNION ALL \
-             SELECT (SELECT min(type) FROM jobs {by_due} WHERE status = 'PENDING' AND type > waiting.type) \
-             FROM waiting WHERE waiting.type IS NOT NULL), \
-             types(type) AS (SELECT type FROM flows UNION SELECT type FROM waiting WHERE type IS NOT NULL \
-             UNION SELECT type FROM jobs {by_open} WHERE {OPEN}) \
-             SELECT CAST(types.type AS {}) AS type, \
+            "{} SELECT CAST(types.type AS {}) AS type, \
              CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE flows.type = types.type), 0) AS bigint) AS paused, \
              CAST((SELECT count(*) FROM (SELECT 1 FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
              AND run_at <= $1 ORDER BY run_at LIMIT {one_more}) AS due) AS bigint) AS waiting, \
@@ -213,6 +234,7 @@ impl Store {
              (SELECT min(run_at) FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type AND run_at > $1) AS next_due, \
              CAST((SELECT count(*) FROM jobs {by_open} WHERE {OPEN} AND jobs.type = types.type) AS bigint) AS open \
              FROM types ORDER BY types.type LIMIT {MOST_FLOWS}",
+            self.with_types(),
             dialect.pick("BLOB", "text"),
         );
         let statement = self.statement(select, [now.unix_millis().into()]);
@@ -248,24 +270,36 @@ impl Store {
     }
 
     /// The jobs of each of these types that ended last.
-    async fn last_ended(&self, types: &[&str]) -> Result<Vec<EndedRow>, Error> {
+    async fn last_ended(&self, types: &[String]) -> Result<Vec<EndedRow>, Error> {
         let dialect = self.dialect();
         if types.is_empty() {
             return Ok(Vec::new());
         }
         let each = (LANES / types.len()).clamp(2, LANE);
-        let one = |place: usize| {
+        let lane = |wanted: &str| {
             format!(
-                "SELECT * FROM (SELECT {} FROM jobs {} WHERE type = ${place} AND {ENDED} AND completed_time IS NOT NULL \
-                 ORDER BY completed_time DESC LIMIT {each}) AS lane{place}",
+                "SELECT {} FROM jobs {} WHERE jobs.type = {wanted} AND {ENDED} AND completed_time IS NOT NULL \
+                 ORDER BY completed_time DESC LIMIT {each}",
                 self.ended_columns(),
                 dialect.by_index("jobs_ended"),
             )
         };
-        let select: Vec<String> = (1..=types.len()).map(one).collect();
-        let values: Vec<Value> = types.iter().map(|&name| name.into()).collect();
-        let statement = self.statement(select.join(" UNION ALL "), values);
-        let results = self.reader().query_all_raw(statement).await.doing(ACTION)?;
+        let (select, values): (String, Vec<Value>) = match dialect {
+            // Planned anew each time as one part a type, it would cost PostgreSQL more to plan than to do.
+            Dialect::Postgres => {
+                let lane = lane("wanted.type");
+                let wanted = "json_array_elements_text($1::json) AS wanted(type)";
+                let select = format!("SELECT lane.* FROM {wanted} CROSS JOIN LATERAL ({lane}) AS lane");
+                (select, vec![json!(types).to_string().into()])
+            }
+            Dialect::Sqlite => {
+                let lanes = (1..=types.len())
+                    .map(|place| format!("SELECT * FROM ({}) AS lane{place}", lane(&format!("${place}"))));
+                let values = types.iter().map(|name| name.as_str().into()).collect();
+                (lanes.collect::<Vec<_>>().join(" UNION ALL "), values)
+            }
+        };
+        let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
         results.iter().map(|result| ended_row(&Row { result, dialect }, false)).collect()
     }
 

@@ -14,8 +14,8 @@ use super::{Error, JobRow, Store};
 use crate::domain::{JobId, JobStatus, Timestamp};
 
 const ACTION: &str = "search the jobs";
-/// A text is looked for in so many rows at a time.
-const LOOKED_AT: u32 = 20_000;
+/// A text is looked for in so many rows at a time: on PostgreSQL, whose ILIKE is slow, 20,000 took a list 80 ms.
+const LOOKED_AT: u32 = 10_000;
 /// More types than this in one filter are left out.
 const MOST_TYPES: usize = 20;
 /// How far the order of ids may be from the order of creation: transactions that overlap, clocks that differ.
@@ -177,29 +177,23 @@ impl Store {
 
     /// The first id of which every later row, give or take, was created at `time` or after.
     async fn first_created(&self, time: Timestamp) -> Result<i64, Error> {
-        let ends = "SELECT min(id) AS first, max(id) AS last FROM jobs";
-        let Some(result) = self.reader().query_one_raw(self.statement(ends, [])).await.doing(ACTION)? else {
-            return Ok(0);
-        };
-        let row = Row { result: &result, dialect: self.dialect() };
-        let (Some(mut low), Some(last)) = (row.maybe_int("first")?, row.maybe_int("last")?) else { return Ok(0) };
-        let mut high = last.saturating_add(1);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let select = "SELECT id, created_time FROM jobs WHERE id >= $1 ORDER BY id LIMIT 1";
-            let found = self.reader().query_one_raw(self.statement(select, [middle.into()])).await.doing(ACTION)?;
-            let Some(result) = found else {
-                high = middle;
-                continue;
-            };
-            let row = Row { result: &result, dialect: self.dialect() };
-            if row.time("created_time")? >= time {
-                high = middle;
-            } else {
-                low = row.int("id")?.saturating_add(1).max(middle + 1);
-            }
-        }
-        Ok(low)
+        // One statement for all steps: each is one look into an index, and as many round trips would take ten times as long.
+        // Lowest and highest id apart: asked for both at once, SQLite reads the whole table.
+        let middle = "search.low + (search.high - search.low) / 2";
+        let at = |column: &str| format!("(SELECT {column} FROM jobs WHERE id >= {middle} ORDER BY id LIMIT 1)");
+        let (id, created) = (at("id"), at("created_time"));
+        let select = format!(
+            "WITH RECURSIVE search(low, high) AS (\
+             SELECT (SELECT min(id) FROM jobs), (SELECT max(id) + 1 FROM jobs) UNION ALL \
+             SELECT CASE WHEN {created} < $1 THEN {id} + 1 ELSE search.low END, \
+             CASE WHEN {created} < $1 THEN search.high ELSE {middle} END \
+             FROM search WHERE search.low < search.high) SELECT max(low) AS first FROM search"
+        );
+        let values = [time.unix_millis().into()];
+        let result = self.reader().query_one_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let first =
+            result.map(|result| Row { result: &result, dialect: self.dialect() }.maybe_int("first")).transpose()?;
+        Ok(first.flatten().unwrap_or(0))
     }
 
     async fn read_ids(&self, select: String, values: Vec<Value>) -> Result<Vec<i64>, Error> {
