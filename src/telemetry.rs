@@ -6,20 +6,30 @@
 //!
 //! Nothing of the service waits for it: what can't be sent is tried again for a while, then dropped and counted.
 
+mod unrun;
+
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::config::OtlpEndpoint;
 use crate::domain::trace::{SpanId, TraceId};
 use crate::domain::{Timestamp, WorkerId};
 use crate::metrics::Metrics;
+
+pub use self::unrun::tell_unrun;
 
 /// What waits to be sent at most: some minutes of a busy service, in a few megabytes.
 const MOST_WAITING: usize = 16_384;
@@ -197,9 +207,45 @@ async fn send(endpoint: &OtlpEndpoint, body: &str, waits: &[Duration]) -> Result
 }
 
 /// One HTTP/1.1 request on a connection of its own, and the status of its answer.
-async fn post(endpoint: &OtlpEndpoint, body: &str) -> std::io::Result<u16> {
+async fn post(endpoint: &OtlpEndpoint, body: &str) -> io::Result<u16> {
+    let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
+    if !endpoint.tls {
+        return exchange(stream, endpoint, body).await;
+    }
+    let name = ServerName::try_from(endpoint.host.clone()).map_err(io::Error::other)?;
+    // Made anew each time: some seconds lie between two, and a certificate that was replaced holds from then on.
+    let connector = TlsConnector::from(Arc::new(trusting(endpoint)?));
+    exchange(connector.connect(name, stream).await?, endpoint, body).await
+}
+
+/// Whom an endpoint is believed to be: whoever its own certificate vouches for, or else the authorities that browsers know.
+fn trusting(endpoint: &OtlpEndpoint) -> io::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    match &endpoint.certificate {
+        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+        Some(path) => {
+            let wrong = |cause: String| io::Error::other(format!("{} can't be used: {cause}", path.display()));
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))? {
+                let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+                roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+            }
+            if roots.is_empty() {
+                return Err(wrong("it holds no certificate in PEM".to_owned()));
+            }
+        }
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    endpoint: &OtlpEndpoint,
+    body: &str,
+) -> io::Result<u16> {
     const LONGEST_HEAD: u64 = 16_384;
-    let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
     let headers: String = endpoint.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
         "POST {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: callsheet/{}\r\nContent-Type: application/json\r\n\
@@ -211,12 +257,17 @@ async fn post(endpoint: &OtlpEndpoint, body: &str) -> std::io::Result<u16> {
     );
     stream.write_all(head.as_bytes()).await?;
     stream.write_all(body.as_bytes()).await?;
+    stream.flush().await?;
     let mut answer = Vec::new();
     // To the end of the answer, so that the peer is not cut off while it writes.
-    stream.take(LONGEST_HEAD).read_to_end(&mut answer).await?;
+    match stream.take(LONGEST_HEAD).read_to_end(&mut answer).await {
+        // A peer that closes without saying so in TLS; its status has come.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+        Ok(_) | Err(_) => {}
+    }
     let status = std::str::from_utf8(answer.get(..12).unwrap_or_default()).ok();
     let status = status.and_then(|line| line.strip_prefix("HTTP/1.")?.get(2..5)?.parse().ok());
-    status.ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "the answer is no HTTP"))
+    status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is no HTTP"))
 }
 
 /// An `ExportTraceServiceRequest` in JSON: ids in hexadecimal, 64-bit numbers as texts, enums as numbers.

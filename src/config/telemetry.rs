@@ -2,12 +2,17 @@
 //! (opentelemetry.io/docs/specs/otel/protocol/exporter).
 
 use std::fmt;
+use std::path::PathBuf;
 
 use super::{Config, Error};
 
 /// Where a collector takes OTLP over HTTP, and who we are to it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OtlpEndpoint {
+    /// Whether it is asked over TLS.
+    pub tls: bool,
+    /// Whom it is known by there, in PEM; `None` for whoever the usual authorities vouch for.
+    pub certificate: Option<PathBuf>,
     /// A name or an address, an IPv6 one without its brackets.
     pub host: String,
     /// The TCP port.
@@ -23,11 +28,8 @@ pub struct OtlpEndpoint {
 /// Why an address can't be used for OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEndpoint {
-    /// TLS is not supported.
-    #[error("https is not supported: send to a collector on this machine or its network, and let that one use TLS")]
-    Tls,
     /// It is no URL of the kind.
-    #[error("it is no address of the form http://HOST:PORT")]
+    #[error("it is no address of the form http://HOST:PORT or https://HOST:PORT")]
     Form,
 }
 
@@ -49,10 +51,11 @@ impl OtlpEndpoint {
 
     /// The very address of traces.
     fn parse_whole(url: &str) -> Result<Self, InvalidEndpoint> {
-        if url.starts_with("https://") {
-            return Err(InvalidEndpoint::Tls);
-        }
-        let rest = url.strip_prefix("http://").ok_or(InvalidEndpoint::Form)?;
+        let (tls, rest) = match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (None, Some(rest)) => (false, rest),
+            (None, None) => return Err(InvalidEndpoint::Form),
+        };
         if !rest.bytes().all(|byte| byte.is_ascii_graphic()) || rest.contains(['@', '?', '#', '"', '<', '>', '\\']) {
             return Err(InvalidEndpoint::Form);
         }
@@ -62,13 +65,15 @@ impl OtlpEndpoint {
             Some((host, port)) => (host, Some(port.strip_prefix(':').ok_or(InvalidEndpoint::Form)?)),
             None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
         };
-        let port = port.map_or(Ok(80), |port| port.parse().map_err(|_| InvalidEndpoint::Form))?;
+        let port =
+            port.map_or(Ok(if tls { 443 } else { 80 }), |port| port.parse().map_err(|_| InvalidEndpoint::Form))?;
         if host.is_empty() || host.contains(['[', ']']) || port == 0 {
             return Err(InvalidEndpoint::Form);
         }
         let path = if path.is_empty() { "/" } else { path };
         let (host, path) = (host.to_owned(), path.to_owned());
-        Ok(Self { host, port, path, headers: Vec::new(), service_name: SERVICE_NAME.to_owned() })
+        let service_name = SERVICE_NAME.to_owned();
+        Ok(Self { tls, certificate: None, host, port, path, headers: Vec::new(), service_name })
     }
 
     /// Host and port as a request names them.
@@ -84,7 +89,8 @@ impl OtlpEndpoint {
 
 impl fmt::Display for OtlpEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.path)
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
     }
 }
 
@@ -124,6 +130,17 @@ fn from_variables(
         if let Some(list) = variable(name) {
             endpoint.headers = headers(&list)
                 .ok_or_else(|| Error::Telemetry { variable: name, reason: "it is no list of NAME=VALUE".to_owned() })?;
+            break;
+        }
+    }
+    for name in ["OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
+        if let Some(path) = variable(name) {
+            let path = PathBuf::from(path);
+            std::fs::File::open(&path).map_err(|error| Error::Telemetry {
+                variable: name,
+                reason: format!("{} can't be read: {error}", path.display()),
+            })?;
+            endpoint.certificate = Some(path);
             break;
         }
     }
@@ -172,7 +189,8 @@ mod tests {
         assert_eq!(shown("http://localhost:4318").unwrap(), "http://localhost:4318/v1/traces");
         assert_eq!(shown("http://otel.example/base/").unwrap(), "http://otel.example:80/base/v1/traces");
         assert_eq!(shown("http://[::1]:4318").unwrap(), "http://[::1]:4318/v1/traces");
-        assert_eq!(shown("https://localhost:4318"), Err(InvalidEndpoint::Tls));
+        assert_eq!(shown("https://otel.example").unwrap(), "https://otel.example:443/v1/traces");
+        assert_eq!(shown("https://otel.example:4318/").unwrap(), "https://otel.example:4318/v1/traces");
         for wrong in [
             "",
             "localhost:4318",
@@ -186,6 +204,8 @@ mod tests {
             "http://host\r\nX: y",
             "http://[::1",
             "grpc://host",
+            "https://",
+            "HTTPS://host",
         ] {
             assert_eq!(shown(wrong), Err(InvalidEndpoint::Form), "{wrong}");
         }
@@ -218,8 +238,8 @@ mod tests {
             let error = told(&[base, ("OTEL_EXPORTER_OTLP_HEADERS", wrong)]).unwrap_err().to_string();
             assert!(error.contains("OTEL_EXPORTER_OTLP_HEADERS"), "{wrong}: {error}");
         }
-        assert!(
-            told(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://x")]).unwrap_err().to_string().contains("https is not")
-        );
+        let certificate = ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/at/all.pem");
+        let error = told(&[base, certificate]).unwrap_err().to_string();
+        assert!(error.contains("OTEL_EXPORTER_OTLP_CERTIFICATE") && error.contains("/nowhere/at/all.pem"), "{error}");
     }
 }

@@ -282,6 +282,19 @@ async fn each_job_is_a_trace_from_its_enqueue_to_its_end(on: On) {
     let told_unsampled = told(&service, unsampled).unwrap();
     assert!(told_unsampled.starts_with(&format!("00-{TRACE}-")) && told_unsampled.ends_with("-00"), "{told_unsampled}");
 
+    // One that is cancelled while it waits has no run to tell of it.
+    let cancelled = service.insert_row("type, identifier, run_at", "'ONE', 'later', 4102444800000").await;
+    assert!(service.cli(&["cancel", &cancelled.to_string()]).status.success());
+    let trace = receiver.trace(cancelled).await;
+    assert_eq!(trace.keys().collect::<Vec<_>>(), ["job ONE"]);
+    let (whole, row) = (&trace["job ONE"][0], service.job(cancelled).await);
+    assert_eq!((whole.start(), whole.end()), (at(row.created_time), at(row.completed_time.unwrap())));
+    assert_eq!(
+        (whole.says("callsheet.job.status"), whole.says("callsheet.attempts")),
+        ("CANCELLED".into(), "0".into())
+    );
+    assert!(whole.status.is_none() && whole.parent_span_id.is_none());
+
     // A service that dies and comes back breaks no trace.
     let lasting = service.insert("ONE", &["environment+wait"]).await[0];
     service.until(lasting, JobStatus::Progress).await;
@@ -361,9 +374,68 @@ async fn a_collector_that_is_away_holds_up_nothing() {
     service.stop().await;
     assert!(asked.elapsed().as_secs() < 30, "the stop took {:?}", asked.elapsed());
 
-    let refused = service.command().arg("serve").env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://x").output().unwrap();
+    let refused = service.command().arg("serve").env("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://x").output().unwrap();
     assert_eq!(refused.status.code(), Some(2), "{}", tools::said(&refused));
     assert!(tools::said(&refused).contains("OTEL_EXPORTER_OTLP_ENDPOINT") && tools::said(&refused).contains("https"));
+}
+
+/// Takes one request over TLS, and says what it was.
+async fn taken_over_tls(listener: tokio::net::TcpListener) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::ServerConfig;
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let key = PrivateKeyDer::from_pem_file(format!("{}/tests/tls/collector.key.pem", tools::ROOT)).unwrap();
+    let certificate = CertificateDer::from_pem_file(format!("{}/tests/tls/collector.pem", tools::ROOT)).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        // Somebody who does not trust this certificate ends the handshake.
+        let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).ends_with("}]}") {
+            let mut some = [0; 4096];
+            let read = stream.read(&mut some).await.unwrap();
+            text.extend_from_slice(&some[..read]);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+        stream.shutdown().await.ok();
+        return String::from_utf8(text).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_is_asked_over_tls_and_only_if_it_is_who_it_should_be() {
+    let certificate = |name: &str| format!("{}/tests/tls/{name}.pem", tools::ROOT);
+    for (trusted, taken) in [("first", false), ("collector", true)] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let receiver = tokio::spawn(taken_over_tls(listener));
+        let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", &certificate(trusted)),
+        ];
+        service.serve_with(&variables).await;
+        let job = service.insert("ONE", &["say:a"]).await[0];
+        service.until(job, JobStatus::Completed).await;
+        if taken {
+            let request = receiver.await.unwrap();
+            assert!(request.starts_with("POST /v1/traces HTTP/1.1") && request.contains("job ONE"), "{request}");
+        } else {
+            service.stop().await;
+            assert!(service.log().contains("traces can't be sent"), "{}", service.log());
+            assert!(!receiver.is_finished());
+            receiver.abort();
+        }
+    }
 }
 
 /// A line of the log in JSON.
