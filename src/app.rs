@@ -22,7 +22,7 @@ use crate::actors::root::{RootActor, RootArgs, RootMessage};
 use crate::actors::status::{ErrorChain, StatusMessage};
 use crate::actors::{AbortOnDrop, Handle, Health, Launches, Port, Reply, Shared, Tree, Watched};
 use crate::clock::SystemClock;
-use crate::config::{self, Changes, Config, FlowConfig, OnStop, Overrides};
+use crate::config::{self, Changes, Config, FlowConfig, KnownToken, OnStop, Overrides};
 use crate::crash::{self, Step};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
@@ -33,7 +33,7 @@ use crate::process::upkeep::RunDirectories;
 use crate::process::{self, Processes};
 use crate::service_manager::ServiceManager;
 use crate::store::{self, Store, Use, Worker, WorkerNote, WorkerState, Write};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, tell_unrun};
 
 /// How long the last writes may take when the service stops; what is not written by then is on disk, and found again.
 const LAST_WRITES: Duration = Duration::from_secs(5);
@@ -139,8 +139,10 @@ pub struct Service {
     worker: WorkerNote,
     manager: Arc<ServiceManager>,
     _told: AbortOnDrop,
+    _traced: Option<AbortOnDrop>,
     /// As it was last read; who has to know of a change listens here.
     config: watch::Sender<Arc<Config>>,
+    tokens: watch::Sender<Arc<[KnownToken]>>,
     overrides: Option<Overrides>,
     _locks: Vec<File>,
 }
@@ -215,7 +217,7 @@ impl Service {
             }
         }
         store.check_schema().await?;
-        let tokens = config::known_tokens(&config.http)?;
+        let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
         let local_key = config::local_key(&config)?;
         let processes = Processes::open(&config.data_dir)?;
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
@@ -257,7 +259,7 @@ impl Service {
             let address = server.address();
             note_address(&config.borrow().data_dir, address);
             let handle = Handle::new(Arc::clone(&shared));
-            let settings = http::Settings { handle, config: config.subscribe(), tokens, local_key };
+            let settings = http::Settings { handle, config: config.subscribe(), tokens: tokens.subscribe(), local_key };
             (address, tokio::spawn(server.serve(settings, stop_http.subscribe())))
         });
         let loaded = Arc::clone(&config.borrow());
@@ -273,6 +275,10 @@ impl Service {
         let overrides = options.overrides;
         let manager = Arc::new(ServiceManager::from_environment());
         manager.ready(&status(&shared));
+        let traced = shared.telemetry.is_on().then(|| {
+            let (store, telemetry) = (shared.store.clone(), shared.telemetry.clone());
+            AbortOnDrop::spawn(tell_unrun(store, telemetry, shared.worker.clone(), shared.changed.subscribe()))
+        });
         let told = AbortOnDrop::spawn(tell_manager(Arc::clone(&manager), root.clone(), Arc::clone(&shared)));
         Ok(Self {
             shared,
@@ -283,7 +289,9 @@ impl Service {
             worker: note,
             manager,
             _told: told,
+            _traced: traced,
             config,
+            tokens,
             overrides,
             _locks: locks,
         })
@@ -357,8 +365,16 @@ impl Service {
             }
         }
         let before = Arc::clone(&self.config.borrow());
+        let tokens = match config::known_tokens(&config.http) {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                refuse_reload(&error);
+                self.shared.metrics.reloaded(false);
+                return;
+            }
+        };
         let changes = Changes::between(&before, &config);
-        for line in &changes.flows {
+        for line in changes.flows.iter().chain(&changes.tokens) {
             tracing::info!("configuration: {line}");
         }
         for key in &changes.restart {
@@ -371,13 +387,18 @@ impl Service {
         let (reply, answered) = answer_channel();
         let flows: Vec<_> = config.flows.values().cloned().collect();
         // What holds from the next start only stays as it is, and is told of again with the next reload.
-        self.config.send_replace(Arc::new(Config { flows: config.flows, ..Config::clone(&before) }));
+        let mut now = Config { flows: config.flows, ..Config::clone(&before) };
+        if !changes.tokens.is_empty() {
+            now.http.tokens = config.http.tokens;
+            self.tokens.send_replace(Arc::from(tokens));
+        }
+        self.config.send_replace(Arc::new(now));
         if self.root.cast(RootMessage::Reconfigure(flows, reply)).is_ok() {
             // Bounded: a claim that is under way may be waiting for a database that is away.
             drop(tokio::time::timeout(RELOAD, answered).await);
         }
         self.shared.metrics.reloaded(true);
-        let (changed, restart) = (changes.flows.len(), changes.restart.len());
+        let (changed, restart) = (changes.flows.len() + changes.tokens.len(), changes.restart.len());
         tracing::info!(changed, restart, "the configuration was read again");
     }
 

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, FlowConfig, RecurringConfig};
+use super::{Config, FlowConfig, HttpConfig, RecurringConfig, TokenConfig};
 
 /// What differs between the configuration that a service runs with and the one that it has read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// What is different about flows, a line each, such as `flow X: concurrency 1 -> 3`.
     pub flows: Vec<String>,
+    /// What is different about tokens, a line each, such as `token ops: removed`.
+    pub tokens: Vec<String>,
     /// Keys that are different and hold only from the next start of the service.
     pub restart: Vec<&'static str>,
 }
@@ -29,24 +31,53 @@ impl Changes {
                 (None, None) => {}
             }
         }
-        Self { flows, restart: restart(old, new) }
+        Self { flows, tokens: token_changes(old, new), restart: restart(old, new) }
     }
 }
 
 /// Taken apart in full, so that a key that is added is not forgotten here.
 fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let Config { path: _, data_dir, database_url, worker_id, service, http, retention, webhooks, otlp, flows: _ } = new;
+    let HttpConfig { listen, tokens, tls } = http;
     let same = [
         ("data_dir", *data_dir == old.data_dir),
         ("database_url", *database_url == old.database_url),
         ("worker_id", *worker_id == old.worker_id),
         ("[service]", *service == old.service),
-        ("[http]", *http == old.http),
+        ("[http]", *listen == old.http.listen && *tls == old.http.tls),
+        ("[[http.tokens]]", !opens(old, tokens)),
         ("[retention]", *retention == old.retention),
         ("[[webhooks]]", *webhooks == old.webhooks),
         ("[telemetry]", *otlp == old.otlp),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
+
+/// Whether it would let everybody in who comes from this machine; that has to be meant, and waits for the next start.
+fn opens(old: &Config, tokens: &[TokenConfig]) -> bool {
+    tokens.is_empty() && !old.http.tokens.is_empty()
+}
+
+fn token_changes(old: &Config, new: &Config) -> Vec<String> {
+    if opens(old, &new.http.tokens) {
+        return Vec::new();
+    }
+    let by_name = |config: &Config| -> BTreeMap<String, TokenConfig> {
+        config.http.tokens.iter().map(|token| (token.name.clone(), token.clone())).collect()
+    };
+    let (old, new) = (by_name(old), by_name(new));
+    let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let line = |name: &String| match (old.get(name), new.get(name)) {
+        (Some(old), Some(new)) if old == new => None,
+        (Some(old), Some(new)) if old.role != new.role => {
+            Some(format!("token {name}: {} -> {}", old.role.as_str(), new.role.as_str()))
+        }
+        (Some(_), Some(_)) => Some(format!("token {name}: another value")),
+        (None, Some(new)) => Some(format!("token {name}: added, {}", new.role.as_str())),
+        (Some(_), None) => Some(format!("token {name}: removed; its sessions have ended")),
+        (None, None) => None,
+    };
+    names.into_iter().filter_map(line).collect()
 }
 
 fn flow_changes(old: &FlowConfig, new: &FlowConfig) -> Vec<String> {
@@ -179,5 +210,27 @@ mod tests {
         "#);
         assert_eq!(changes.restart, ["[service]", "[http]"]);
         assert_eq!(Changes::between(&new, &new), Changes::default());
+    }
+
+    #[test]
+    fn the_last_token_goes_with_the_next_start_only() {
+        let token = |name: &str, role: &str, digit: &str| {
+            format!("[[http.tokens]]\nname = \"{name}\"\nrole = \"{role}\"\ntoken_sha256 = \"{}\"\n", digit.repeat(64))
+        };
+        let all = |tokens: &[(&str, &str, &str)]| {
+            config(&tokens.iter().map(|(name, role, digit)| token(name, role, digit)).collect::<String>())
+        };
+        let old = all(&[("a", "viewer", "0"), ("b", "viewer", "1"), ("c", "viewer", "2"), ("d", "viewer", "3")]);
+        let new = all(&[("a", "viewer", "0"), ("b", "operator", "1"), ("c", "viewer", "4"), ("e", "viewer", "3")]);
+        insta::assert_snapshot!(Changes::between(&old, &new).tokens.join("\n"), @r"
+        token b: viewer -> operator
+        token c: another value
+        token d: removed; its sessions have ended
+        token e: added, viewer
+        ");
+        assert_eq!(Changes::between(&old, &new).restart, [""; 0]);
+        let open = Changes::between(&old, &all(&[]));
+        assert_eq!((open.tokens, open.restart), (Vec::new(), vec!["[[http.tokens]]"]));
+        assert_eq!(Changes::between(&all(&[]), &old).tokens.len(), 4);
     }
 }

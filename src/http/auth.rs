@@ -5,6 +5,7 @@
 //! pages of others from using that.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderValue};
@@ -14,6 +15,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failures::Failures;
@@ -35,7 +37,7 @@ pub(super) const SESSION_LENGTH: std::time::Duration = std::time::Duration::from
 
 /// Who may use the server.
 pub(super) struct Access {
-    tokens: Vec<KnownToken>,
+    tokens: watch::Receiver<Arc<[KnownToken]>>,
     failures: Failures,
     /// Wrong tokens that stand in the log: no more than people can read.
     noted: Failures,
@@ -147,21 +149,35 @@ impl Viewer {
 }
 
 impl Access {
-    pub(super) fn new(tokens: Vec<KnownToken>, local_key: String) -> Self {
+    pub(super) fn new(tokens: watch::Receiver<Arc<[KnownToken]>>, local_key: String) -> Self {
         Self { tokens, failures: Failures::default(), noted: Failures::default(), local_key }
     }
 
     /// Whether no token is asked for, and only the address counts.
     pub(super) fn is_local(&self) -> bool {
-        self.tokens.is_empty()
+        self.tokens.borrow().is_empty()
+    }
+
+    /// The tokens as the configuration has them now.
+    fn tokens(&self) -> Arc<[KnownToken]> {
+        Arc::clone(&self.tokens.borrow())
+    }
+
+    /// Tells when they have changed: who was let in before has to show again that they may.
+    pub(super) fn changes(&self) -> watch::Receiver<Arc<[KnownToken]>> {
+        let mut changes = self.tokens.clone();
+        changes.mark_unchanged();
+        changes
     }
 
     /// The token that this is, compared with every known one in the same time whatever it is.
-    fn recognize(&self, given: &[u8]) -> Option<&KnownToken> {
+    fn recognize(&self, given: &[u8]) -> Option<KnownToken> {
         let hash: [u8; 32] = Sha256::digest(given).into();
-        self.tokens
+        let tokens = self.tokens();
+        let found = tokens
             .iter()
-            .fold(None, |found, token| if bool::from(token.sha256.ct_eq(&hash)) { Some(token) } else { found })
+            .fold(None, |found, token| if bool::from(token.sha256.ct_eq(&hash)) { Some(token) } else { found });
+        found.cloned()
     }
 
     /// The token that this is.
@@ -169,7 +185,7 @@ impl Access {
     /// # Errors
     /// With 401. Who guesses is not slowed down here: what is random and long enough is not found so, and a program that has a
     /// right token must not suffer from one behind the same address that has not.
-    fn admit(&self, given: &[u8], address: IpAddr) -> Result<&KnownToken, Problem> {
+    fn admit(&self, given: &[u8], address: IpAddr) -> Result<KnownToken, Problem> {
         if let Some(token) = self.recognize(given) {
             return Ok(token);
         }
@@ -200,16 +216,12 @@ impl Access {
                 return Err(problem);
             }
         };
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|error| {
-            tracing::error!(%error, "the system gives no random numbers");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random numbers")
-        })?;
-        let id = hex(&random);
+        let id = random_key()
+            .ok_or_else(|| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the system gives no random numbers"))?;
         let session = Session {
             session_sha256: hex(&Sha256::digest(&id)),
             token_name: token.name.clone(),
-            token_mark: mark(token),
+            token_mark: mark(&token),
         };
         app.handle().store().on_behalf_of(who(&token.name)).begin_session(&session, SESSION_LENGTH).await?;
         Ok(cookie(&id, SESSION_LENGTH.as_secs(), peer.tls))
@@ -236,15 +248,16 @@ impl Access {
             let Some(given) = bearer(given) else {
                 return Err(Problem::unauthorized("the header Authorization is not of the form `Bearer TOKEN`"));
             };
-            return Ok(viewer(self.admit(given, peer.address.ip())?, How::Bearer));
+            return Ok(viewer(&self.admit(given, peer.address.ip())?, How::Bearer));
         }
         let Some(id) = session_cookie(&parts.headers) else {
             return Err(Problem::unauthorized("this takes a token; send it as `Authorization: Bearer TOKEN`"));
         };
         let session = app.handle().store().session(&hex(&Sha256::digest(&id))).await?;
         // A token that was taken out of the configuration, or given another value, takes its sessions along.
+        let tokens = self.tokens();
         let token = session.and_then(|session| {
-            self.tokens.iter().find(|token| token.name == session.token_name && mark(token) == session.token_mark)
+            tokens.iter().find(|token| token.name == session.token_name && mark(token) == session.token_mark)
         });
         let Some(token) = token else {
             return Err(Problem::unauthorized("this session has ended; sign in again"));
@@ -290,6 +303,18 @@ pub(super) fn cookie(id: &str, seconds: u64, secure: bool) -> HeaderValue {
 /// Whether a request of this method changes nothing (RFC 9110, 9.2.1).
 pub(super) fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
+}
+
+/// 256 bits that nobody can guess, in hexadecimal digits; `None` where the system has no random numbers.
+pub(super) fn random_key() -> Option<String> {
+    let mut random = [0; 32];
+    match getrandom::fill(&mut random) {
+        Ok(()) => Some(hex(&random)),
+        Err(error) => {
+            tracing::error!(%error, "the system gives no random numbers");
+            None
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -396,13 +421,13 @@ mod tests {
             sha256: Sha256::digest(secret).into(),
         };
         let tokens = vec![token("a", "first", AccessRole::Viewer), token("b", "second", AccessRole::Operator)];
-        Access::new(tokens, "key".to_owned())
+        Access::new(watch::Sender::new(Arc::from(tokens)).subscribe(), "key".to_owned())
     }
 
     #[test]
     fn a_token_is_recognized_by_its_whole_value() {
         let access = access();
-        let name = |given: &str| access.recognize(given.as_bytes()).map(|token| token.name.as_str());
+        let name = |given: &str| access.recognize(given.as_bytes()).map(|token| token.name);
         assert_eq!(["first", "second", "", "firs", "first "].map(name), [Some("a"), Some("b"), None, None, None]);
     }
 
@@ -426,8 +451,9 @@ mod tests {
     #[test]
     fn a_token_of_another_value_has_other_sessions() {
         let access = access();
-        let mut changed = access.tokens[0].clone();
+        let first = access.tokens()[0].clone();
+        let mut changed = first.clone();
         changed.sha256[0] ^= 1;
-        assert_ne!(mark(&access.tokens[0]), mark(&changed));
+        assert_ne!(mark(&first), mark(&changed));
     }
 }

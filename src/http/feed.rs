@@ -16,12 +16,15 @@ use super::sse;
 use crate::actors::Handle;
 use crate::store::StreamedEvent;
 
-/// How many changes a stream may fall behind before it has to read them again.
-const KEPT: usize = 1024;
+/// How many changes a stream may fall behind before it has to read them again, each for itself; some 400 bytes each, once for
+/// all streams.
+const KEPT: usize = 8192;
 /// Changes of one page of reading.
 pub(super) const PAGE: u32 = 500;
 /// How long after one look the next may come: so much of a burst is read at once.
 const PAUSE: Duration = Duration::from_millis(25);
+/// So much longer for each that listens: every burst wakes all of them, and 500 take as long as many a job's start.
+const PAUSE_FOR_EACH: Duration = Duration::from_micros(250);
 /// How long to wait without being told of a change: other workers on a PostgreSQL tell nobody of theirs.
 const LOOK_ANYWAY: Duration = Duration::from_millis(500);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -127,7 +130,8 @@ impl Feed {
                 }
                 // Whether something has changed or the time is over, it is looked again.
                 drop(tokio::time::timeout(LOOK_ANYWAY, changes.changed()).await);
-                tokio::time::sleep_until(looked + PAUSE).await;
+                let listeners = u32::try_from(self.sender.receiver_count()).unwrap_or(u32::MAX);
+                tokio::time::sleep_until(looked + PAUSE + PAUSE_FOR_EACH.saturating_mul(listeners)).await;
             }
         }
     }

@@ -20,6 +20,7 @@
 mod api;
 pub mod auth;
 mod body;
+pub mod client;
 mod connection;
 mod failures;
 mod feed;
@@ -184,8 +185,8 @@ pub struct Settings {
     pub handle: Handle,
     /// The configuration, and each that is read later.
     pub config: watch::Receiver<Arc<Config>>,
-    /// Who is let in.
-    pub tokens: Vec<KnownToken>,
+    /// Who is let in, and whenever that is changed.
+    pub tokens: watch::Receiver<Arc<[KnownToken]>>,
     /// What the forms of a server without tokens are recognized by; nobody else may know it.
     pub local_key: String,
 }

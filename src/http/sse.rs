@@ -3,6 +3,7 @@
 //! <https://html.spec.whatwg.org/multipage/server-sent-events.html>
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -10,7 +11,10 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::{App, Viewer};
+use crate::config::KnownToken;
 
 /// How often something is sent where there is nothing to say, so that both sides learn of a connection that is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -40,10 +44,18 @@ pub(super) fn frame(id: Option<&str>, event: Option<&str>, data: &str) -> Bytes 
     text.into()
 }
 
+/// How often it is looked whether a session still lasts that a stream was opened in.
+const CHECK_SESSION: Duration = Duration::from_secs(5);
+
 /// A stream that is being sent, and its right to be.
 struct Sending<S> {
     source: S,
+    app: App,
+    /// The session of whoever opened it.
+    session: Option<String>,
+    check_at: Instant,
     stop: watch::Receiver<bool>,
+    tokens: watch::Receiver<Arc<[KnownToken]>>,
     ends: Instant,
     begun: bool,
     _permit: OwnedSemaphorePermit,
@@ -55,20 +67,52 @@ impl<S: Source> Sending<S> {
             self.begun = true;
             return Some(Bytes::from(format!("retry: {RETRY_MS}\n\n")));
         }
-        tokio::select! {
-            biased;
-            _ = self.stop.wait_for(|stop| *stop) => None,
-            () = tokio::time::sleep_until(self.ends) => None,
-            next = timeout(KEEP_ALIVE, self.source.next()) => next.unwrap_or(Some(Bytes::from_static(b": still here\n\n"))),
+        let silent_until = Instant::now() + KEEP_ALIVE;
+        loop {
+            let told = tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => return None,
+                Ok(()) = self.tokens.changed() => return None,
+                () = sleep_until(self.ends) => return None,
+                () = sleep_until(self.check_at), if self.session.is_some() => None,
+                next = timeout_at(silent_until, self.source.next()) => Some(next),
+            };
+            match told {
+                Some(Ok(next)) => return next,
+                Some(Err(_)) => return Some(Bytes::from_static(b": still here\n\n")),
+                None if self.has_ended().await => return None,
+                None => {}
+            }
         }
+    }
+
+    /// Whether the session has ended that it was opened in.
+    async fn has_ended(&mut self) -> bool {
+        self.check_at = Instant::now() + CHECK_SESSION;
+        let Some(session) = &self.session else { return false };
+        // A database that is away says nothing of it, and is asked again.
+        matches!(self.app.store().session(session).await, Ok(None))
     }
 }
 
-/// The answer that sends what `source` gives, until that or the service ends. `permit` is given back with it.
-pub(super) fn respond(source: impl Source, stop: watch::Receiver<bool>, permit: OwnedSemaphorePermit) -> Response {
+/// The answer that sends what `source` gives, until that or the service ends, other tokens hold, or the session of `viewer`
+/// has ended. `permit` is given back with it.
+pub(super) fn respond(source: impl Source, app: &App, viewer: &Viewer, permit: OwnedSemaphorePermit) -> Response {
     // A proxy that would gather an answer before it passes it on is told not to.
     const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
-    let sending = Sending { source, stop, ends: Instant::now() + LONGEST, begun: false, _permit: permit };
+    let (stop, tokens) = (app.stop(), app.access().changes());
+    let now = Instant::now();
+    let sending = Sending {
+        source,
+        app: app.clone(),
+        session: viewer.session(),
+        check_at: now + CHECK_SESSION,
+        stop,
+        tokens,
+        ends: now + LONGEST,
+        begun: false,
+        _permit: permit,
+    };
     let frames = stream::unfold(sending, |mut sending| async move {
         let frame = sending.next().await?;
         Some((Ok::<_, Infallible>(frame), sending))

@@ -271,6 +271,7 @@ async fn every_view_is_accessible_and_small() {
         "/audit",
         "/jobs/999",
         "/jobs?text=nothing",
+        "/sign-in",
     ];
     for (width, scheme) in [(1400, "light"), (390, "dark"), (1400, "dark"), (390, "light")] {
         browser.size(width, 900);

@@ -36,7 +36,7 @@ pub(super) const LAST_EVENT_ID: &str = "last-event-id";
 )]
 pub(super) async fn events(
     State(app): State<App>,
-    _: Viewer,
+    viewer: Viewer,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -62,7 +62,7 @@ pub(super) async fn events(
     }
     let at = last.map_or(newest, |last| last.min(newest));
     let stream = EventStream { app: app.clone(), news, at, catching_up: true, ready, only_type, only_job };
-    Ok(sse::respond(stream, app.stop(), permit))
+    Ok(sse::respond(stream, &app, &viewer, permit))
 }
 
 /// An event's id.

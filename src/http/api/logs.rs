@@ -70,7 +70,7 @@ const LONGEST_TAIL: usize = 1_000_000;
 )]
 pub(super) async fn logs(
     State(app): State<App>,
-    _: Viewer,
+    viewer: Viewer,
     Segment(id): Segment,
     uri: Uri,
     headers: HeaderMap,
@@ -122,7 +122,7 @@ pub(super) async fn logs(
         asked: None,
         phase: Phase::Waiting,
     };
-    Ok(sse::respond(follower, app.stop(), permit))
+    Ok(sse::respond(follower, &app, &viewer, permit))
 }
 
 /// The words that `stream` takes.

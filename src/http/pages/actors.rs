@@ -49,7 +49,9 @@ fn branch(actor: &ActorSnapshot, under: &BTreeMap<Option<u64>, Vec<&ActorSnapsho
         li {
             div.actor {
                 span.role { (name(&actor.name)) }
+                // Where its name is not made of the flow's (CONTRACT §3), the flow is told beside it.
                 @if actor.name != actor.role.as_str() { span.muted { (actor.role.as_str()) } }
+                @else if let Some(flow) = &actor.flow { span { "of " (name(flow.as_str())) } }
                 span.muted { "up " (since(actor.since, now)) }
                 @if actor.restarts > 0 { span.badge.attention { (icon("attention")) (actor.restarts) " restarts" } }
                 @match actor.mailbox {

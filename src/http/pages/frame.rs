@@ -102,10 +102,10 @@ pub(super) fn bare(title: &str, body: &Markup) -> Markup {
 }
 
 /// The parts, each in its element.
-pub(super) fn laid_out(parts: &[Part]) -> Markup {
+pub(super) fn laid_out(parts: &[Part], visitor: &Visitor) -> Markup {
     html! {
         @for part in parts {
-            section id=(part.id) class=(part.class) data-part=(super::live::hash(&part.body.0)) { (part.body) }
+            section id=(part.id) class=(part.class) data-part=(super::live::hash(&part.body.0, &visitor.csrf)) { (part.body) }
         }
     }
 }

@@ -4,161 +4,125 @@
 //! the id of an event says how far the output was read, and a page that comes back goes on from there.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{IntoResponse, Response};
+use axum::body::Bytes;
+use axum::response::Response;
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::form::Fields;
 use super::frame::assets;
-use super::{Output, Part, Place, Rendered, Visitor};
+use super::renderings::{Looker, Shown, ShownOutput};
+use super::{Place, Renderings, Visitor};
 use crate::domain::{Attempt, JobId};
-use crate::http::App;
+use crate::http::{App, Viewer, sse};
 use crate::process::logs::{RunLog, Selection, Stream};
 use crate::process::text::made_safe;
 
-/// Changes that come closer together are told as one.
-const AT_LEAST: Duration = Duration::from_millis(400);
-/// What nobody tells of (progress, signs of life, other workers, the clock) is looked for this often.
-const AT_MOST: Duration = Duration::from_millis(1500);
 /// How often the output is looked at.
 const LOG_EVERY: Duration = Duration::from_millis(250);
 /// So much of a stream's past is sent to a page that opens, in bytes; all of it can be downloaded.
 const PAST: u64 = 12 << 20;
 /// So much is read at once, in bytes.
 const AT_ONCE: usize = 256 << 10;
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A page that is open.
 struct Watcher {
     app: App,
-    visitor: Visitor,
-    place: Place,
-    overviews: std::sync::Arc<super::cache::Overviews>,
-    changes: watch::Receiver<()>,
-    stop: watch::Receiver<bool>,
+    job: Option<JobId>,
+    looker: Looker,
     told: BTreeMap<&'static str, String>,
     log: Option<Log>,
-    ready: VecDeque<Event>,
-    next_look: Instant,
+    ready: VecDeque<Bytes>,
 }
 
 /// The answer to a page that wants to be told.
 pub(super) fn stream(
-    app: App,
-    visitor: Visitor,
+    app: &App,
+    viewer: &Viewer,
     place: Place,
-    overviews: std::sync::Arc<super::cache::Overviews>,
+    renderings: &Renderings,
     fields: &Fields,
+    permit: OwnedSemaphorePermit,
 ) -> Response {
-    let log = match &place {
-        Place::Job(id, _) => fields.first("attempt").and_then(|text| text.parse().ok()).map(|attempt| {
-            let read = fields.first("at").and_then(|text| text.parse().ok());
-            Log { job: *id, attempt: Attempt(attempt), place: None, read, ended: false }
-        }),
+    let job = match &place {
+        Place::Job(id, _) => Some(*id),
         Place::Overview(_) | Place::Jobs(_) | Place::Workers | Place::Actors => None,
     };
-    let hello = json!({ "script": assets()[1].path });
+    let attempt = fields.first("attempt").and_then(|text| text.parse().ok()).map(Attempt);
+    let log = job.zip(attempt).map(|(job, attempt)| {
+        let read = fields.first("at").and_then(|text| text.parse().ok());
+        Log { job, attempt, place: None, read, ended: false }
+    });
+    let hello = json!({ "script": assets()[1].path }).to_string();
     let watcher = Watcher {
-        changes: app.handle().changes(),
-        stop: app.stop(),
-        app,
-        visitor,
-        place,
-        overviews,
+        looker: renderings.look(app, place, &Visitor::from(viewer)),
+        app: app.clone(),
+        job,
         told: BTreeMap::new(),
         log,
-        ready: VecDeque::from([Event::default().event("hello").data(hello.to_string())]),
-        next_look: Instant::now(),
+        ready: VecDeque::from([sse::frame(None, Some("hello"), &hello)]),
     };
-    let events = futures_util::stream::unfold(watcher, |mut watcher| async move {
-        let event = watcher.next().await?;
-        Some((Ok::<_, Infallible>(event), watcher))
-    });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    sse::respond(watcher, app, viewer, permit)
+}
+
+impl sse::Source for Watcher {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Some(frame);
+            }
+            // Looked for first: a command that never stops writing must not hide what becomes of it.
+            if let Some(shown) = self.looker.fresh() {
+                self.show(&shown);
+                continue;
+            }
+            self.read_log().await;
+            if self.ready.is_empty() {
+                let log_is_open = self.log.as_ref().is_some_and(|log| !log.ended);
+                tokio::select! {
+                    shown = self.looker.next() => self.show(&*shown?),
+                    () = tokio::time::sleep(LOG_EVERY), if log_is_open => {}
+                }
+            }
+        }
+    }
 }
 
 impl Watcher {
-    /// The next thing to tell; `None` once the service stops.
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if *self.stop.borrow() {
-                return None;
-            }
-            if Instant::now() >= self.next_look {
-                self.look().await;
-            }
-            if self.ready.is_empty() {
-                self.read_log().await;
-            }
-            if self.ready.is_empty() {
-                self.wait().await;
-            }
-        }
+    fn event(&mut self, name: &str, data: &str) {
+        self.ready.push_back(sse::frame(None, Some(name), data));
     }
 
-    async fn wait(&mut self) {
-        let log_is_open = self.log.as_ref().is_some_and(|log| !log.ended);
-        let until_look = self.next_look.saturating_duration_since(Instant::now());
-        let pause = if log_is_open { until_look.min(LOG_EVERY) } else { until_look };
-        tokio::select! {
-            _ = self.stop.changed() => {}
-            changed = self.changes.changed() => match changed {
-                // A little later: what changes now often changes again at once.
-                Ok(()) => self.next_look = self.next_look.min(Instant::now() + AT_LEAST),
-                Err(_) => tokio::time::sleep(pause).await,
-            },
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-
-    /// Renders the page anew and tells what of it is other than before.
-    async fn look(&mut self) {
-        self.changes.mark_unchanged();
-        self.next_look = Instant::now() + AT_MOST;
-        match super::render(&self.app, &self.overviews, &self.visitor, &self.place, false).await {
-            Ok(Rendered { parts, later, output, .. }) => {
-                for part in parts.into_iter().chain(later) {
-                    self.tell(part);
+    /// Tells what of the view is other than before.
+    fn show(&mut self, shown: &Shown) {
+        match &shown.what {
+            Ok(view) => {
+                for part in &view.parts {
+                    if self.told.get(part.id) == Some(&part.hash) {
+                        continue;
+                    }
+                    self.ready.push_back(sse::frame(None, Some("part"), &self.looker.personal(part)));
+                    self.told.insert(part.id, part.hash.clone());
                 }
-                if let Some(output) = output {
+                if let Some(output) = &view.output {
                     self.follow(output);
                 }
             }
-            Err(problem) => {
-                tracing::debug!(?problem, "an open page can't be rendered");
-                self.ready.push_back(Event::default().event("trouble").data(problem.detail()));
-            }
-        }
-    }
-
-    fn tell(&mut self, part: Part) {
-        let html = part.body.into_string();
-        let hash = hash(&html);
-        if self.told.get(part.id) != Some(&hash) {
-            let data = json!({ "id": part.id, "class": part.class, "html": html, "hash": hash });
-            self.told.insert(part.id, hash);
-            self.ready.push_back(Event::default().event("part").data(data.to_string()));
+            Err(trouble) => self.event("trouble", trouble),
         }
     }
 
     /// Follows this output, which may be that of a later attempt than the page has shown so far.
-    fn follow(&mut self, output: Output) {
-        let Place::Job(job, _) = self.place else { return };
+    fn follow(&mut self, output: &ShownOutput) {
+        let Some(job) = self.job else { return };
         if let Some(log) = self.log.as_mut().filter(|log| log.attempt == output.attempt) {
             log.ended = output.ended;
             return;
         }
-        let data = json!({ "attempt": output.attempt.0, "html": output.markup.into_string() });
-        self.ready.push_back(Event::default().event("output").data(data.to_string()));
+        self.event("output", &output.json);
         self.log = Some(Log { job, attempt: output.attempt, place: None, read: None, ended: output.ended });
     }
 
@@ -177,7 +141,7 @@ impl Watcher {
         if !pieces.is_empty() {
             let pieces: Vec<_> = pieces.iter().map(|(stream, text)| [stream.as_str(), text]).collect();
             let data = json!({ "pieces": pieces, "at": next });
-            self.ready.push_back(Event::default().event("log").data(data.to_string()));
+            self.event("log", &data.to_string());
         }
     }
 }
@@ -224,10 +188,11 @@ fn read_on(place: &std::path::Path, from: Option<u64>, ended: bool) -> Option<(V
     Some((shown.collect(), page.next_offset))
 }
 
-/// What tells a part from the same part as it was before, however much time has passed.
-pub(super) fn hash(html: &str) -> String {
+/// What tells a part from the same part as it was before, however much time has passed and whose token its forms have.
+pub(super) fn hash(html: &str, csrf: &str) -> String {
     let mut hasher = DefaultHasher::new();
-    without_times(html).for_each(|text| text.hash(&mut hasher));
+    let html = if csrf.is_empty() { html.into() } else { html.replace(csrf, "") };
+    without_times(&html).for_each(|text| text.hash(&mut hasher));
     format!("{:016x}", hasher.finish())
 }
 

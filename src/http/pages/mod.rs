@@ -1,5 +1,5 @@
 //! The page, rendered on the server: each view is a function from what was read to markup, in a file of its own; this one
-//! says which address shows which view, and does what the forms ask for.
+//! says which address shows which view. `deeds` does what the forms ask for.
 //!
 //! Every view works without a script: links, forms, and a page that is whole as it comes. With it, `live` keeps the parts
 //! of a page fresh.
@@ -9,6 +9,7 @@ mod audit;
 mod bulk;
 mod cache;
 mod charts;
+mod deeds;
 mod form;
 mod frame;
 mod job;
@@ -16,33 +17,33 @@ mod jobs;
 mod live;
 mod overview;
 mod parts;
+mod renderings;
 mod sign_in;
 mod timeline;
 mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, REFERER};
-use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use maud::{Markup, html};
 
-use self::bulk::Deed;
 use self::cache::Overviews;
 use self::form::Fields;
 use self::frame::{Frame, Notice, laid_out};
-use self::jobs::{Draft, Filter, JobsView};
+use self::jobs::{Filter, JobsView};
 use self::overview::{FlowInfo, OverviewView};
-use super::{App, Operator, PostedForm, Problem, Viewer};
-use crate::domain::{Attempt, FlowType, JobId, Timestamp};
+use self::renderings::Renderings;
+use super::{App, Problem, Viewer};
+use crate::domain::{Attempt, JobId, Timestamp};
 use crate::process::logs::{RunLog, Selection};
 use crate::process::text::made_safe;
-use crate::store::{AuditFilter, CancelResult, Due, NewJob, PauseResult, RetryResult};
+use crate::store::AuditFilter;
 
 pub(super) use self::sign_in::sign_in;
 
@@ -129,13 +130,13 @@ struct Output {
 pub(super) fn routes() -> Router<App> {
     let mut router = Router::new()
         .route("/", get(show))
-        .route("/jobs", get(show).post(enqueue))
-        .route("/jobs/bulk", get(ask).post(act_on_many))
+        .route("/jobs", get(show).post(deeds::enqueue))
+        .route("/jobs/bulk", get(deeds::ask).post(deeds::act_on_many))
         .route("/jobs/{id}", get(show))
-        .route("/jobs/{id}/cancel", post(cancel))
-        .route("/jobs/{id}/retry", post(retry))
-        .route("/flows/{type}/pause", post(pause))
-        .route("/flows/{type}/resume", post(resume))
+        .route("/jobs/{id}/cancel", post(deeds::cancel))
+        .route("/jobs/{id}/retry", post(deeds::retry))
+        .route("/flows/{type}/pause", post(deeds::pause))
+        .route("/flows/{type}/resume", post(deeds::resume))
         .route("/workers", get(show))
         .route("/actors", get(show))
         .route("/audit", get(audit_trail))
@@ -148,7 +149,9 @@ pub(super) fn routes() -> Router<App> {
         ];
         router = router.route(&asset.path, get(move || std::future::ready((headers.clone(), asset.text))));
     }
-    router.layer(Extension(Arc::new(Overviews::default())))
+    let overviews = Arc::new(Overviews::default());
+    let renderings = Arc::new(Renderings::new(Arc::clone(&overviews)));
+    router.layer(Extension(overviews)).layer(Extension(renderings))
 }
 
 type Looking = Extension<Arc<Overviews>>;
@@ -163,13 +166,13 @@ async fn show(
     let fields = Fields::parse(uri.query().unwrap_or_default());
     let visitor = Visitor::from(&viewer);
     let Some(place) = Place::of(uri.path(), &fields) else {
-        return Err(refused(&app, &visitor, &Problem::new(StatusCode::NOT_FOUND, "there is no such page")));
+        return Err(refused(&visitor, &Problem::new(StatusCode::NOT_FOUND, "there is no such page")));
     };
     // Whoever has just done something is to see what came of it.
     let has_acted = fields.first("done").is_some();
     let rendered = render(&app, &overviews, &visitor, &place, has_acted).await;
-    let rendered = rendered.map_err(|problem| refused(&app, &visitor, &problem))?;
-    let sentence = notice(&fields);
+    let rendered = rendered.map_err(|problem| refused(&visitor, &problem))?;
+    let sentence = deeds::notice(&fields);
     let address = address_of(&uri);
     let mut live = format!("/live?page={}", parts::encoded(&address));
     if let Some(output) = &rendered.output {
@@ -183,7 +186,7 @@ async fn show(
         now: rendered.now,
         live: Some(&live),
     };
-    let body = html! { (rendered.above) div.parts { (laid_out(&rendered.parts)) } @if let Some(output) = &rendered.output { (output.markup) } @if !rendered.later.is_empty() { div.parts { (laid_out(&rendered.later)) } } (rendered.below) };
+    let body = html! { (rendered.above) div.parts { (laid_out(&rendered.parts, &visitor)) } @if let Some(output) = &rendered.output { (output.markup) } @if !rendered.later.is_empty() { div.parts { (laid_out(&rendered.later, &visitor)) } } (rendered.below) };
     Ok(Html(frame.around(&body).into_string()).into_response())
 }
 
@@ -220,10 +223,9 @@ async fn render(
             Ok(Rendered::of("Overview", "/", parts, snapshot.overview.now))
         }
         Place::Jobs(filter) => {
-            let found = app.store().search(&filter.search()).await?;
-            let overview = overviews.read(app.store(), false).await?.overview;
-            let types = types(app, overview.queues.iter().map(|queue| queue.job_type.clone()));
-            let now = app.store().now().await?;
+            let (store, search) = (app.store(), filter.search());
+            let (found, known, now) = tokio::try_join!(store.search(&search), store.types(), store.now())?;
+            let types = types(app, known);
             let view = JobsView { filter, found: &found, types: &types, now };
             let above = jobs::head(view, visitor);
             Ok(Rendered { above, ..Rendered::of("Jobs", "/jobs", vec![jobs::list(view, visitor)], now) })
@@ -267,7 +269,7 @@ async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>
     let Some(job) = store.job(id).await? else {
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}")));
     };
-    let (runs, events, now) = (store.runs(id).await?, store.events(id).await?, store.now().await?);
+    let (runs, events, now) = tokio::try_join!(store.runs(id), store.events(id), store.now())?;
     let view = job::JobView { job: &job, runs: &runs, events: &events, now };
     let run = match attempt {
         Some(attempt) => runs.iter().rfind(|run| run.attempt == attempt),
@@ -312,7 +314,7 @@ fn flows(app: &App, now: Timestamp) -> BTreeMap<String, FlowInfo> {
 }
 
 /// The types that can be chosen: those of the configuration, and those that rows have.
-fn types(app: &App, known: impl Iterator<Item = String>) -> Vec<String> {
+fn types(app: &App, known: Vec<String>) -> Vec<String> {
     let mut types: Vec<String> = app.config().flows.keys().map(|flow| flow.as_str().to_owned()).chain(known).collect();
     types.sort();
     types.dedup();
@@ -322,7 +324,7 @@ fn types(app: &App, known: impl Iterator<Item = String>) -> Vec<String> {
 /// What an open page is told.
 async fn watch(
     State(app): State<App>,
-    Extension(overviews): Looking,
+    Extension(renderings): Extension<Arc<Renderings>>,
     viewer: Viewer,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
@@ -332,7 +334,8 @@ async fn watch(
     let Some(place) = Place::of(path, &Fields::parse(query)) else {
         return Err(Problem::new(StatusCode::NOT_FOUND, "there is no such page"));
     };
-    Ok(live::stream(app, Visitor::from(&viewer), place, overviews, &fields))
+    let permit = app.stream_permit()?;
+    Ok(live::stream(&app, &viewer, place, &renderings, &fields, permit))
 }
 
 async fn audit_trail(State(app): State<App>, viewer: Viewer, RawQuery(query): RawQuery) -> Result<Response, Response> {
@@ -345,276 +348,14 @@ async fn audit_trail(State(app): State<App>, viewer: Viewer, RawQuery(query): Ra
         limit: 100,
     };
     let read = async { Ok::<_, Problem>((app.store().audit(&filter).await?, app.store().now().await?)) };
-    let (page, now) = read.await.map_err(|problem| refused(&app, &visitor, &problem))?;
+    let (page, now) = read.await.map_err(|problem| refused(&visitor, &problem))?;
     let frame = Frame { title: "Audit", view: "/audit", visitor: &visitor, notice: None, now, live: None };
     Ok(Html(frame.around(&audit::audit(&page, actor, now)).into_string()).into_response())
 }
 
 /// A page that says why there is none.
-fn refused(_: &App, visitor: &Visitor, problem: &Problem) -> Response {
+fn refused(visitor: &Visitor, problem: &Problem) -> Response {
     let body = html! { section.panel.confirm { h1 { (problem.status().canonical_reason().unwrap_or("Not possible")) } p { (problem.detail()) } a.button href="/" { "To the overview" } } };
     let frame = Frame { title: "Not possible", view: "", visitor, notice: None, now: crate::clock::now(), live: None };
     (problem.status(), Html(frame.around(&body).into_string())).into_response()
-}
-
-/// Leads back to where a form was sent from, to say what came of it.
-fn back(headers: &HeaderMap, fallback: &str, done: &str, count: usize) -> Response {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let path = text(REFERER).split_once("://").and_then(|(_, rest)| rest.strip_prefix(text(HOST)));
-    let path = path.filter(|path| path.starts_with('/') && !path.starts_with("//") && !path.starts_with("/jobs/bulk"));
-    let uri: Option<axum::http::Uri> = path.and_then(|path| path.parse().ok());
-    let address = uri.map_or_else(|| fallback.to_owned(), |uri| address_of(&uri));
-    let joint = if address.contains('?') { '&' } else { '?' };
-    Redirect::to(&format!("{address}{joint}done={done}&n={count}")).into_response()
-}
-
-/// The sentence about what was just done, and whether it is bad news.
-fn notice(fields: &Fields) -> Option<(String, bool)> {
-    let count: usize = fields.first("n").and_then(|count| count.parse().ok()).unwrap_or(1);
-    let (jobs, were) = if count == 1 { ("1 job".to_owned(), "was") } else { (format!("{count} jobs"), "were") };
-    let (sentence, bad) = match fields.first("done")? {
-        "cancelled" => (format!("{jobs} {were} cancelled."), false),
-        "cancel-requested" => (format!("{jobs} {were} asked to end; a command gets SIGTERM first."), false),
-        "not-cancelled" => ("It has ended, so it can't be cancelled.".to_owned(), true),
-        "retried" => (format!("{jobs} will be tried again."), false),
-        "not-retried" => ("Only ERROR and CANCELLED jobs can be retried.".to_owned(), true),
-        "key-taken" => ("Not retried: an open job has its unique key by now.".to_owned(), true),
-        "paused" => ("The flow is paused: nothing of it is started any more.".to_owned(), false),
-        "resumed" => ("The flow goes on.".to_owned(), false),
-        "enqueued" => (format!("{jobs} {were} enqueued."), false),
-        "existing" => ("An open job has this unique key; here it is.".to_owned(), true),
-        _ => return None,
-    };
-    Some((sentence, bad))
-}
-
-async fn cancel(
-    State(app): State<App>,
-    Path(id): Path<i64>,
-    headers: HeaderMap,
-    posted: PostedForm<Fields>,
-) -> Result<Response, Response> {
-    let visitor = Visitor::from(&posted.viewer);
-    let act = async {
-        let Operator(viewer) = posted.viewer.operator()?;
-        Ok::<_, Problem>(app.store_for(&viewer).request_cancel(JobId(id)).await?)
-    };
-    let fallback = format!("/jobs/{id}");
-    match act.await.map_err(|problem| refused(&app, &visitor, &problem))? {
-        CancelResult::Cancelled => Ok(back(&headers, &fallback, "cancelled", 1)),
-        CancelResult::Requested | CancelResult::AlreadyRequested => {
-            Ok(back(&headers, &fallback, "cancel-requested", 1))
-        }
-        CancelResult::NotPossible(_) => Ok(back(&headers, &fallback, "not-cancelled", 1)),
-        CancelResult::NotFound => Err(refused(&app, &visitor, &no_such_job(id))),
-    }
-}
-
-fn no_such_job(id: i64) -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}"))
-}
-
-async fn retry(
-    State(app): State<App>,
-    Path(id): Path<i64>,
-    headers: HeaderMap,
-    posted: PostedForm<Fields>,
-) -> Result<Response, Response> {
-    let visitor = Visitor::from(&posted.viewer);
-    let act = async {
-        let Operator(viewer) = posted.viewer.operator()?;
-        Ok::<_, Problem>(app.store_for(&viewer).retry(&[JobId(id)], &by(&viewer)).await?)
-    };
-    let fallback = format!("/jobs/{id}");
-    match act.await.map_err(|problem| refused(&app, &visitor, &problem))?.first() {
-        Some(RetryResult::Retried) => Ok(back(&headers, &fallback, "retried", 1)),
-        Some(RetryResult::NotPossible(_)) => Ok(back(&headers, &fallback, "not-retried", 1)),
-        Some(RetryResult::KeyTaken(_)) => Ok(back(&headers, &fallback, "key-taken", 1)),
-        Some(RetryResult::NotFound) | None => Err(refused(&app, &visitor, &no_such_job(id))),
-    }
-}
-
-/// Who asked, as events and flows keep it.
-fn by(viewer: &Viewer) -> String {
-    format!("{} (page)", viewer.name)
-}
-
-async fn pause(
-    State(app): State<App>,
-    Path(flow): Path<String>,
-    headers: HeaderMap,
-    posted: PostedForm<Fields>,
-) -> Result<Response, Response> {
-    set_paused(&app, &flow, &headers, posted, true).await
-}
-
-async fn resume(
-    State(app): State<App>,
-    Path(flow): Path<String>,
-    headers: HeaderMap,
-    posted: PostedForm<Fields>,
-) -> Result<Response, Response> {
-    set_paused(&app, &flow, &headers, posted, false).await
-}
-
-async fn set_paused(
-    app: &App,
-    flow: &str,
-    headers: &HeaderMap,
-    posted: PostedForm<Fields>,
-    paused: bool,
-) -> Result<Response, Response> {
-    let visitor = Visitor::from(&posted.viewer);
-    let no_flow = || Problem::new(StatusCode::NOT_FOUND, format!("there is no flow {}", parts::plain_name(flow)));
-    let act = async {
-        let Operator(viewer) = posted.viewer.operator()?;
-        let flow: FlowType = flow.parse().map_err(|_| no_flow())?;
-        let (store, who) = (app.store_for(&viewer), by(&viewer));
-        let result = if paused { store.pause(&flow, &who).await? } else { store.resume(&flow, &who).await? };
-        if result == PauseResult::NotFound { Err(no_flow()) } else { Ok(()) }
-    };
-    act.await.map_err(|problem| refused(app, &visitor, &problem))?;
-    Ok(back(headers, "/", if paused { "paused" } else { "resumed" }, 1))
-}
-
-/// Asks before many jobs are cancelled or retried.
-async fn ask(State(app): State<App>, viewer: Viewer, RawQuery(query): RawQuery) -> Result<Response, Response> {
-    let (visitor, fields) = (Visitor::from(&viewer), Fields::parse(&query.unwrap_or_default()));
-    let read = async {
-        let Operator(_) = viewer.operator()?;
-        let (deed, all) = deed(&fields)?;
-        Ok::<_, Problem>((deed, all, bulk::chosen(app.store(), deed, all, &fields).await?))
-    };
-    let (deed, all, chosen) = read.await.map_err(|problem| refused(&app, &visitor, &problem))?;
-    let frame = Frame {
-        title: "Are you sure?",
-        view: "/jobs",
-        visitor: &visitor,
-        notice: None,
-        now: crate::clock::now(),
-        live: None,
-    };
-    Ok(Html(frame.around(&bulk::confirm(deed, all, &chosen, &fields, &visitor)).into_string()).into_response())
-}
-
-fn deed(fields: &Fields) -> Result<(Deed, bool), Problem> {
-    let deed = fields.first("do").and_then(Deed::of);
-    deed.ok_or_else(|| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "the form says neither cancel nor retry"))
-}
-
-async fn act_on_many(State(app): State<App>, posted: PostedForm<Fields>) -> Result<Response, Response> {
-    let (visitor, fields) = (Visitor::from(&posted.viewer), posted.form);
-    let act = async {
-        let Operator(viewer) = posted.viewer.operator()?;
-        let (deed, all) = deed(&fields)?;
-        let chosen = bulk::chosen(app.store(), deed, all, &fields).await?;
-        let ids: Vec<JobId> = chosen.rows.iter().map(|row| row.id).collect();
-        let store = app.store_for(&viewer);
-        match deed {
-            Deed::Retry => {
-                let results = store.retry(&ids, &by(&viewer)).await?;
-                Ok::<_, Problem>(("retried", results.iter().filter(|result| **result == RetryResult::Retried).count()))
-            }
-            Deed::Cancel => {
-                let jobs: Vec<_> = chosen.rows.iter().map(|row| (row.id, row.status)).collect();
-                let asked = store.cancel_chosen(&jobs).await?.len();
-                Ok(("cancel-requested", asked))
-            }
-        }
-    };
-    let (done, count) = act.await.map_err(|problem| refused(&app, &visitor, &problem))?;
-    let address = Filter::of(&fields).address(None);
-    let joint = if address.contains('?') { '&' } else { '?' };
-    Ok(Redirect::to(&format!("{address}{joint}done={done}&n={count}")).into_response())
-}
-
-async fn enqueue(
-    State(app): State<App>,
-    Extension(overviews): Looking,
-    posted: PostedForm<Fields>,
-) -> Result<Response, Response> {
-    let (visitor, draft) = (Visitor::from(&posted.viewer), Draft::of(&posted.form));
-    let act = async {
-        let Operator(viewer) = posted.viewer.operator()?;
-        let jobs = match new_jobs(&app, &draft) {
-            Ok(jobs) => jobs,
-            Err(refusal) => return Ok::<_, Problem>(Err(refusal)),
-        };
-        Ok(Ok(app.store_for(&viewer).enqueue(&jobs).await?))
-    };
-    match act.await.map_err(|problem| refused(&app, &visitor, &problem))? {
-        Ok(enqueued) => Ok(match enqueued.as_slice() {
-            [only] if only.existing => Redirect::to(&format!("/jobs/{}?done=existing", only.id)).into_response(),
-            [only] => Redirect::to(&format!("/jobs/{}?done=enqueued&n=1", only.id)).into_response(),
-            many => Redirect::to(&format!("/jobs?done=enqueued&n={}", many.len())).into_response(),
-        }),
-        Err(refusal) => {
-            // What was typed is not lost: the form comes back with the reason.
-            let known = overviews.read(app.store(), false).await.map(|snapshot| snapshot.overview);
-            let known =
-                known.map(|overview| overview.queues.iter().map(|queue| queue.job_type.clone()).collect::<Vec<_>>());
-            let types = types(&app, known.unwrap_or_default().into_iter());
-            let body = html! { section.panel { h1 { "Enqueue jobs" } (jobs::enqueue(&types, &visitor, &draft, Some(&refusal))) } };
-            let frame = Frame {
-                title: "Enqueue jobs",
-                view: "/jobs",
-                visitor: &visitor,
-                notice: None,
-                now: crate::clock::now(),
-                live: None,
-            };
-            Err((StatusCode::UNPROCESSABLE_ENTITY, Html(frame.around(&body).into_string())).into_response())
-        }
-    }
-}
-
-/// What the form asks for.
-///
-/// # Errors
-/// A sentence, where it can't be done.
-fn new_jobs(app: &App, draft: &Draft) -> Result<Vec<NewJob>, String> {
-    /// As for the API.
-    const MOST: usize = 10_000;
-    let flow: FlowType = draft.flow.parse().map_err(|error| format!("{error}"))?;
-    let identifiers: Vec<&str> = draft.identifiers.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    if identifiers.is_empty() || identifiers.len() > MOST {
-        return Err(format!("write 1 to {MOST} identifiers, one a line; there are {}", identifiers.len()));
-    }
-    let config = app.config();
-    if let Some(flow) = config.flows.get(&flow)
-        && let Some((identifier, error)) = identifiers
-            .iter()
-            .find_map(|identifier| Some((identifier, flow.identifier_pattern.check(identifier).err()?)))
-    {
-        return Err(format!("{}: {error}", parts::plain_name(identifier)));
-    }
-    if identifiers.len() > 1 && !draft.unique_key.is_empty() {
-        return Err("a unique key is one job's; write one identifier".to_owned());
-    }
-    let number = |name: &str, text: &str| {
-        text.trim().parse::<i32>().map_err(|_| format!("{name} is no whole number: {}", parts::plain_name(text)))
-    };
-    let priority = if draft.priority.trim().is_empty() { 0 } else { number("priority", &draft.priority)? };
-    let maximum_attempts = match draft.maximum_attempts.trim() {
-        "" => None,
-        text => Some(
-            u32::try_from(number("attempts", text)?).ok().filter(|most| *most > 0).ok_or("attempts is 1 or more")?,
-        ),
-    };
-    let payload = draft.payload.trim();
-    if !payload.is_empty() {
-        serde_json::from_str::<serde::de::IgnoredAny>(payload)
-            .map_err(|error| format!("the payload is no JSON: {error}"))?;
-    }
-    let due = draft.due()?.map_or(Due::After(Duration::ZERO), Due::At);
-    let job = |identifier: &str| NewJob {
-        flow: flow.clone(),
-        identifier: identifier.to_owned(),
-        payload: (!payload.is_empty()).then(|| payload.to_owned()),
-        priority,
-        due,
-        maximum_attempts,
-        unique_key: (!draft.unique_key.is_empty()).then(|| draft.unique_key.clone()),
-    };
-    Ok(identifiers.into_iter().map(job).collect())
 }

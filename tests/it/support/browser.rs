@@ -128,6 +128,13 @@ impl Browser {
         self.tell(&format!("/element/{element}/value"), &json!({ "text": text }));
     }
 
+    /// Presses these keys one after the other, wherever the focus is; see <https://www.w3.org/TR/webdriver2/#keyboard-actions>.
+    pub fn press(&self, keys: &str) {
+        let stroke = |key: char| ["keyDown", "keyUp"].map(|kind| json!({ "type": kind, "value": key.to_string() }));
+        let strokes: Vec<Value> = keys.chars().flat_map(stroke).collect();
+        self.tell("/actions", &json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": strokes }] }));
+    }
+
     fn element(&self, css: &str) -> String {
         let found = self.tell("/element", &json!({ "using": "css selector", "value": css }));
         found.as_object().and_then(|found| found.values().next()?.as_str()).expect("an element").to_owned()

@@ -261,6 +261,8 @@ function connect() {
     say("live", "on");
   });
   on("part", (part) => {
+    // After trouble with the database this says that it answers again.
+    say("live", "on");
     replace(part);
     tick();
   });
