@@ -1,16 +1,14 @@
 //! `check`: everything that would stop the service or a flow, found before it does.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{Access, access};
 use serde::Serialize;
 
 use super::Context;
+use super::ask::{Asked, ask};
 use super::failure::{Exit, Failure, ProblemJson, Result};
 use crate::config::{Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::database_url::DatabaseUrl;
@@ -49,7 +47,7 @@ struct Findings<'a> {
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     if args.ready {
-        return ready(context);
+        return ready(context).await;
     }
     let (config, places) = match Config::load_with_places(&context.overrides) {
         Ok(loaded) => loaded,
@@ -78,47 +76,13 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
 }
 
 /// What `/readyz` of the service of this configuration says: for a container's health check.
-fn ready(context: &Context) -> Result {
-    let http = context.config()?.http;
-    let Some(listen) = http.listen else {
-        return Err(Failure::new(Exit::Usage, "http.listen is \"off\", so nobody can be asked"));
-    };
-    if http.tls.is_some() {
-        let message = "with [http.tls] the service can't be asked from here";
-        return Err(Failure::new(Exit::Usage, message).help("have a client that speaks TLS ask /readyz"));
-    }
-    let address = SocketAddr::new(reachable(listen.ip()), listen.port());
-    let failed = |error: io::Error| Failure::new(Exit::Failed, format!("no service answers at {address}: {error}"));
-    let (status, body) = get(address, "/readyz").map_err(failed)?;
+async fn ready(context: &Context) -> Result {
+    let Asked { address, status, body } = ask(&context.config()?, "/readyz").await?;
     let body = body.trim_end();
     if status == 200 {
         return Ok(context.output.line(body)?);
     }
     Err(Failure::new(Exit::Failed, format!("the service at {address} is not ready (status {status}): {body}")))
-}
-
-/// Where something that listens on every address of this machine is asked.
-fn reachable(listen: IpAddr) -> IpAddr {
-    match listen {
-        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        other => other,
-    }
-}
-
-/// Status and body of the answer to a GET, which must be short and come soon.
-fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    const PATIENCE: Duration = Duration::from_secs(4);
-    const LONGEST: u64 = 64 << 10;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
-    let Some(status) = status else { return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is no HTTP")) };
-    Ok((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()))
 }
 
 /// The configuration itself is wrong; as JSON that is an answer like any other.

@@ -1,6 +1,7 @@
 //! The command line: arguments, what each command prints, and exit codes (CONTRACT §1).
 
 mod actors;
+mod ask;
 mod cancel;
 mod check;
 mod completions;

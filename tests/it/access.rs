@@ -196,6 +196,46 @@ async fn every_answer_has_the_security_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_taken_from_the_configuration_when_it_is_read_again() {
+    let service = with_tokens(On::Sqlite).await.unwrap();
+    let ops = session(&service, "do-everything");
+    let jobs = |header: &str| service.request("GET", "/api/v1/jobs", &[header], b"").status;
+    let mut stream = service.events("/api/v1/events", &[VIEWER]);
+    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
+    let reload = async |config: &str, says: &str| {
+        std::fs::write(service.path("callsheet.toml"), config).unwrap();
+        let before = service.log().matches("the configuration was read again").count();
+        service.signal(rustix::process::Signal::HUP);
+        eventually("the configuration to be read", async || {
+            service.log().matches("the configuration was read again").count() > before
+        })
+        .await;
+        assert!(service.log().contains(says), "{says} is not in {}", service.log());
+    };
+    let hash = |token: &str| Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    // The viewer's has another value, the operator's is a viewer's from now on, and there is a third.
+    let new =
+        config.replace(&hash("see-everything"), &hash("another")).replace("role = \"operator\"", "role = \"viewer\"")
+            + &format!("[[http.tokens]]\nname = \"new\"\nrole = \"operator\"\ntoken_sha256 = \"{}\"\n", hash("newest"));
+    reload(&new, "configuration: token ops: operator -> viewer").await;
+    assert!(service.log().contains("token eye: another value") && service.log().contains("token new: added, operator"));
+    assert_eq!(
+        (jobs(VIEWER), jobs("Authorization: Bearer another"), jobs("Authorization: Bearer newest")),
+        (401, 200, 200)
+    );
+    let post = |header: &str| service.request("POST", "/api/v1/jobs/1/cancel", &[header], b"").status;
+    assert_eq!((post(OPERATOR), post("Authorization: Bearer newest")), (403, 404));
+    assert_eq!(service.request("GET", "/", &[&ops], b"").status, 200, "its session goes on, as a viewer's");
+    assert!(!service.request("GET", "/", &[&ops], b"").text().contains("Enqueue jobs"));
+    assert_eq!(stream.next(), None, "whoever listens has to show again that they may");
+    // Somebody has to mean it that everybody may do everything.
+    let without = config.split("[[http.tokens]]").next().unwrap();
+    reload(without, "[[http.tokens]] is different in the file; it holds from the next start").await;
+    assert_eq!((service.get("/api/v1/jobs").status, jobs("Authorization: Bearer newest")), (401, 200));
+    assert!(!service.log().contains("newest"), "a token stands in the log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_can_be_replaced_while_the_service_runs() {
     let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
     let certificates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
@@ -221,6 +261,15 @@ async fn a_certificate_can_be_replaced_while_the_service_runs() {
     let (certificate, answer) = over_tls(&service.address()).await;
     assert_eq!(certificate, pem(&certificates.join("first.pem")));
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("strict-transport-security: max-age"), "{answer}");
+    // Our own commands ask it so, too, and trust the one certificate that the configuration names.
+    let asked = |arguments: &[&str]| {
+        let output = service.cli(arguments);
+        let text = [&output.stdout[..], &output.stderr[..]].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    assert_eq!(asked(&["check", "--ready"]), (Some(0), "ready\n".to_owned()));
+    let (code, actors) = asked(&["actors"]);
+    assert!(code == Some(0) && actors.contains("dispatcher"), "{actors}");
     // Over plain HTTP nothing is said.
     let mut plain = std::net::TcpStream::connect(service.address()).unwrap();
     std::io::Write::write_all(&mut plain, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
@@ -231,11 +280,14 @@ async fn a_certificate_can_be_replaced_while_the_service_runs() {
     std::fs::copy(certificates.join("second.pem"), service.path("tls.pem")).unwrap();
     eventually("a word about it", async || service.log().contains("the old one is kept")).await;
     assert_eq!(over_tls(&service.address()).await.0, certificate);
+    let (code, text) = asked(&["check", "--ready"]);
+    assert!(code == Some(1) && text.contains("another certificate"), "{text}");
     std::fs::copy(certificates.join("second.key.pem"), service.path("tls.key.pem")).unwrap();
     eventually("the new certificate", async || {
         over_tls(&service.address()).await.0 == pem(&certificates.join("second.pem"))
     })
     .await;
+    assert_eq!(asked(&["check", "--ready"]).0, Some(0));
 }
 
 fn pem(path: &std::path::Path) -> Vec<u8> {
