@@ -358,9 +358,12 @@ async fn the_description_is_whole() {
         "POST /api/v1/flows/{type}/pause",
         "POST /api/v1/flows/{type}/resume",
         "POST /api/v1/jobs",
+        "POST /api/v1/jobs/cancel",
+        "POST /api/v1/jobs/retry",
         "POST /api/v1/jobs/{id}/cancel",
         "POST /api/v1/jobs/{id}/retry",
         "POST /api/v1/prune",
+        "POST /api/v1/workers/{worker_id}/drain",
     ];
     assert_eq!(operations, expected);
     // Whatever is referred to is there.

@@ -12,6 +12,7 @@
 
 mod access;
 mod api;
+mod api_bulk;
 mod cancel;
 mod cli;
 mod clocks;
@@ -33,6 +34,8 @@ mod metrics;
 mod order;
 mod overview;
 mod page;
+mod page_keys;
+mod page_live;
 mod process_layer;
 mod progress;
 mod recovery;

@@ -7,13 +7,14 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use axum::http::header::{HeaderMap, HeaderValue, LOCATION};
 use axum::response::{IntoResponse, Response};
 use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::document;
 use super::query::shown;
 use crate::config::FlowConfig;
 use crate::domain::{FlowType, JobId, Timestamp};
@@ -108,10 +109,7 @@ pub(super) async fn enqueue(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !body::is_media_type(kind, "application/json") {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "this takes JSON, as application/json"));
-    }
+    document::expect_json(&headers)?;
     let _turn = app.large_body_turn().await?;
     let bytes = body::read(&headers, body, LARGEST_BODY).await?;
     let (written, several) = parse(&bytes)?;
@@ -142,10 +140,8 @@ fn parse(bytes: &[u8]) -> Result<(Vec<NewJobJson>, bool), Problem> {
     } else {
         serde_path_to_error::deserialize(&mut json).map(|job| vec![job])
     };
-    let jobs: Vec<NewJobJson> = jobs.map_err(|error| unreadable(&error))?;
-    if let Err(error) = json.end() {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {error}")));
-    }
+    let jobs: Vec<NewJobJson> = jobs.map_err(|error| document::unreadable(&error))?;
+    document::end(&mut json)?;
     let wrong = |detail: String| {
         let error = FieldError { field: "body".to_owned(), pointer: Some("#".to_owned()), detail };
         Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, vec![error]))
@@ -155,36 +151,6 @@ fn parse(bytes: &[u8]) -> Result<(Vec<NewJobJson>, bool), Problem> {
         1..=MOST_JOBS => Ok((jobs, several)),
         count => wrong(format!("there are {count} jobs in it; at most {MOST_JOBS} are taken at once")),
     }
-}
-
-/// What serde says of a body, with the place in the words of RFC 6901.
-fn unreadable(error: &serde_path_to_error::Error<serde_json::Error>) -> Problem {
-    use serde_path_to_error::Segment;
-    let cause = error.inner();
-    if !cause.is_data() {
-        return Problem::new(StatusCode::BAD_REQUEST, format!("the body is no JSON: {cause}"));
-    }
-    let mut pointer = "#".to_owned();
-    let mut field = None;
-    for segment in error.path() {
-        match segment {
-            Segment::Seq { index } => pointer = format!("{pointer}/{index}"),
-            Segment::Map { key } | Segment::Enum { variant: key } => {
-                pointer = format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
-                field = Some(key.clone());
-            }
-            Segment::Unknown => {}
-        }
-    }
-    let detail = cause.to_string();
-    // An unknown or missing field is told of where it should stand, and named in the sentence only.
-    let names_field = detail.starts_with("unknown field") || detail.starts_with("missing field");
-    let named = || detail.split('`').nth(1).filter(|_| names_field).map(ToOwned::to_owned);
-    let field = field.or_else(named).unwrap_or_else(|| "body".to_owned());
-    Problem::invalid(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        vec![FieldError { field, pointer: Some(pointer), detail: detail.clone() }],
-    )
 }
 
 type Flows = BTreeMap<FlowType, Arc<FlowConfig>>;

@@ -1,4 +1,4 @@
-//! Flows and workers.
+//! Flows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use axum::http::{StatusCode, Uri};
 use super::Segment;
 use super::query::{Parameters, shown};
 use crate::domain::FlowType;
-use crate::http::json::{FlowJson, FlowsJson, RecurringsJson, WorkerJson, WorkersJson};
+use crate::http::json::{FlowJson, FlowsJson, RecurringsJson};
 use crate::http::problem::Problem;
 use crate::http::{App, Operator, Viewer};
 use crate::store::{FlowState, PauseResult};
@@ -95,16 +95,4 @@ pub(super) async fn recurring(State(app): State<App>, _: Viewer, uri: Uri) -> Re
     Parameters::of(&uri, &[]).finish()?;
     let rows = app.store().recurring().await?;
     Ok(Json(RecurringsJson::new(&app.config(), &rows, app.store().now().await?)))
-}
-
-/// Every worker that shares these tables
-#[utoipa::path(
-    get, path = "/api/v1/workers", tag = "service", operation_id = "list_workers",
-    responses((status = 200, description = "The workers", body = WorkersJson))
-)]
-pub(super) async fn workers(State(app): State<App>, _: Viewer, uri: Uri) -> Result<Json<WorkersJson>, Problem> {
-    Parameters::of(&uri, &[]).finish()?;
-    let now = app.store().now().await?;
-    let workers = app.store().workers().await?;
-    Ok(Json(WorkersJson { workers: workers.iter().map(|row| WorkerJson::new(row, now)).collect() }))
 }

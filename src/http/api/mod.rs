@@ -2,7 +2,9 @@
 
 mod actors;
 mod audit;
+mod bulk;
 mod deliveries;
+mod document;
 mod enqueue;
 mod events;
 mod flows;
@@ -10,6 +12,7 @@ mod jobs;
 mod logs;
 mod prune;
 mod query;
+mod workers;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -56,6 +59,8 @@ pub(super) fn routes() -> Router<App> {
     described.info.license = Some(utoipa::openapi::License::builder().name("MIT OR Apache-2.0").build());
     let (router, mut openapi) = OpenApiRouter::with_openapi(described)
         .routes(routes!(jobs::list, enqueue::enqueue))
+        .routes(routes!(bulk::cancel))
+        .routes(routes!(bulk::retry))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::retry))
@@ -65,7 +70,8 @@ pub(super) fn routes() -> Router<App> {
         .routes(routes!(flows::pause))
         .routes(routes!(flows::resume))
         .routes(routes!(flows::recurring))
-        .routes(routes!(flows::workers))
+        .routes(routes!(workers::workers))
+        .routes(routes!(workers::drain))
         .routes(routes!(actors::actors))
         .routes(routes!(audit::audit))
         .routes(routes!(prune::prune))
