@@ -119,6 +119,31 @@ fn the_dockerfile_is_linted_and_never_root() {
     }
 }
 
+/// The build takes ten minutes; what its steps do before cargo does not.
+#[test]
+fn the_steps_of_the_image_are_right_for_a_shell_and_make_what_cargo_looks_for() {
+    let dockerfile = fs::read_to_string(format!("{ROOT}/Dockerfile")).unwrap().replace("\\\n", " ");
+    let steps: Vec<&str> = dockerfile.lines().filter_map(|line| line.strip_prefix("RUN ")).collect();
+    assert_eq!(steps.len(), 3, "{steps:?}");
+    for step in &steps {
+        run(Command::new("sh").args(["-n", "-c", step]));
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let copy = |path: &str| {
+        let to = scratch.path().join(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(format!("{ROOT}/{path}"), to).unwrap();
+    };
+    ["Cargo.toml", "Cargo.lock", "entity/Cargo.toml", "migration/Cargo.toml"].into_iter().for_each(copy);
+    let (before, build) = steps[0].split_once("&& cargo ").unwrap();
+    run(Command::new("sh").args(["-e", "-c", before.trim_end()]).current_dir(scratch.path()));
+    assert!(build.trim_start().starts_with("build --locked --profile dist --bin callsheet"));
+    // Reads every manifest, and wants a file for each program in them.
+    let mut plan = Command::new(env!("CARGO"));
+    plan.args(["metadata", "--locked", "--offline", "--no-deps", "--format-version", "1"]).current_dir(scratch.path());
+    assert!(run(&mut plan).contains("callsheet"));
+}
+
 #[test]
 fn the_compose_file_is_valid_and_so_is_what_it_configures() {
     let Some(check) = program("check-jsonschema") else { return };
