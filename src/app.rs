@@ -219,7 +219,7 @@ impl Service {
         store.check_schema().await?;
         let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
         let local_key = config::local_key(&config)?;
-        let processes = Processes::open(&config.data_dir)?;
+        let processes = Processes::open(&config.data_dir, config.http.token_variables())?;
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());

@@ -132,6 +132,14 @@ steps! {
     WindDown = "wind-down",
 }
 
+/// The variables that name crash points.
+#[cfg(any(debug_assertions, feature = "crash-points"))]
+pub const VARIABLES: &[&str] = &["CALLSHEET_CRASH_AT", "CALLSHEET_HANG_AT", "CALLSHEET_CRASH_MARKS", "CALLSHEET_HANG_WHILE"];
+
+/// None, in this build.
+#[cfg(not(any(debug_assertions, feature = "crash-points")))]
+pub const VARIABLES: &[&str] = &[];
+
 /// The process is about to take this step.
 #[cfg(any(debug_assertions, feature = "crash-points"))]
 pub fn before(step: Step) {

@@ -75,6 +75,18 @@ impl fmt::Debug for KnownToken {
     }
 }
 
+impl HttpConfig {
+    /// The variables of the environment that hold tokens.
+    #[must_use]
+    pub fn token_variables(&self) -> Vec<String> {
+        let variable = |token: &TokenConfig| match &token.secret {
+            TokenSecret::Sha256(_) => None,
+            TokenSecret::Env(variable) => Some(variable.clone()),
+        };
+        self.tokens.iter().filter_map(variable).collect()
+    }
+}
+
 /// The tokens of a configuration, those that are in the environment read from there and hashed.
 ///
 /// # Errors

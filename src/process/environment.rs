@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::CommandSpec;
 use super::run_dir::PAYLOAD;
+use crate::crash;
 
 /// The environment of a command: the inherited one with `added` on top; a later entry of a name wins.
 pub(super) fn merged(
@@ -41,6 +42,15 @@ pub(super) fn is_passed_on(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     !KEPT_BACK.iter().any(|kept| kept.as_bytes() == name)
         && !KEPT_BACK_PREFIXES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+}
+
+/// Whether a variable reaches the zygote: what its commands get, what its run is found by where the service is itself a run
+/// of another Callsheet, and what has it die in tests. Of its own environment a process hides nothing from `/proc`.
+pub(super) fn is_for_zygote(name: &OsStr, secrets: &[String]) -> bool {
+    let is = |known: &str| name == OsStr::new(known);
+    (is_passed_on(name) && !secrets.iter().any(|secret| is(secret)))
+        || is("CALLSHEET_RUN_TOKEN")
+        || crash::VARIABLES.iter().any(|known| is(known))
 }
 
 impl CommandSpec {
@@ -89,6 +99,18 @@ mod tests {
         }
         for name in ["PATH", "HOME", "PGHOST", "DATABASE_URL_OF_SOMETHING_ELSE", "MY_CALLSHEET_"] {
             assert!(is_passed_on(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_zygote_holds_no_secret_either_not_even_one_of_a_name_that_the_configuration_chose() {
+        let secrets = ["OPS_TOKEN".to_owned()];
+        let is_for_zygote = |name: &str| is_for_zygote(OsStr::new(name), &secrets);
+        for name in ["DATABASE_URL", "PGPASSWORD", "OPS_TOKEN", "CALLSHEET_OPS_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS"] {
+            assert!(!is_for_zygote(name), "{name}");
+        }
+        for name in ["PATH", "OPS_TOKEN_2", "CALLSHEET_RUN_TOKEN", "CALLSHEET_CRASH_AT"] {
+            assert!(is_for_zygote(name), "{name}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The service's side: ordering runs from the zygote, and following their shims.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -25,7 +26,7 @@ use super::link::{LARGEST_ORDER, LARGEST_REPORT, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
-use super::{cgroup, memory_dir, spawn, tree};
+use super::{cgroup, environment, memory_dir, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
@@ -39,6 +40,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(super) struct Launcher {
     executable: PathBuf,
+    /// Variables of the environment that no command may see.
+    secrets: Vec<String>,
     boot_id: String,
     /// See [`memory_dir`].
     in_memory: Option<PathBuf>,
@@ -53,7 +56,12 @@ enum Launched {
 
 impl Launcher {
     /// Makes the runs directory where it is missing; the zygote will be started from `executable`.
-    pub(super) fn open(runs: &Path, executable: PathBuf, in_memory: Option<PathBuf>) -> Result<Self, Error> {
+    pub(super) fn open(
+        runs: &Path,
+        executable: PathBuf,
+        secrets: Vec<String>,
+        in_memory: Option<PathBuf>,
+    ) -> Result<Self, Error> {
         let failed = |source| Error::RunsDirectory { path: runs.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(runs).map_err(failed)?;
         let found = runs.symlink_metadata().map_err(failed)?;
@@ -62,7 +70,7 @@ impl Launcher {
             // Whoever can rename a run's directory could make it look as if it had never started.
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
-        Ok(Self { executable, boot_id: run_dir::boot_id(), in_memory, zygote: Mutex::new(None) })
+        Ok(Self { executable, secrets, boot_id: run_dir::boot_id(), in_memory, zygote: Mutex::new(None) })
     }
 
     pub(super) async fn launch(self: &Arc<Self>, run_dir: PathBuf, spec: CommandSpec) -> Result<RunLink, Error> {
@@ -152,7 +160,8 @@ impl Launcher {
             let live = match zygote.as_mut() {
                 Some(live) => live,
                 None => {
-                    zygote.insert(Zygote::start(&self.executable).map_err(|error| SendError::Zygote(started(error)))?)
+                    let live = Zygote::start(&self.executable, &self.secrets);
+                    zygote.insert(live.map_err(|error| SendError::Zygote(started(error)))?)
                 }
             };
             match live.send(order, journal, &theirs) {
@@ -261,7 +270,7 @@ struct Zygote {
 
 impl Zygote {
     #[expect(clippy::disallowed_methods, reason = "this is the place where processes are started")]
-    fn start(executable: &Path) -> io::Result<Self> {
+    fn start(executable: &Path, secrets: &[String]) -> io::Result<Self> {
         /// A zygote that takes no order for so long is stuck, and is replaced.
         const PATIENCE: Duration = Duration::from_secs(10);
         let (ours, theirs) = packet_sockets()?;
@@ -270,6 +279,8 @@ impl Zygote {
         sockopt::set_socket_timeout(&ours, sockopt::Timeout::Send, Some(PATIENCE))?;
         let mut command = Command::new(executable);
         command.arg0(ZYGOTE_NAME).arg(ZYGOTE_WORD).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
+        let for_zygote = |(name, _): &(OsString, OsString)| environment::is_for_zygote(name, secrets);
+        command.env_clear().envs(std::env::vars_os().filter(for_zygote));
         crash::before(Step::ZygoteSpawn);
         let process = command.spawn()?;
         crash::after(Step::ZygoteSpawn);

@@ -173,17 +173,18 @@ impl RunControl {
 }
 
 impl Processes {
-    /// Opens `data_dir/runs`, making it where it is missing; the zygote is started by the first launch.
+    /// Opens `data_dir/runs`, making it where it is missing; the zygote is started by the first launch. Neither it nor any
+    /// command gets the variables of the environment that `secrets` names.
     ///
     /// # Errors
     /// Where the directory can't be made, or is not a directory that belongs to this user.
-    pub fn open(data_dir: &Path) -> Result<Self, Error> {
+    pub fn open(data_dir: &Path, secrets: Vec<String>) -> Result<Self, Error> {
         // The running program itself, also after an upgrade has replaced its file.
         #[cfg(target_os = "linux")]
         let in_memory = memory_dir::open();
         #[cfg(not(target_os = "linux"))]
         let in_memory = None;
-        Self::open_at(data_dir, PathBuf::from("/proc/self/exe"), in_memory)
+        Self::open_at(data_dir, PathBuf::from("/proc/self/exe"), secrets, in_memory)
     }
 
     /// As [`Self::open`], with the zygote started from this file and everything of a run in its directory: for tests, which
@@ -192,14 +193,19 @@ impl Processes {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with_exe(data_dir: &Path, executable: PathBuf) -> Result<Self, Error> {
-        Self::open_at(data_dir, executable, None)
+        Self::open_at(data_dir, executable, Vec::new(), None)
     }
 
-    fn open_at(data_dir: &Path, executable: PathBuf, in_memory: Option<PathBuf>) -> Result<Self, Error> {
+    fn open_at(
+        data_dir: &Path,
+        executable: PathBuf,
+        secrets: Vec<String>,
+        in_memory: Option<PathBuf>,
+    ) -> Result<Self, Error> {
         let runs = data_dir.join("runs");
         let absolute = std::path::absolute(&runs);
         let runs = absolute.map_err(|source| Error::RunsDirectory { path: runs, source })?;
-        let launcher = Arc::new(Launcher::open(&runs, executable, in_memory)?);
+        let launcher = Arc::new(Launcher::open(&runs, executable, secrets, in_memory)?);
         Ok(Self { runs, launcher })
     }
 

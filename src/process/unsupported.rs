@@ -21,7 +21,12 @@ pub(super) fn prepare_limits(limits: Limits) -> Result<(), String> {
 }
 
 impl Launcher {
-    pub(super) fn open(_runs: &Path, _executable: PathBuf, _in_memory: Option<PathBuf>) -> Result<Self, Error> {
+    pub(super) fn open(
+        _runs: &Path,
+        _executable: PathBuf,
+        _secrets: Vec<String>,
+        _in_memory: Option<PathBuf>,
+    ) -> Result<Self, Error> {
         Err(UNSUPPORTED)
     }
 

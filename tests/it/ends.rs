@@ -3,6 +3,7 @@
 use callsheet::domain::{JobId, JobStatus};
 
 use crate::on_each_database;
+use crate::support::processes::Process;
 use crate::support::service::{On, Service};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\nkill_grace = \"300ms\"\n\
@@ -134,8 +135,24 @@ async fn rows_of_other_types_are_left_alone(on: On) {
 on_each_database!(rows_of_other_types_are_left_alone);
 
 async fn a_command_sees_its_job_and_none_of_the_services_secrets(on: On) {
-    let Some(service) = Service::start(on, FLOWS).await else { return };
-    let job = service.insert("ONE", &["environment"]).await[0];
+    let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+    service.configure("[[http.tokens]]\nname = \"ops\"\nrole = \"operator\"\ntoken_env = \"OPS_TOKEN\"\n");
+    service.serve_with(&[("OPS_TOKEN", "do-everything"), ("PGPASSWORD", "do-everything")]).await;
+    let job = service.insert("ONE", &["environment+wait"]).await[0];
+    let command = service.begun(job, 1).await.pid;
+    // Whatever stands between the service and the command shows its environment to the command too.
+    let mut above = Process::read(command).unwrap().parent;
+    let mut helpers = 0;
+    while above != service.pid() && above > 1 {
+        let helper = Process::read(above).unwrap();
+        let secret = |entry: &&String| entry.starts_with("DATABASE_URL=") || entry.contains("do-everything");
+        assert_eq!(helper.environment.iter().find(secret), None, "{}", helper.command_line);
+        assert!(helper.environment.iter().any(|entry| entry.starts_with("PATH=")));
+        above = helper.parent;
+        helpers += 1;
+    }
+    assert_eq!(helpers, 2, "the shim and the zygote");
+    service.go();
     let row = service.until(job, JobStatus::Completed).await;
     let environment = std::fs::read_to_string(service.path(&format!("evidence/{job}.1.environment"))).unwrap();
     let value = |name: &str| environment.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
@@ -153,6 +170,6 @@ async fn a_command_sees_its_job_and_none_of_the_services_secrets(on: On) {
             && value("NOTIFY_SOCKET").is_some()
     );
     assert!(!environment.contains("DATABASE_URL"), "{environment}");
-    assert!(!environment.contains(&service.url));
+    assert!(!environment.contains(&service.url) && !environment.contains("do-everything"), "{environment}");
 }
 on_each_database!(a_command_sees_its_job_and_none_of_the_services_secrets);

@@ -650,7 +650,7 @@ async fn a_runs_directory_of_somebody_else_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     fs::create_dir(scratch.path().join("elsewhere")).unwrap();
     std::os::unix::fs::symlink(scratch.path().join("elsewhere"), scratch.path().join("runs")).unwrap();
-    assert!(matches!(Processes::open(scratch.path()).unwrap_err(), Error::Refused { .. }));
+    assert!(matches!(Processes::open(scratch.path(), Vec::new()).unwrap_err(), Error::Refused { .. }));
 }
 
 /// A control group made for one test, as a service manager would delegate one.
