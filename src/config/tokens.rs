@@ -105,6 +105,11 @@ pub fn known_tokens(config: &HttpConfig) -> Result<Vec<KnownToken>, Error> {
     config.tokens.iter().map(known).collect()
 }
 
+/// Whether this is what `printf %s "$TOKEN" | sha256sum` says where `TOKEN` is not set.
+pub(super) fn is_of_nothing(sha256: &[u8; 32]) -> bool {
+    *sha256 == <[u8; 32]>::from(Sha256::digest(b""))
+}
+
 /// 64 hexadecimal digits.
 pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();

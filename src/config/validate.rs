@@ -11,7 +11,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::report::Notes;
-use super::tokens::parse_sha256;
+use super::tokens::{is_of_nothing, parse_sha256};
 use super::written::{Flow, Recurring, Size, Tls, Token, Webhook, Written};
 use super::{
     AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RecurringConfig, RetentionConfig, ServiceConfig,
@@ -436,8 +436,16 @@ impl Validator<'_> {
         let secret = match (token_sha256, token_env) {
             (Some(hash), None) => {
                 let parsed = parse_sha256(hash.get_ref());
-                if parsed.is_none() {
-                    self.notes.add(hash.span(), "`token_sha256` is a SHA-256 hash of 64 hexadecimal digits").private();
+                match parsed {
+                    None => {
+                        let message = "`token_sha256` is a SHA-256 hash of 64 hexadecimal digits";
+                        self.notes.add(hash.span(), message).private();
+                    }
+                    Some(hashed) if is_of_nothing(&hashed) => {
+                        let message = "`token_sha256` is the hash of an empty text, which is no token";
+                        self.notes.add(hash.span(), message).help("was $TOKEN set when it was hashed?");
+                    }
+                    Some(_) => {}
                 }
                 parsed.map(TokenSecret::Sha256)
             }
