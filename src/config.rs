@@ -261,6 +261,17 @@ pub enum Error {
         /// The variable's name.
         variable: String,
     },
+    /// A token of the configuration is one that no request can carry.
+    #[error(
+        "the environment variable {variable} of the token {name:?} holds a blank, a line break or another character that a \
+         token can't have: only the visible characters of ASCII"
+    )]
+    TokenUnfit {
+        /// The token's name.
+        name: String,
+        /// The variable's name.
+        variable: String,
+    },
     /// The file that keeps this worker's id holds something else.
     #[error(
         "{} does not hold a worker id (1 to 100 letters, digits, '.', '_', ':' or '-'); remove it to get a new one, or set \

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Context;
 use super::ask::{Asked, ask};
 use super::failure::{Exit, Failure, ProblemJson, Result};
-use crate::config::{Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
+use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::database_url::DatabaseUrl;
 use crate::http;
 use crate::outgoing::Receiver;
@@ -174,9 +174,15 @@ impl Findings<'_> {
                 );
             }
         }
-        // It may be set where the service runs, which need not be here.
-        if let Err(error) = known_tokens(&self.config.http) {
-            self.warn("", error.to_string(), "the service needs it in its environment, and does not start without");
+        match known_tokens(&self.config.http) {
+            Err(error @ config::Error::TokenUnfit { .. }) => {
+                self.problem("", error.to_string(), "look for a line break at its end");
+            }
+            // It may be set where the service runs, which need not be here.
+            Err(error) => {
+                self.warn("", error.to_string(), "the service needs it in its environment, and does not start without");
+            }
+            Ok(_) => {}
         }
     }
 

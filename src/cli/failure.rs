@@ -171,6 +171,7 @@ impl From<config::Error> for Failure {
             | config::Error::KeyFile { .. }
             | config::Error::KeyGarbage(_)
             | config::Error::TokenUnset { .. }
+            | config::Error::TokenUnfit { .. }
             | config::Error::Telemetry { .. }
             | config::Error::WorkerIdFile { .. }
             | config::Error::WorkerIdGarbage(_) => Self::new(Exit::Usage, chain(&error)),

@@ -90,19 +90,29 @@ impl HttpConfig {
 /// The tokens of a configuration, those that are in the environment read from there and hashed.
 ///
 /// # Errors
-/// [`Error::TokenUnset`] where a variable is not set or empty: a token that nobody could give would go unnoticed.
+/// [`Error::TokenUnset`] where a variable is not set or empty, [`Error::TokenUnfit`] where no request could carry its value: a
+/// token that nobody could give would go unnoticed.
 pub fn known_tokens(config: &HttpConfig) -> Result<Vec<KnownToken>, Error> {
     let known = |token: &TokenConfig| {
         let sha256 = match &token.secret {
             TokenSecret::Sha256(hash) => *hash,
-            TokenSecret::Env(variable) => match std::env::var_os(variable).filter(|value| !value.is_empty()) {
-                Some(value) => Sha256::digest(value.as_encoded_bytes()).into(),
-                None => return Err(Error::TokenUnset { name: token.name.clone(), variable: variable.clone() }),
-            },
+            TokenSecret::Env(variable) => {
+                let (name, variable) = (token.name.clone(), variable.clone());
+                match std::env::var_os(&variable).filter(|value| !value.is_empty()) {
+                    Some(value) if is_fit(value.as_encoded_bytes()) => Sha256::digest(value.as_encoded_bytes()).into(),
+                    Some(_) => return Err(Error::TokenUnfit { name, variable }),
+                    None => return Err(Error::TokenUnset { name, variable }),
+                }
+            }
         };
         Ok(KnownToken { name: token.name.clone(), role: token.role, sha256 })
     };
     config.tokens.iter().map(known).collect()
+}
+
+/// Whether a header can carry the token as it is: blanks at its ends are no part of a header's value (RFC 9110, 5.5).
+fn is_fit(token: &[u8]) -> bool {
+    token.iter().all(u8::is_ascii_graphic)
 }
 
 /// Whether this is what `printf %s "$TOKEN" | sha256sum` says where `TOKEN` is not set.
@@ -139,6 +149,12 @@ mod tests {
         let token = KnownToken { name: "ops".to_owned(), role: AccessRole::Operator, sha256: [7; 32] };
         let secret = TokenSecret::Sha256([7; 32]);
         assert!(!format!("{token:?} {secret:?}").contains('7'));
+    }
+
+    #[test]
+    fn a_token_that_no_request_can_carry_is_a_mistake() {
+        assert!(is_fit(b"do-everything_7+/=~"));
+        assert!(["x ", " x", "x\n", "a b", "x\t", "\u{fc}"].iter().all(|token| !is_fit(token.as_bytes())));
     }
 
     #[test]
