@@ -427,7 +427,9 @@ impl Service {
                         waits_for = Some(open);
                     }
                 }
-                Err(error) => tracing::warn!(%error, "the service drains, and can't see what is still open"),
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "the service drains, and can't see what is still open")
+                }
             }
             tokio::time::sleep(DRAIN_LOOK_AGAIN).await;
         }

@@ -8,6 +8,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::actors::status::ErrorChain;
 use crate::store::{Error, History, Overview, Store};
 
 /// What was read is good for so long.
@@ -100,13 +101,13 @@ impl Overviews {
                         counted.read().history.map_or_else(History::default, |history| History::clone(&history));
                     match history.update(&store, now, &types).await {
                         Ok(()) => counted.change(|counts| counts.history = Some(Arc::new(history))),
-                        Err(error) => tracing::warn!(%error, "what has ended can't be counted"),
+                        Err(error) => tracing::warn!(error = %ErrorChain(&error), "what has ended can't be counted"),
                     }
                 }
                 if count_backlog {
                     match store.count_waiting().await {
                         Ok(waiting) => counted.change(|counts| counts.waiting = Arc::new(waiting)),
-                        Err(error) => tracing::warn!(%error, "the backlog can't be counted"),
+                        Err(error) => tracing::warn!(error = %ErrorChain(&error), "the backlog can't be counted"),
                     }
                     let pause = COUNT_EVERY.max(started.elapsed() * 20);
                     counted.change(|counts| counts.next = Some(Instant::now() + pause));
