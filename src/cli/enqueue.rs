@@ -14,7 +14,7 @@ use super::failure::{Exit, Failure, Result};
 use super::{Context, is_missing_file, open_for_service, wait};
 use crate::config::{Config, FlowConfig};
 use crate::domain::database_url::DatabaseUrl;
-use crate::domain::{JobId, Timestamp};
+use crate::domain::{JobId, Timestamp, payload};
 use crate::store::{Due, Enqueued, NewJob, Store};
 
 /// Enqueue jobs; works with the service down
@@ -48,7 +48,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "K", value_parser = key)]
     unique_key: Option<String>,
     /// JSON that the command finds in the file that CALLSHEET_PAYLOAD names
-    #[arg(long, value_name = "JSON", value_parser = payload)]
+    #[arg(long, value_name = "JSON", value_parser = payload_text)]
     payload: Option<String>,
     /// How often a job may be tried [default: the flow's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
@@ -85,8 +85,8 @@ fn key(text: &str) -> std::result::Result<String, String> {
     }
 }
 
-fn payload(text: &str) -> std::result::Result<String, String> {
-    serde_json::from_str::<serde_json::Value>(text).map_err(|error| format!("this is no JSON: {error}"))?;
+fn payload_text(text: &str) -> std::result::Result<String, String> {
+    payload::check(text).map_err(|refusal| format!("this {refusal}"))?;
     Ok(text.to_owned())
 }
 
@@ -100,6 +100,12 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             format!("--unique-key is for one job, and here are {} identifiers", identifiers.len()),
         )
         .help("enqueue them one by one, each with its own key"));
+    }
+    if let Some(text) = &args.payload {
+        payload::check_together(text, identifiers.len()).map_err(|refusal| {
+            Failure::new(Exit::Usage, format!("{refusal}; nothing was enqueued"))
+                .help("enqueue fewer at once, or let the payload name a file")
+        })?;
     }
     let due = match (args.delay, args.run_at) {
         (_, Some(time)) => Due::At(time),

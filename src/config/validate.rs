@@ -612,9 +612,9 @@ impl Validator<'_> {
             self.notes.add(name.span(), message).help("without `name` it is the identifier");
         }
         if let Some(payload) = payload
-            && let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(payload.get_ref())
+            && let Err(refusal) = crate::domain::payload::check(payload.get_ref())
         {
-            self.notes.add(payload.span(), format!("`payload` is no JSON: {error}"));
+            self.notes.add(payload.span(), format!("`payload` {refusal}"));
         }
         let priority = priority.as_ref().and_then(|priority| {
             let number = i32::try_from(*priority.get_ref()).ok();

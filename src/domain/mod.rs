@@ -9,6 +9,7 @@ pub mod delivery;
 pub mod heartbeat;
 pub mod lifecycle;
 pub mod limits;
+pub mod payload;
 pub mod recurring;
 pub mod restart;
 pub mod retention;

@@ -19,8 +19,7 @@ const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// 413 where there are more than `limit`, 408 where they come too slowly, 400 where the connection fails.
 pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > limit)) {
+    if announced(headers).is_some_and(|length| usize::try_from(length).map_or(true, |length| length > limit)) {
         return Err(too_large(limit));
     }
     let whole = async {
@@ -39,6 +38,15 @@ pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Resul
         }
     };
     tokio::time::timeout(WHOLE_TIMEOUT, whole).await.unwrap_or_else(|_| Err(too_slow()))
+}
+
+/// Whether a request says that its body has at most so many bytes; hyper holds it to that.
+pub(super) fn is_at_most(headers: &HeaderMap, bytes: usize) -> bool {
+    announced(headers).is_some_and(|length| usize::try_from(length).is_ok_and(|length| length <= bytes))
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
 /// Whether the value of a Content-Type header is of this type, whatever its parameters.

@@ -40,6 +40,7 @@ mod process_layer;
 mod progress;
 mod recovery;
 mod recurring;
+mod refusals;
 mod reload;
 mod retention;
 mod retry;

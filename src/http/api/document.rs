@@ -48,7 +48,7 @@ pub(super) fn unreadable(error: &serde_path_to_error::Error<serde_json::Error>) 
             Segment::Unknown => {}
         }
     }
-    let detail = cause.to_string();
+    let detail = in_words_of_json(&cause.to_string());
     // An unknown or missing field is told of where it should stand, and named in the sentence only.
     let names_field = detail.starts_with("unknown field") || detail.starts_with("missing field");
     let named = || detail.split('`').nth(1).filter(|_| names_field).map(ToOwned::to_owned);
@@ -57,4 +57,18 @@ pub(super) fn unreadable(error: &serde_path_to_error::Error<serde_json::Error>) 
         StatusCode::UNPROCESSABLE_ENTITY,
         vec![FieldError { field, pointer: Some(pointer), detail: detail.clone() }],
     )
+}
+
+/// What serde expected, in the words of JSON where it names types of Rust.
+fn in_words_of_json(said: &str) -> String {
+    let (told, place) = said.rfind(" at line ").map_or((said, ""), |place| said.split_at(place));
+    let Some((found, expected)) = told.rsplit_once(", expected ") else { return said.to_owned() };
+    let expected = match expected {
+        "i32" => format!("a whole number from {} to {}", i32::MIN, i32::MAX),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "i64" => "a whole number".to_owned(),
+        "a sequence" => "an array".to_owned(),
+        other => other.to_owned(),
+    };
+    format!("{found}, expected {expected}{place}")
 }

@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 use super::document;
 use super::query::shown;
 use crate::config::FlowConfig;
-use crate::domain::{FlowType, JobId, Timestamp};
+use crate::domain::{FlowType, JobId, Timestamp, payload};
 use crate::http::json::{EnqueuedJson, JobJson};
 use crate::http::problem::{FieldError, Problem};
 use crate::http::{App, Operator, body};
@@ -30,10 +30,12 @@ const MOST_JOBS: usize = 10_000;
 const MOST_ERRORS: usize = 50;
 const LONGEST_KEY: usize = 255;
 const MOST_AWAITED: usize = 1000;
+/// What is not larger than this needs no turn: eight hundred of them are not many.
+const SMALL_BODY: usize = 64 << 10;
 
 /// A job to be enqueued.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 struct NewJobJson {
     /// Its type: a flow of this service.
     #[serde(rename = "type")]
@@ -41,7 +43,7 @@ struct NewJobJson {
     /// What it is about; the flow's `identifier_pattern` says which it takes.
     #[schema(max_length = 1024)]
     identifier: String,
-    /// Any JSON, kept as it is written.
+    /// Any JSON of at most 1 MiB, kept as it is written.
     #[serde(default)]
     #[schema(value_type = Option<Object>, nullable)]
     payload: Option<Box<RawValue>>,
@@ -110,11 +112,14 @@ pub(super) async fn enqueue(
     body: Body,
 ) -> Result<Response, Problem> {
     document::expect_json(&headers)?;
-    let _turn = app.large_body_turn().await?;
+    let turn = if body::is_at_most(&headers, SMALL_BODY) { None } else { Some(app.large_body_turn().await?) };
     let bytes = body::read(&headers, body, LARGEST_BODY).await?;
     let (written, several) = parse(&bytes)?;
     let new = validate(&written, several, &app.config().flows)?;
     let after = written.iter().enumerate().filter_map(|(place, job)| Some((place, job.after()?))).collect();
+    drop((written, bytes));
+    // The database may take its time; what is left by now is what was asked for.
+    drop(turn);
     let enqueued = app.store_for(&who).enqueue_after(&new, &after).await?;
     let mut jobs = answered(&app, &enqueued).await?;
     let status = if enqueued.iter().all(|job| job.existing) { StatusCode::OK } else { StatusCode::CREATED };
@@ -153,7 +158,7 @@ fn parse(bytes: &[u8]) -> Result<(Vec<NewJobJson>, bool), Problem> {
     }
 }
 
-type Flows = BTreeMap<FlowType, Arc<FlowConfig>>;
+pub(in crate::http) type Flows = BTreeMap<FlowType, Arc<FlowConfig>>;
 
 /// The jobs, each fit for its flow; or everything that is wrong with any of them.
 fn validate(written: &[NewJobJson], several: bool, flows: &Flows) -> Result<Vec<NewJob>, Problem> {
@@ -184,16 +189,14 @@ impl NewJobJson {
     }
 
     fn validated(&self, flows: &Flows) -> Result<NewJob, Vec<(&'static str, String)>> {
-        let mut errors = Vec::new();
         let flow = self.job_type.parse::<FlowType>().ok().and_then(|flow| flows.get(&flow));
-        match flow {
-            None => errors.push(("type", unknown_type(&self.job_type, flows))),
-            Some(flow) => {
-                if let Err(refusal) = flow.identifier_pattern.check(&self.identifier) {
-                    errors.push(("identifier", refusal.to_string()));
-                }
-            }
-        }
+        let written = Written {
+            job_type: &self.job_type,
+            identifier: &self.identifier,
+            payload: self.payload.as_deref().map(RawValue::get),
+            unique_key: self.unique_key.as_deref(),
+        };
+        let mut errors = written.faults(flows);
         let due = match self.run_at.as_deref().map(DateTime::parse_from_rfc3339) {
             None => Due::After(std::time::Duration::ZERO),
             Some(Ok(time)) => Due::At(Timestamp::from_unix_millis(time.timestamp_millis())),
@@ -204,13 +207,6 @@ impl NewJobJson {
         };
         if self.maximum_attempts.is_some_and(|attempts| attempts == 0 || i32::try_from(attempts).is_err()) {
             errors.push(("maximum_attempts", format!("it is a whole number from 1 to {}", i32::MAX)));
-        }
-        if let Some(key) = &self.unique_key {
-            if key.is_empty() || key.len() > LONGEST_KEY {
-                errors.push(("unique_key", format!("a key has 1 to {LONGEST_KEY} bytes")));
-            } else if key.contains('\0') {
-                errors.push(("unique_key", "a NUL character can't be kept".to_owned()));
-            }
         }
         if self.after.as_ref().is_some_and(|after| after.len() > MOST_AWAITED) {
             errors.push(("after", format!("a job waits for at most {MOST_AWAITED} others")));
@@ -229,6 +225,40 @@ impl NewJobJson {
             }),
             _ => Err(errors),
         }
+    }
+}
+
+/// What both the API and the form of the page take as text.
+pub(in crate::http) struct Written<'a> {
+    pub(in crate::http) job_type: &'a str,
+    pub(in crate::http) identifier: &'a str,
+    pub(in crate::http) payload: Option<&'a str>,
+    pub(in crate::http) unique_key: Option<&'a str>,
+}
+
+impl Written<'_> {
+    /// What is wrong with it: each field, and a sentence.
+    pub(in crate::http) fn faults(&self, flows: &Flows) -> Vec<(&'static str, String)> {
+        let mut faults = Vec::new();
+        match self.job_type.parse::<FlowType>().ok().and_then(|flow| flows.get(&flow)) {
+            None => faults.push(("type", unknown_type(self.job_type, flows))),
+            Some(flow) => {
+                if let Err(refusal) = flow.identifier_pattern.check(self.identifier) {
+                    faults.push(("identifier", refusal.to_string()));
+                }
+            }
+        }
+        if let Some(key) = self.unique_key {
+            if key.is_empty() || key.len() > LONGEST_KEY {
+                faults.push(("unique_key", format!("a key has 1 to {LONGEST_KEY} bytes")));
+            } else if key.contains('\0') {
+                faults.push(("unique_key", "a NUL character can't be kept".to_owned()));
+            }
+        }
+        if let Some(Err(refusal)) = self.payload.map(payload::check) {
+            faults.push(("payload", format!("it {refusal}")));
+        }
+        faults
     }
 }
 
@@ -304,14 +334,25 @@ mod tests {
             (r#"[{"type": "ONE", "identifier": "a"}, {"type": "ONE"}]"#, "#/1 identifier: missing field `identifier`"),
             (r#"{"type": "ONE", "identifier": "a", "priorty": 1}"#, "#/priorty priorty: unknown field `priorty`"),
             (r#"{"type": "ONE", "identifier": "a", "priority": 2147483648}"#, "#/priority priority: invalid value"),
+            (
+                r#"{"type": "ONE", "identifier": "a", "payload": {"x": "\ud800"}}"#,
+                "#/payload payload: it is JSON that can't be read: ",
+            ),
             (r#"{"type": "ONE", "identifier": "a"} x"#, "400: the body is no JSON: trailing characters"),
             ("[]", "# body: there is no job in it"),
-            ("7", "# body: invalid type: integer `7`"),
+            ("7", "# body: invalid type: integer `7`, expected an object"),
+            (
+                r#"{"type": "ONE", "identifier": "a", "priority": "x, expected i32"}"#,
+                "#/priority priority: invalid type: string \"x, expected i32\", expected a whole number from -2147483648",
+            ),
         ] {
             let found = errors(body);
             // The second of these is complained about as an object that lacks its fields.
             assert!(body == "{} x" || found[0].starts_with(start), "{body}: {found:?}");
         }
+        let deep =
+            format!(r#"[{{"type": "ONE", "identifier": "a", "payload": {}{}}}]"#, "[".repeat(9999), "]".repeat(9999));
+        assert!(errors(&deep)[0].starts_with("#/0/payload payload: it is JSON that can't be read: recursion limit"));
         let many = format!("[{}]", vec![r#"{"type": "ONE", "identifier": "a"}"#; MOST_JOBS + 1].join(","));
         assert_eq!(errors(&many), ["# body: there are 10001 jobs in it; at most 10000 are taken at once"]);
     }

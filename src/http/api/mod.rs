@@ -5,7 +5,7 @@ mod audit;
 mod bulk;
 mod deliveries;
 mod document;
-mod enqueue;
+pub(super) mod enqueue;
 mod events;
 mod flows;
 mod jobs;
@@ -33,11 +33,10 @@ use super::App;
 use super::problem::{FieldError, Problem};
 
 /// What every operation may answer besides what it says itself.
-const COMMON: [(&str, &str); 6] = [
+const COMMON: [(&str, &str); 5] = [
     ("400", "The request can't be understood"),
     ("401", "It takes a token, and there is none or a wrong one"),
     ("403", "The token is a viewer's, or the request comes from a page of another site"),
-    ("429", "Too many wrong tokens came from this address"),
     ("500", "The service failed; its log says why"),
     ("503", "The database is not available at the moment, or too many streams are open"),
 ];

@@ -14,7 +14,9 @@ use super::form::Fields;
 use super::frame::Frame;
 use super::jobs::{self, Draft, Filter};
 use super::{Visitor, address_of, parts, refused, types};
+use crate::domain::payload::check_together;
 use crate::domain::{FlowType, JobId};
+use crate::http::api::enqueue::Written;
 use crate::http::{App, Operator, PostedForm, Problem, Viewer};
 use crate::store::{CancelResult, Due, NewJob, PauseResult, RetryResult, Store};
 
@@ -244,19 +246,25 @@ pub(super) fn notice(fields: &Fields) -> Option<(String, bool)> {
 fn new_jobs(app: &App, draft: &Draft) -> Result<Vec<NewJob>, String> {
     /// As for the API.
     const MOST: usize = 10_000;
-    let flow: FlowType = draft.flow.parse().map_err(|error| format!("{error}"))?;
     let identifiers: Vec<&str> = draft.identifiers.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if identifiers.is_empty() || identifiers.len() > MOST {
         return Err(format!("write 1 to {MOST} identifiers, one a line; there are {}", identifiers.len()));
     }
+    let payload = Some(draft.payload.trim()).filter(|payload| !payload.is_empty());
+    let unique_key = Some(draft.unique_key.as_str()).filter(|key| !key.is_empty());
     let config = app.config();
-    if let Some(flow) = config.flows.get(&flow)
-        && let Some((identifier, error)) = identifiers
-            .iter()
-            .find_map(|identifier| Some((identifier, flow.identifier_pattern.check(identifier).err()?)))
-    {
-        return Err(format!("{}: {error}", parts::plain_name(identifier)));
+    for (place, identifier) in identifiers.iter().enumerate() {
+        // All have the same payload, which is read once.
+        let payload = payload.filter(|_| place == 0);
+        let written = Written { job_type: &draft.flow, identifier, payload, unique_key };
+        if let Some((field, fault)) = written.faults(&config.flows).into_iter().next() {
+            return Err(format!("{field}: {fault}"));
+        }
     }
+    if let Some(payload) = payload {
+        check_together(payload, identifiers.len()).map_err(|refusal| format!("payload: {refusal}"))?;
+    }
+    let flow: FlowType = draft.flow.parse().map_err(|error| format!("{error}"))?;
     if identifiers.len() > 1 && !draft.unique_key.is_empty() {
         return Err("a unique key is one job's; write one identifier".to_owned());
     }
@@ -270,20 +278,15 @@ fn new_jobs(app: &App, draft: &Draft) -> Result<Vec<NewJob>, String> {
             u32::try_from(number("attempts", text)?).ok().filter(|most| *most > 0).ok_or("attempts is 1 or more")?,
         ),
     };
-    let payload = draft.payload.trim();
-    if !payload.is_empty() {
-        serde_json::from_str::<serde::de::IgnoredAny>(payload)
-            .map_err(|error| format!("the payload is no JSON: {error}"))?;
-    }
     let due = draft.due()?.map_or(Due::After(Duration::ZERO), Due::At);
     let job = |identifier: &str| NewJob {
         flow: flow.clone(),
         identifier: identifier.to_owned(),
-        payload: (!payload.is_empty()).then(|| payload.to_owned()),
+        payload: payload.map(ToOwned::to_owned),
         priority,
         due,
         maximum_attempts,
-        unique_key: (!draft.unique_key.is_empty()).then(|| draft.unique_key.clone()),
+        unique_key: unique_key.map(ToOwned::to_owned),
     };
     Ok(identifiers.into_iter().map(job).collect())
 }

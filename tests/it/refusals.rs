@@ -1,0 +1,76 @@
+//! What can't be meant as it is written is refused with its reason, by the API, the page's forms and the command line alike.
+
+use callsheet::domain::JobStatus;
+use serde_json::json;
+
+use crate::on_each_database;
+use crate::support::client::Answer;
+use crate::support::service::{On, Service};
+
+const FLOWS: &str = "[flows.ONE]\n{job}\n";
+const JSON: &str = "Content-Type: application/json";
+
+/// What every form of the page holds, as a browser on this machine finds it.
+fn csrf(service: &Service) -> String {
+    let page = service.get("/jobs").text();
+    let (_, value) = page.split_once("name=\"csrf\" value=\"").unwrap();
+    value.split('"').next().unwrap().to_owned()
+}
+
+fn send_form(service: &Service, path: &str, fields: &[(&str, &str)]) -> Answer {
+    let csrf = csrf(service);
+    let fields: Vec<(&str, &str)> = fields.iter().copied().chain([("csrf", csrf.as_str())]).collect();
+    let body = serde_urlencoded::to_string(fields).unwrap();
+    service.request("POST", path, &["Content-Type: application/x-www-form-urlencoded"], body.as_bytes())
+}
+
+fn deep(levels: usize) -> String {
+    format!("{}{}", "[".repeat(levels), "]".repeat(levels))
+}
+
+async fn what_no_reader_could_read_or_no_command_may_get_is_not_enqueued(on: On) {
+    let Some(service) = Service::start(on, FLOWS).await else { return };
+    let large = format!("\"{}\"", "x".repeat(1 << 20));
+    let long = "k".repeat(256);
+    let payloads = [
+        (deep(10_000), "recursion limit"),
+        ("\"\\ud800\"".to_owned(), "can't be read"),
+        ("{\"a\": 1e999}".to_owned(), "number out of range"),
+        (large.clone(), "at most 1 MiB"),
+    ];
+    for (payload, why) in &payloads {
+        let body = format!(r#"[{{"type": "ONE", "identifier": "a", "payload": {payload}}}]"#);
+        let answer = service.request("POST", "/api/v1/jobs", &[JSON], body.as_bytes());
+        assert!(answer.problem(422).contains(why), "{}", answer.text());
+        assert_eq!(answer.json()["errors"][0]["pointer"], "#/0/payload");
+    }
+    let form = |fields: &[(&str, &str)]| send_form(&service, "/jobs", fields);
+    let refused = |fields: &[(&str, &str)], why: &str| {
+        let answer = form(fields);
+        let text = answer.text();
+        assert!(answer.status == 422 && text.contains(why), "{} {text}", answer.status);
+    };
+    refused(&[("type", "ONE"), ("identifiers", "a"), ("payload", &deep(10_000))], "recursion limit");
+    refused(&[("type", "ONE"), ("identifiers", "a"), ("payload", "\"\\ud800\"")], "payload: it is JSON that can");
+    refused(&[("type", "NO_SUCH"), ("identifiers", "a")], "no flow of this service has the type");
+    refused(&[("type", "ONE"), ("identifiers", "fine\n--evil")], "identifier: the identifier");
+    refused(&[("type", "ONE"), ("identifiers", "a"), ("unique_key", &long)], "unique_key: a key has 1 to 255 bytes");
+    // Ninety kilobytes that would become four hundred megabytes.
+    let (many, payload) = ("a\n".repeat(10_000), format!("\"{}\"", "x".repeat(70_000)));
+    refused(&[("type", "ONE"), ("identifiers", &many), ("payload", &payload)], "more than the 16 MiB");
+    std::fs::write(service.path("many"), &many).unwrap();
+    let from = service.path("many");
+    for (payload, why) in [
+        (deep(10_000), "recursion limit"),
+        ("\"\\ud800\"".to_owned(), "can't be read"),
+        (payload.clone(), "more than the 16 MiB"),
+    ] {
+        let came = service.cli(&["enqueue", "ONE", "--from", from.to_str().unwrap(), "--payload", &payload]);
+        let said = String::from_utf8_lossy(&came.stderr).into_owned();
+        assert!(came.status.code() == Some(2) && said.contains(why), "{said}");
+    }
+    assert_eq!(service.get("/api/v1/jobs").json()["jobs"], json!([]), "something was enqueued");
+    let fine = form(&[("type", "ONE"), ("identifiers", "say:fine"), ("payload", "{\"n\": 1}")]);
+    assert_eq!(fine.status, 303, "{}", fine.text());
+}
+on_each_database!(what_no_reader_could_read_or_no_command_may_get_is_not_enqueued);
