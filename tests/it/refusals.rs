@@ -74,3 +74,25 @@ async fn what_no_reader_could_read_or_no_command_may_get_is_not_enqueued(on: On)
     assert_eq!(fine.status, 303, "{}", fine.text());
 }
 on_each_database!(what_no_reader_could_read_or_no_command_may_get_is_not_enqueued);
+
+async fn a_filter_that_cant_be_read_means_no_job_rather_than_all(on: On) {
+    let Some(service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert_row("type, identifier, run_at", "'ONE', 'later', 4102444800000").await;
+    let list = service.get("/jobs?status=FOO&from=yesterday");
+    let text = list.text();
+    assert!(list.status == 200 && text.contains("FOO") && text.contains("is no status"), "{text}");
+    assert!(text.contains("from: yesterday is no time") && !text.contains("cancel-all"), "{text}");
+    assert!(service.get("/jobs?status=PENDING").text().contains("cancel-all"));
+    for fields in
+        [[("status", "FOO"), ("upto", "9")], [("until", "soon"), ("upto", "9")], [("type", "ONE"), ("upto", "x")]]
+    {
+        let query = serde_urlencoded::to_string(fields).unwrap();
+        let asked = service.get(&format!("/jobs/bulk?do=cancel-all&{query}"));
+        assert_eq!(asked.status, 422, "{}", asked.text());
+        let done = send_form(&service, "/jobs/bulk", &[&[("do", "cancel-all")], &fields[..]].concat());
+        assert_eq!(done.status, 422, "{}", done.text());
+    }
+    assert_eq!(service.job(job).await.status, JobStatus::Pending);
+    assert_eq!(service.get("/jobs/bulk?do=cancel-all&status=PENDING").status, 200);
+}
+on_each_database!(a_filter_that_cant_be_read_means_no_job_rather_than_all);

@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use super::Visitor;
 use super::form::Fields;
 use super::jobs::Filter;
-use super::parts::{badge, csrf, name};
+use super::parts::{badge, csrf, name, plain_name};
 use crate::domain::{JobId, JobStatus};
 use crate::http::words::thousands;
 use crate::store::{Error, JobRow, JobSearch, Store};
@@ -62,6 +62,14 @@ pub(super) struct Chosen {
     pub(super) others: usize,
     /// Whether there are more than [`MOST`].
     pub(super) more: bool,
+}
+
+/// What can't be read of the fields that say which jobs are meant.
+pub(super) fn mistakes(fields: &Fields) -> Vec<String> {
+    let mut mistakes = Filter::of(fields).mistakes;
+    let upto = fields.first("upto").filter(|id| id.parse::<i64>().is_err());
+    mistakes.extend(upto.map(|id| format!("{} is no job's id", plain_name(id))));
+    mistakes
 }
 
 /// The jobs that the form means: the chosen ones, or all that are as the filter says.

@@ -150,7 +150,13 @@ pub(super) async fn ask(
 
 fn deed(fields: &Fields) -> Result<(Deed, bool), Problem> {
     let deed = fields.first("do").and_then(Deed::of);
-    deed.ok_or_else(|| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "the form says neither cancel nor retry"))
+    let refused = |why: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, why);
+    let (deed, all) = deed.ok_or_else(|| refused("the form says neither cancel nor retry"))?;
+    match bulk::mistakes(fields).as_slice() {
+        // What the filter does not hold back would be done too.
+        [mistake, ..] if all => Err(refused(mistake)),
+        _ => Ok((deed, all)),
+    }
 }
 
 pub(super) async fn act_on_many(State(app): State<App>, posted: PostedForm<Fields>) -> Result<Response, Response> {

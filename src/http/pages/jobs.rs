@@ -23,12 +23,24 @@ pub(super) struct Filter {
     pub(super) from: String,
     pub(super) until: String,
     pub(super) cursor: Option<i64>,
+    /// A sentence about each value that can't be read, and so filters nothing.
+    pub(super) mistakes: Vec<String>,
 }
 
 impl Filter {
-    /// Reads it; what can't be read filters nothing.
+    /// Reads it; what can't be read is a mistake, and whoever shows or changes jobs by the filter must tell of it.
     pub(super) fn of(fields: &Fields) -> Self {
+        let mut mistakes = Vec::new();
+        let words = fields.all("status").filter(|word| !word.is_empty());
+        mistakes.extend(words.filter_map(|word| Some(word.parse::<JobStatus>().err()?.to_string())));
+        for key in ["from", "until"] {
+            let text = fields.first(key).filter(|text| !text.is_empty() && time(text).is_none());
+            mistakes.extend(text.map(|text| format!("{key}: {} is no time, as 2026-11-25T03:00 is", plain_name(text))));
+        }
+        let cursor = fields.first("cursor").filter(|cursor| cursor.parse::<i64>().is_err());
+        mistakes.extend(cursor.map(|cursor| format!("cursor: {} is no job's id", plain_name(cursor))));
         Self {
+            mistakes,
             types: fields.all("type").filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect(),
             statuses: fields.all("status").filter_map(|word| word.parse().ok()).collect(),
             text: fields.first("text").unwrap_or_default().trim().to_owned(),
@@ -133,7 +145,9 @@ pub(super) fn head(view: JobsView<'_>, visitor: &Visitor) -> Markup {
 pub(super) fn list(view: JobsView<'_>, visitor: &Visitor) -> Part {
     let (found, filter) = (view.found, view.filter);
     let body = html! {
-        @if found.rows.is_empty() {
+        @if !filter.mistakes.is_empty() {
+            @for mistake in &filter.mistakes { p.notice.bad role="alert" { (mistake) } }
+        } @else if found.rows.is_empty() {
             p.muted.empty {
                 @if found.looked_down_to.is_some() { "Nothing among the jobs that were looked at." }
                 @else if filter.is_empty() && filter.cursor.is_none() { "There are no jobs yet." }
@@ -164,9 +178,9 @@ pub(super) fn list(view: JobsView<'_>, visitor: &Visitor) -> Part {
             }
         }
         nav.pages aria-label="Pages" {
-            @if let Some(down) = found.looked_down_to { span.muted { "Looked at every job down to " (down) "." } }
+            @if let Some(down) = found.looked_down_to.filter(|_| filter.mistakes.is_empty()) { span.muted { "Looked at every job down to " (down) "." } }
             @if filter.cursor.is_some() { a.button href=(filter.address(None)) { "Newest" } }
-            @if let Some(cursor) = found.next_cursor { a.button rel="next" href=(filter.address(Some(cursor.0))) { "Older" } }
+            @if let Some(cursor) = found.next_cursor.filter(|_| filter.mistakes.is_empty()) { a.button rel="next" href=(filter.address(Some(cursor.0))) { "Older" } }
         }
     };
     Part { id: "jobs", class: "panel", body }
@@ -295,8 +309,12 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_in_the_address_filters_nothing() {
-        let filter = Filter::of(&Fields::parse("status=NOPE&from=yesterday&cursor=x&%zz=1&&="));
+    fn nonsense_in_the_address_is_told_of() {
+        let filter = Filter::of(&Fields::parse("status=NOPE&from=yesterday&until=&cursor=x&%zz=1&&="));
+        let told: Vec<&str> = filter.mistakes.iter().map(String::as_str).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("NOPE") && told[1].starts_with("from: yesterday is no time"), "{told:?}");
         assert_eq!(filter.search(), JobSearch { limit: LIMIT, ..JobSearch::default() });
+        assert!(Filter::of(&Fields::parse("status=&from=&until=&type=")).mistakes.is_empty());
     }
 }
