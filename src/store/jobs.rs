@@ -422,10 +422,21 @@ const CANCEL: &str = "cancel a job";
 
 /// All columns of a table, its texts in the shape that [`Row::text`] reads.
 pub(super) fn select<E: EntityTrait>(dialect: Dialect) -> SelectStatement {
+    select_but::<E>(dialect, None)
+}
+
+/// The same, with NULL for the column that is not wanted.
+pub(super) fn select_but<E: EntityTrait>(dialect: Dialect, unwanted: Option<E::Column>) -> SelectStatement {
+    let unwanted = unwanted.map(|column| sea_orm::IdenStatic::as_str(&column));
     let mut query = Query::select();
     query.from(E::default());
     for column in E::Column::iter() {
-        let name = Alias::new(sea_orm::IdenStatic::as_str(&column));
+        let column_name = sea_orm::IdenStatic::as_str(&column);
+        let name = Alias::new(column_name);
+        if unwanted == Some(column_name) {
+            query.expr_as(Expr::cust("NULL"), name);
+            continue;
+        }
         match column.def().get_column_type() {
             ColumnType::Text | ColumnType::String(_) => {
                 let cast = Alias::new(dialect.pick("BLOB", "text"));

@@ -4,11 +4,13 @@
 //! ranges are merged. A text is looked for among so many rows at a time, and the answer says how far that was. The time
 //! of a row's creation grows with its id, give or take, so that the ids of a stretch of time are found by bisection.
 
+use std::collections::BTreeMap;
+
 use entity::jobs;
 use sea_orm::sea_query::Order;
 use sea_orm::{ColumnTrait, ConnectionTrait, Value};
 
-use super::jobs::{job_row, select};
+use super::jobs::{job_row, select_but};
 use super::sql::{Dialect, Doing, Row, storable};
 use super::{Error, JobRow, Store};
 use crate::domain::{JobId, JobStatus, Timestamp};
@@ -18,6 +20,8 @@ const ACTION: &str = "search the jobs";
 const LOOKED_AT: u32 = 10_000;
 /// More types than this in one filter are left out.
 const MOST_TYPES: usize = 20;
+/// Payloads of one page, in bytes; as JSON they take several times as much.
+const MOST_PAYLOAD: i64 = 16 << 20;
 /// How far the order of ids may be from the order of creation: transactions that overlap, clocks that differ.
 const DISORDER: i64 = 1000;
 
@@ -38,6 +42,8 @@ pub struct JobSearch {
     pub cursor: Option<JobId>,
     /// At most so many rows: 1 to 1000.
     pub limit: u32,
+    /// Whether the rows bring their payloads; a page may be shorter then, see [`Store::search`].
+    pub payloads: bool,
 }
 
 /// Some jobs, and where to look for more.
@@ -59,23 +65,55 @@ struct Ids {
 }
 
 impl Store {
-    /// Finds jobs, newest first.
+    /// Finds jobs, newest first. With payloads a page ends early, after at least one row, where they would be more than
+    /// [`MOST_PAYLOAD`] bytes: anybody may write rows with large ones.
     ///
     /// # Errors
     /// Where the database fails.
     pub async fn search(&self, search: &JobSearch) -> Result<Found, Error> {
         let limit = search.limit.clamp(1, 1000);
         let (mut ids, looked_down_to) = self.in_time(ACTION, self.ids(search, limit + 1)).await?;
-        let more = ids.len() > usize::try_from(limit).unwrap_or(usize::MAX);
-        ids.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        let mut fit = usize::try_from(limit).unwrap_or(usize::MAX).min(ids.len());
+        if search.payloads {
+            fit = self.in_time(ACTION, self.fitting(ids.get(..fit).unwrap_or_default())).await?;
+        }
+        let more = ids.len() > fit;
+        ids.truncate(fit);
         let next_cursor = if more { ids.last().copied().map(JobId) } else { looked_down_to };
         let looked_down_to = looked_down_to.filter(|_| !more);
         if ids.is_empty() {
             return Ok(Found { rows: Vec::new(), next_cursor, looked_down_to });
         }
-        let mut query = select::<jobs::Entity>(self.dialect());
+        let left_out = if search.payloads { None } else { Some(jobs::Column::Payload) };
+        let mut query = select_but::<jobs::Entity>(self.dialect(), left_out);
         query.and_where(jobs::Column::Id.is_in(ids)).order_by(jobs::Column::Id, Order::Desc);
         Ok(Found { rows: self.rows(&query, job_row).await?, next_cursor, looked_down_to })
+    }
+
+    /// How many of these jobs, from the first on, have payloads that together are no more than may be read at once.
+    async fn fitting(&self, ids: &[i64]) -> Result<usize, Error> {
+        let dialect = self.dialect();
+        let size = dialect.pick("LENGTH(CAST(payload AS BLOB))", "octet_length(payload::text)");
+        let list: Vec<String> = ids.iter().map(i64::to_string).collect();
+        if list.is_empty() {
+            return Ok(0);
+        }
+        let select = format!(
+            "SELECT id, CAST(COALESCE({size}, 0) AS bigint) AS size FROM jobs WHERE id IN ({}) ORDER BY id DESC",
+            list.join(", ")
+        );
+        let results = self.reader().query_all_raw(self.statement(select, Vec::new())).await.doing(ACTION)?;
+        let mut sizes = BTreeMap::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            sizes.insert(row.int("id")?, row.int("size")?);
+        }
+        let mut sum = 0_i64;
+        let fit = ids.iter().take_while(|id| {
+            sum = sum.saturating_add(sizes.get(id).copied().unwrap_or_default());
+            sum <= MOST_PAYLOAD
+        });
+        Ok(fit.count().max(1))
     }
 
     /// The ids of the jobs, newest first; and where the rest is still to be looked at, from where down.

@@ -170,6 +170,29 @@ async fn jobs_are_found_by_every_part_of_the_filter(on: On) {
 }
 on_each_database!(jobs_are_found_by_every_part_of_the_filter);
 
+async fn large_payloads_make_short_pages(on: On) {
+    let Some(service) = Service::prepare(on, FLOWS).await else { return };
+    let large = match on {
+        On::Sqlite => "'\"' || hex(zeroblob(4500000)) || '\"'",
+        On::Postgres => "('\"' || repeat('0', 9000000) || '\"')::json",
+    };
+    for payload in ["'1'", large, large, "'2'"] {
+        service.sql(&format!("INSERT INTO jobs (type, identifier, payload) VALUES ('ONE', 'x', {payload})")).await;
+    }
+    let with = JobSearch { limit: 50, payloads: true, ..JobSearch::default() };
+    let sizes = |found: &Found| {
+        let size = |payload: &String| payload.len();
+        found.rows.iter().map(|row| (row.id.0, row.payload.as_ref().map(size))).collect::<Vec<_>>()
+    };
+    let first = service.store.search(&with).await.unwrap();
+    assert_eq!((sizes(&first), first.next_cursor), (vec![(4, Some(1)), (3, Some(9_000_002))], Some(JobId(3))));
+    let second = service.store.search(&JobSearch { cursor: first.next_cursor, ..with.clone() }).await.unwrap();
+    assert_eq!((sizes(&second), second.next_cursor), (vec![(2, Some(9_000_002)), (1, Some(1))], None));
+    let without = service.store.search(&JobSearch { payloads: false, ..with }).await.unwrap();
+    assert_eq!((sizes(&without), without.next_cursor), (vec![(4, None), (3, None), (2, None), (1, None)], None));
+}
+on_each_database!(large_payloads_make_short_pages);
+
 async fn a_text_is_looked_for_in_a_part_at_a_time(on: On) {
     let Some(service) = Service::prepare(on, FLOWS).await else { return };
     service.sql("INSERT INTO jobs (type, identifier) VALUES ('ONE', 'needle in the hay')").await;

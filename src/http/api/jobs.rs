@@ -27,7 +27,8 @@ pub(super) fn no_such_job(id: JobId) -> Problem {
 
 /// List jobs, newest first
 ///
-/// A page is where it is however many rows are added or change meanwhile: the cursor names a row, not a count.
+/// A page is where it is however many rows are added or change meanwhile: the cursor names a row, not a count. It is shorter
+/// than `limit` where payloads are large; only without `next_cursor` is it the last.
 #[utoipa::path(
     get, path = "/api/v1/jobs", tag = "jobs", operation_id = "list_jobs",
     params(
@@ -50,8 +51,8 @@ pub(super) async fn list(State(app): State<App>, _: Viewer, uri: Uri) -> Result<
         let page = app.store().list(&JobFilter { types, statuses, identifier, cursor: at, limit }).await?;
         (page.rows, page.next_cursor)
     } else {
-        let found =
-            app.store().search(&JobSearch { types, statuses, cursor: at, limit, ..JobSearch::default() }).await?;
+        let search = JobSearch { types, statuses, cursor: at, limit, payloads: true, ..JobSearch::default() };
+        let found = app.store().search(&search).await?;
         (found.rows, found.next_cursor)
     };
     Ok(Json(JobsJson { jobs: rows.iter().map(JobJson::from).collect(), next_cursor: next_cursor.map(cursor) }))

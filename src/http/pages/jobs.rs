@@ -60,6 +60,7 @@ impl Filter {
             until: time(&self.until),
             cursor: self.cursor.map(JobId),
             limit: LIMIT,
+            payloads: false,
         }
     }
 
