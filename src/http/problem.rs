@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::actors::status::ErrorChain;
 use crate::store;
 
 /// Why a request was not done.
@@ -122,12 +123,13 @@ impl From<store::Error> for Problem {
                 vec![FieldError { field: "after".to_owned(), pointer: None, detail: format!("there is no job {job}") }],
             ),
             error if error.is_transient() => {
-                tracing::warn!(%error, "a request could not be answered");
-                let detail = "the database is not available at the moment; what was asked for may have been done";
+                tracing::warn!(error = %ErrorChain(&error), "a request could not be answered");
+                let detail =
+                    "the database is not available at the moment; a change that was asked for may have been made";
                 Self::later(StatusCode::SERVICE_UNAVAILABLE, TRY_AGAIN, detail)
             }
             error => {
-                tracing::error!(%error, "a request could not be answered");
+                tracing::error!(error = %ErrorChain(&error), "a request could not be answered");
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the database refused it; the service's log says why")
             }
         }
