@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -364,8 +364,11 @@ async fn metrics(State(app): State<App>, _: Viewer) -> Result<Response, Problem>
     }
 }
 
-async fn not_found(uri: Uri) -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
+    let problem = Problem::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()));
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let is_browser = accepted.split(',').any(|kind| body::is_media_type(kind, "text/html"));
+    if is_browser && !uri.path().starts_with("/api/") { pages::missing(&problem) } else { problem.into_response() }
 }
 
 async fn method_not_allowed() -> Problem {

@@ -96,3 +96,15 @@ async fn a_filter_that_cant_be_read_means_no_job_rather_than_all(on: On) {
     assert_eq!(service.get("/jobs/bulk?do=cancel-all&status=PENDING").status, 200);
 }
 on_each_database!(a_filter_that_cant_be_read_means_no_job_rather_than_all);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_is_shown_a_page_where_there_is_nothing_and_a_program_a_problem() {
+    let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
+    let get =
+        |path: &str| service.request("GET", path, &["Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"], b"");
+    let page = get("/nope/<b>");
+    assert_eq!((page.status, page.header("content-type")), (404, Some("text/html; charset=utf-8")));
+    assert!(page.text().contains("there is nothing at /nope/") && !page.text().contains("<b>"), "{}", page.text());
+    assert!(get("/api/nope").problem(404).contains("/api/nope"));
+    assert!(service.get("/nope").problem(404).contains("/nope"));
+}

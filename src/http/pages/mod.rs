@@ -15,6 +15,7 @@ mod frame;
 mod job;
 mod jobs;
 mod live;
+mod missing;
 mod overview;
 mod parts;
 mod renderings;
@@ -45,6 +46,7 @@ use crate::process::logs::{RunLog, Selection};
 use crate::process::text::made_safe;
 use crate::store::AuditFilter;
 
+pub(super) use self::missing::missing;
 pub(super) use self::sign_in::sign_in;
 
 /// Who looks, as far as a view has to know.
