@@ -15,7 +15,7 @@ const PAGE: u32 = 500;
 #[derive(Debug, clap::Args)]
 pub(super) struct Selection {
     /// The jobs
-    #[arg(value_name = "ID", value_parser = job_id, required_unless_present_any = ["types", "statuses", "identifier"])]
+    #[arg(value_name = "ID", value_parser = job_id)]
     pub(super) ids: Vec<JobId>,
     /// Instead: all jobs of this type; may be repeated
     #[arg(long = "type", value_name = "TYPE", conflicts_with = "ids")]
@@ -34,6 +34,10 @@ pub(super) struct Selection {
 impl Selection {
     /// The filter, one page of it; without `--status` it means `usual`. Statuses that are not `possible` are refused.
     pub(super) fn filter(&self, verb: &str, possible: &[JobStatus], usual: &[JobStatus]) -> Result<JobFilter> {
+        if self.ids.is_empty() && self.types.is_empty() && self.statuses.is_empty() && self.identifier.is_none() {
+            return Err(Failure::new(Exit::Usage, format!("nothing says which jobs are to be {verb}"))
+                .help("name them by their ids, or all of a kind by --type, --status or --identifier"));
+        }
         if let Some(status) = self.statuses.iter().find(|status| !possible.contains(status)) {
             let possible: Vec<&str> = possible.iter().map(|status| status.as_str()).collect();
             return Err(Failure::new(Exit::Usage, format!("a job that is {status} can't be {verb}"))

@@ -86,6 +86,7 @@ async fn watch(
 ) -> std::io::Result<()> {
     let mut keys = keyboard();
     let mut model = Model::new(std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()));
+    model.served = config.path.is_some().then(|| config.flows.keys().map(|flow| flow.as_str().to_owned()).collect());
     let mut history = History::default();
     let mut refresh = tokio::time::interval(REFRESH);
     refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -254,6 +255,8 @@ struct Model {
     asked: Option<Act>,
     said: Option<String>,
     trouble: Option<String>,
+    /// The types that the configuration has flows for; `None` where there is no configuration.
+    served: Option<BTreeSet<String>>,
     colour: bool,
 }
 
@@ -291,6 +294,7 @@ impl Model {
             asked: None,
             said: None,
             trouble: None,
+            served: None,
             colour,
         }
     }
@@ -554,7 +558,10 @@ fn draw_tables(frame: &mut Frame<'_>, model: &mut Model, area: Rect) {
 
 fn flow_row(model: &Model, queue: &Queue, now: Timestamp) -> Row<'static> {
     let day = model.history.as_ref().map(|history| history.last_day(Some(&queue.job_type), now)).unwrap_or_default();
+    let has_no_flow = model.served.as_ref().is_some_and(|served| !served.contains(&queue.job_type));
     let (state, style) = match (queue.paused, queue.open) {
+        // Another worker may have one, and then something runs.
+        (_, 0) if has_no_flow => ("no flow", model.style(Color::Yellow)),
         (true, _) => ("paused", model.style(Color::Yellow)),
         (false, 0) => ("idle", Style::new()),
         (false, _) => ("running", model.style(Color::Cyan)),
@@ -699,6 +706,15 @@ mod tests {
             assert!(screen.contains(part), "{part}:\n{screen}");
         }
         assert!(!screen.contains('\u{1b}'), "{screen}");
+    }
+
+    #[test]
+    fn a_type_without_a_flow_is_not_called_idle() {
+        let served = ["RENDER".to_owned()].into();
+        let screen = drawn(&mut Model { served: Some(served), ..model() }, 110, 16);
+        let state = |flow: &str| screen.lines().find(|line| line.contains(flow)).map(str::to_owned).unwrap_or_default();
+        assert!(state(" UPLOAD ").contains("no flow") && state(" RENDER ").contains("running"), "{screen}");
+        assert!(!drawn(&mut model(), 110, 16).contains("no flow"));
     }
 
     #[test]
