@@ -134,7 +134,8 @@ steps! {
 
 /// The variables that name crash points.
 #[cfg(any(debug_assertions, feature = "crash-points"))]
-pub const VARIABLES: &[&str] = &["CALLSHEET_CRASH_AT", "CALLSHEET_HANG_AT", "CALLSHEET_CRASH_MARKS", "CALLSHEET_HANG_WHILE"];
+pub const VARIABLES: &[&str] =
+    &["CALLSHEET_CRASH_AT", "CALLSHEET_HANG_AT", "CALLSHEET_CRASH_MARKS", "CALLSHEET_HANG_WHILE"];
 
 /// None, in this build.
 #[cfg(not(any(debug_assertions, feature = "crash-points")))]

@@ -404,8 +404,7 @@ fn with_tokens_any_address_may_be_listened_on() {
     assert_eq!(secrets, [("a", TokenSecret::Sha256([0xaa; 32])), ("b", TokenSecret::Env("B".to_owned()))]);
     let twice = format!("{}{}", token("a", &hash), token("a", "token_env = \"B\""));
     assert_eq!(complaints(&twice), ["5:1: two tokens have the name \"a\""]);
-    let nothing =
-        token("a", "token_sha256 = \"E3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"");
+    let nothing = token("a", "token_sha256 = \"E3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"");
     assert_eq!(complaints(&nothing), ["4:16: `token_sha256` is the hash of an empty text, which is no token"]);
     let long = token(&"n".repeat(101), &hash);
     assert_eq!(complaints(&long), ["2:8: a token's `name` has at most 100 bytes, none of a control character"]);
