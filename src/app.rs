@@ -428,7 +428,7 @@ impl Service {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(error = %ErrorChain(&error), "the service drains, and can't see what is still open")
+                    tracing::warn!(error = %ErrorChain(&error), "the service drains, and can't see what is still open");
                 }
             }
             tokio::time::sleep(DRAIN_LOOK_AGAIN).await;

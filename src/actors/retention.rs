@@ -235,7 +235,7 @@ async fn remove_rows(args: &RetentionArgs) {
         }
         Ok(_) => {}
         Err(error) => {
-            tracing::warn!(error = %ErrorChain(&error), "old rows can't be removed now; they are looked for again in an hour")
+            tracing::warn!(error = %ErrorChain(&error), "old rows can't be removed now; they are looked for again in an hour");
         }
     }
 }

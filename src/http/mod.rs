@@ -29,6 +29,7 @@ pub mod json;
 pub mod pages;
 pub mod problem;
 mod sign_in;
+mod silent;
 mod sse;
 mod tls;
 pub mod words;
@@ -54,6 +55,7 @@ use tower::{Layer, ServiceExt};
 pub use self::auth::{Operator, PostedForm, Viewer};
 use self::connection::Patient;
 pub use self::problem::{FieldError, Problem};
+use self::silent::Silent;
 use crate::actors::Handle;
 use crate::config::{Config, KnownToken, TlsConfig};
 use crate::store::Store;
@@ -260,6 +262,7 @@ impl Server {
             .max_buf_size(LARGEST_HEAD);
         let graceful = GracefulShutdown::new();
         let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+        let silent = Arc::new(Silent::default());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -271,23 +274,32 @@ impl Server {
             let address = SocketAddr::new(address.ip().to_canonical(), address.port());
             let peer = Peer { address, tls: tls.is_some() };
             let router = router.clone();
+            let guest = Arc::new(silent.enter(peer.address.ip()));
+            let speaker = Arc::clone(&guest);
             let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+                speaker.spoke();
                 request.extensions_mut().insert(peer);
                 router.clone().oneshot(request.map(axum::body::Body::new))
             });
             let (http, watcher, tls) = (http.clone(), graceful.watcher(), tls.clone());
             tokio::spawn(async move {
-                let ended = match tls {
-                    None => watcher.watch(http.serve_connection(TokioIo::new(Patient::new(stream)), service)).await,
-                    Some(tls) => match tls.accept(stream).await {
-                        Ok(stream) => {
-                            watcher.watch(http.serve_connection(TokioIo::new(Patient::new(stream)), service)).await
-                        }
-                        Err(error) => {
-                            tracing::debug!(%error, "a client did not come to speak TLS");
-                            Ok(())
-                        }
-                    },
+                let served = async {
+                    match tls {
+                        None => watcher.watch(http.serve_connection(TokioIo::new(Patient::new(stream)), service)).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => {
+                                watcher.watch(http.serve_connection(TokioIo::new(Patient::new(stream)), service)).await
+                            }
+                            Err(error) => {
+                                tracing::debug!(%error, "a client did not come to speak TLS");
+                                Ok(())
+                            }
+                        },
+                    }
+                };
+                let ended = tokio::select! {
+                    ended = served => ended,
+                    () = guest.told_to_leave() => Ok(()),
                 };
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended badly");

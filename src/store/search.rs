@@ -94,15 +94,17 @@ impl Store {
     async fn fitting(&self, ids: &[i64]) -> Result<usize, Error> {
         let dialect = self.dialect();
         let size = dialect.pick("LENGTH(CAST(payload AS BLOB))", "octet_length(payload::text)");
-        let list: Vec<String> = ids.iter().map(i64::to_string).collect();
-        if list.is_empty() {
+        if ids.is_empty() {
             return Ok(0);
         }
-        let select = format!(
-            "SELECT id, CAST(COALESCE({size}, 0) AS bigint) AS size FROM jobs WHERE id IN ({}) ORDER BY id DESC",
-            list.join(", ")
+        // One parameter for any number of ids, as for `Dialect::items`.
+        let these = dialect.pick(
+            "SELECT value FROM json_each($1)",
+            "SELECT value::bigint FROM json_array_elements_text($1::json) AS value",
         );
-        let results = self.reader().query_all_raw(self.statement(select, Vec::new())).await.doing(ACTION)?;
+        let select = format!("SELECT id, CAST(COALESCE({size}, 0) AS bigint) AS size FROM jobs WHERE id IN ({these})");
+        let list = format!("[{}]", ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", "));
+        let results = self.reader().query_all_raw(self.statement(select, [list.into()])).await.doing(ACTION)?;
         let mut sizes = BTreeMap::new();
         for result in &results {
             let row = Row { result, dialect };

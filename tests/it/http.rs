@@ -88,3 +88,26 @@ async fn requests_that_are_none_or_too_much_are_refused() {
     slow.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
     slow.read_to_end(&mut rest).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_oldest_of_many_silent_connections_make_room() {
+    let service = Service::start(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
+    let patience = std::time::Duration::from_secs(5);
+    let connect = || {
+        let stream = TcpStream::connect(service.address()).unwrap();
+        stream.set_read_timeout(Some(patience)).unwrap();
+        stream
+    };
+    let mut silent: Vec<TcpStream> = (0..150).map(|_| connect()).collect();
+    assert_eq!(get(&service, "/healthz").0, 200);
+    // Well before a silent one is given up anyway, and the newest are left alone.
+    for stream in &mut silent[..50] {
+        let ended = stream.read(&mut [0]);
+        assert!(!matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "it is still open");
+    }
+    let last = silent.last_mut().unwrap();
+    last.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    last.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
