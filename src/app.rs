@@ -143,6 +143,7 @@ pub struct Service {
     /// As it was last read; who has to know of a change listens here.
     config: watch::Sender<Arc<Config>>,
     tokens: watch::Sender<Arc<[KnownToken]>>,
+    processes: Processes,
     overrides: Option<Overrides>,
     _locks: Vec<File>,
 }
@@ -235,7 +236,7 @@ impl Service {
         let note = register(&store, &worker, config.flows.keys().chain(retired.iter().map(|flow| &flow.flow))).await?;
         let shared = Arc::new(Shared {
             store,
-            launcher: Arc::new(processes),
+            launcher: Arc::new(processes.clone()),
             clock: Arc::new(SystemClock),
             metrics,
             telemetry,
@@ -292,6 +293,7 @@ impl Service {
             _traced: traced,
             config,
             tokens,
+            processes,
             overrides,
             _locks: locks,
         })
@@ -390,6 +392,7 @@ impl Service {
         let mut now = Config { flows: config.flows, ..Config::clone(&before) };
         if !changes.tokens.is_empty() {
             now.http.tokens = config.http.tokens;
+            self.processes.keep_back(now.http.token_variables());
             self.tokens.send_replace(Arc::from(tokens));
         }
         self.config.send_replace(Arc::new(now));

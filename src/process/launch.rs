@@ -41,7 +41,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Launcher {
     executable: PathBuf,
     /// Variables of the environment that no command may see.
-    secrets: Vec<String>,
+    secrets: Mutex<Vec<String>>,
     boot_id: String,
     /// See [`memory_dir`].
     in_memory: Option<PathBuf>,
@@ -70,7 +70,18 @@ impl Launcher {
             // Whoever can rename a run's directory could make it look as if it had never started.
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
-        Ok(Self { executable, secrets, boot_id: run_dir::boot_id(), in_memory, zygote: Mutex::new(None) })
+        let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
+        Ok(Self { executable, secrets, boot_id: run_dir::boot_id(), in_memory, zygote })
+    }
+
+    /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
+    pub(super) fn keep_back(&self, secrets: Vec<String>) {
+        let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != secrets {
+            *known = secrets;
+            *zygote = None;
+        }
     }
 
     pub(super) async fn launch(self: &Arc<Self>, run_dir: PathBuf, spec: CommandSpec) -> Result<RunLink, Error> {
@@ -160,7 +171,8 @@ impl Launcher {
             let live = match zygote.as_mut() {
                 Some(live) => live,
                 None => {
-                    let live = Zygote::start(&self.executable, &self.secrets);
+                    let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+                    let live = Zygote::start(&self.executable, &secrets);
                     zygote.insert(live.map_err(|error| SendError::Zygote(started(error)))?)
                 }
             };

@@ -187,6 +187,11 @@ impl Processes {
         Self::open_at(data_dir, PathBuf::from("/proc/self/exe"), secrets, in_memory)
     }
 
+    /// From the next launch on, neither the zygote nor any command gets the variables that `secrets` names.
+    pub fn keep_back(&self, secrets: Vec<String>) {
+        self.launcher.keep_back(secrets);
+    }
+
     /// As [`Self::open`], with the zygote started from this file and everything of a run in its directory: for tests, which
     /// are not the service's binary.
     ///

@@ -30,6 +30,8 @@ impl Launcher {
         Err(UNSUPPORTED)
     }
 
+    pub(super) fn keep_back(&self, _secrets: Vec<String>) {}
+
     pub(super) async fn launch(self: &Arc<Self>, _run_dir: PathBuf, _spec: CommandSpec) -> Result<RunLink, Error> {
         Err(UNSUPPORTED)
     }

@@ -28,7 +28,7 @@ const RETRYABLE: [JobStatus; 2] = [JobStatus::Error, JobStatus::Cancelled];
 
 /// Which jobs are meant: those with these ids, or else all that are as the other fields say.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "an object")]
 struct WantedJson {
     /// These jobs.
     #[schema(max_items = 10_000)]
