@@ -159,7 +159,7 @@ async fn a_command_sees_its_job_and_none_of_the_services_secrets(on: On) {
     let id = job.to_string();
     assert_eq!(value("CALLSHEET_JOB_ID"), Some(id.as_str()));
     assert_eq!(value("CALLSHEET_JOB_TYPE"), Some("ONE"));
-    assert_eq!(value("CALLSHEET_IDENTIFIER"), Some("environment"));
+    assert_eq!(value("CALLSHEET_IDENTIFIER"), Some("environment+wait"));
     assert_eq!(value("CALLSHEET_ATTEMPT"), Some("1"));
     assert_eq!(value("CALLSHEET_WORKER_ID"), row.worker_id.as_deref());
     let workflow = format!("one({job})");

@@ -102,9 +102,9 @@ async fn a_browser_is_shown_a_page_where_there_is_nothing_and_a_program_a_proble
     let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
     let get =
         |path: &str| service.request("GET", path, &["Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"], b"");
-    let page = get("/nope/<b>");
+    let page = get("/nope/a&b");
     assert_eq!((page.status, page.header("content-type")), (404, Some("text/html; charset=utf-8")));
-    assert!(page.text().contains("there is nothing at /nope/") && !page.text().contains("<b>"), "{}", page.text());
+    assert!(page.text().contains("there is nothing at /nope/a&amp;b"), "{}", page.text());
     assert!(get("/api/nope").problem(404).contains("/api/nope"));
     assert!(service.get("/nope").problem(404).contains("/nope"));
 }
