@@ -209,7 +209,7 @@ async fn commit(args: StatusArgs, batch: Vec<Pending>, gate: Option<OwnedMutexGu
             answer(batch, written);
             BatchEnd::Answered
         }
-        Err(error) if error.is_transient() => {
+        Err(error) if error.is_transient() && !error.is_contended() => {
             tracing::warn!(error = %ErrorChain(&error), "the database took no status writes; they will be tried again");
             BatchEnd::Unavailable(batch)
         }
@@ -218,13 +218,14 @@ async fn commit(args: StatusArgs, batch: Vec<Pending>, gate: Option<OwnedMutexGu
             tracing::error!(error = %ErrorChain(&error), "the database refused a status write; it will be tried again");
             BatchEnd::Answered
         }
-        // One bad write must not hold up the good ones that happened to share its transaction.
+        // One bad write, or one whose row somebody else has locked, must not hold up those that happened to share its
+        // transaction.
         Err(_) => {
             let mut alone = batch.into_iter();
             while let Some(pending) = alone.next() {
                 match write(&args, std::slice::from_ref(&pending)).await {
                     Ok(written) => answer(vec![pending], written),
-                    Err(error) if error.is_transient() => {
+                    Err(error) if error.is_transient() && !error.is_contended() => {
                         return BatchEnd::Unavailable(std::iter::once(pending).chain(alone).collect());
                     }
                     Err(error) => {

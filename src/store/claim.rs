@@ -4,6 +4,7 @@
 //! and each counts what the one before has taken. On SQLite every writing transaction excludes every other anyway.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
 use serde_json::json;
@@ -17,6 +18,8 @@ const ACTION: &str = "claim jobs";
 
 /// How many rows one claim takes or cancels at most, so that no transaction holds up the others for long.
 const AT_MOST: usize = 500;
+/// When to look again at a row that some other transaction holds.
+const LOCKED_AGAIN: Duration = Duration::from_secs(1);
 
 impl Store {
     /// Locks the flows of all claims of a batch, in one order for everybody, so that two batches can't wait for each
@@ -99,8 +102,10 @@ impl Store {
         let expiry = state.oldest.map(|oldest| oldest.plus(claim.schedule_to_close_timeout));
         if expiry.is_some_and(|expiry| expiry <= state.now) {
             claimed.expired = self.expire(transaction, claim, state.now).await?;
-            // There may be more; where there are none, the next claim finds when the next one has waited too long.
-            claimed.next_expiry = Some(state.now);
+            // There may be more; where there are none, the next claim finds when the next one has waited too long. Where
+            // somebody has it locked, there is no use in looking again at once.
+            let wait = if claimed.expired.is_empty() { LOCKED_AGAIN } else { Duration::ZERO };
+            claimed.next_expiry = Some(state.now.plus(wait));
             if claimed.expired.len() == AT_MOST {
                 return Ok(claimed);
             }

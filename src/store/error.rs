@@ -117,6 +117,14 @@ impl Error {
         matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::Replaced { .. })
     }
 
+    /// Whether some other transaction holds what this one needs, for longer than it is waited for; others may well succeed.
+    #[must_use]
+    pub fn is_contended(&self) -> bool {
+        let Self::Unavailable { source, .. } = self else { return false };
+        // lock_not_available, and query_canceled: a statement that was still waiting when its time was over.
+        database_code(source).is_some_and(|code| code == "55P03" || code == "57014")
+    }
+
     /// Every answer of [`Self::kind`].
     pub const KINDS: [&str; 14] = [
         "unavailable",
@@ -232,12 +240,16 @@ fn classify_postgres(code: &str) -> Class {
     }
 }
 
+fn database_code(error: &DbErr) -> Option<String> {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return None;
+    };
+    if let sqlx::Error::Database(error) = &**error { error.code().map(|code| code.into_owned()) } else { None }
+}
+
 /// Whether the transaction lost against another one and should simply be tried again: it was chosen as the victim, or a
 /// unique key that was free when it looked was not any more when it wrote.
 pub(super) fn lost_a_race(error: &Error) -> bool {
     let (Error::Unavailable { source, .. } | Error::Statement { source, .. }) = error else { return false };
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = source else {
-        return false;
-    };
-    matches!(&**error, sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("40001" | "40P01" | "23505")))
+    matches!(database_code(source).as_deref(), Some("40001" | "40P01" | "23505"))
 }

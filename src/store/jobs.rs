@@ -8,7 +8,7 @@ use sea_orm::{ColumnTrait, ColumnType, ConnectionTrait, EntityTrait, Iterable, Q
 use serde_json::json;
 
 use super::schema::Transaction;
-use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row, storable};
+use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::{
     CancelResult, Due, Enqueued, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, NewJob, OpenJob, Page,
     RunRow, Store, WorkerRow,
@@ -306,26 +306,40 @@ impl Store {
     /// # Errors
     /// Where the database fails.
     pub async fn list(&self, filter: &JobFilter) -> Result<Page<JobRow>, Error> {
-        let limit = filter.limit.clamp(1, 1000);
-        let mut query = select::<jobs::Entity>(self.dialect());
-        matching(&mut query, filter);
-        // One row more than asked for says whether there is another page.
-        query.limit(u64::from(limit) + 1);
-        let rows = self.rows(&query, job_row).await?;
-        Ok(Page::of(rows, limit, |row| row.id))
+        self.page(filter, select::<jobs::Entity>(self.dialect()), job_row).await
     }
 
     /// Id and status of the jobs that `filter` means, as [`Store::list`] gives them.
     pub(super) async fn matching_ids(&self, filter: &JobFilter) -> Result<Page<(JobId, JobStatus)>, Error> {
-        let limit = filter.limit.clamp(1, 1000);
         let mut query = Query::select();
         query.from(jobs::Entity).column(jobs::Column::Id);
         let cast = Alias::new(self.dialect().pick("BLOB", "text"));
         query.expr_as(Expr::col(jobs::Column::Status).cast_as(cast), jobs::Column::Status);
-        matching(&mut query, filter);
-        query.limit(u64::from(limit) + 1);
-        let rows = self.rows(&query, |row| Ok((row.job("id")?, row.status()?))).await?;
-        Ok(Page::of(rows, limit, |(id, _)| *id))
+        self.page(filter, query, |row| Ok((row.job("id")?, row.status()?))).await
+    }
+
+    /// The rows that a filter means, as `query` reads them: their ids are found along indexes first, since no plan for all
+    /// of it at once reads less than all rows of a type. One whose status has changed in between is left out.
+    async fn page<T>(
+        &self,
+        filter: &JobFilter,
+        mut query: SelectStatement,
+        read: fn(&Row<'_>) -> Result<T, Error>,
+    ) -> Result<Page<T>, Error> {
+        let limit = filter.limit.clamp(1, 1000);
+        // One more than asked for says whether there is another page.
+        let mut ids = self.in_time("list jobs", self.ids_matching(filter, limit + 1)).await?;
+        let whole = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = ids.len() > whole;
+        ids.truncate(whole);
+        let next_cursor = ids.last().copied().map(JobId).filter(|_| more);
+        query.and_where(jobs::Column::Id.is_in(ids));
+        if !filter.statuses.is_empty() {
+            let statuses = filter.statuses.iter().map(|&status| entity_status(status));
+            query.and_where(jobs::Column::Status.is_in(statuses));
+        }
+        query.order_by(jobs::Column::Id, Order::Desc);
+        Ok(Page { rows: self.rows(&query, read).await?, next_cursor })
     }
 
     /// The claimed and running rows that a worker has to account for when it starts: its own and nobody's; on SQLite,
@@ -446,23 +460,6 @@ pub(super) fn select_but<E: EntityTrait>(dialect: Dialect, unwanted: Option<E::C
         };
     }
     query
-}
-
-/// The rows that a filter means, newest first.
-fn matching(query: &mut SelectStatement, filter: &JobFilter) {
-    if !filter.types.is_empty() {
-        query.and_where(jobs::Column::Type.is_in(filter.types.iter().map(|text| storable(text))));
-    }
-    if !filter.statuses.is_empty() {
-        query.and_where(jobs::Column::Status.is_in(filter.statuses.iter().map(|&status| entity_status(status))));
-    }
-    if let Some(identifier) = &filter.identifier {
-        query.and_where(jobs::Column::Identifier.eq(storable(identifier)));
-    }
-    if let Some(cursor) = filter.cursor {
-        query.and_where(jobs::Column::Id.lt(cursor.0));
-    }
-    query.order_by(jobs::Column::Id, Order::Desc);
 }
 
 pub(super) fn entity_status(status: JobStatus) -> jobs::Status {

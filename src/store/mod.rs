@@ -340,7 +340,7 @@ impl Store {
             }
             Place::Server { trust, .. } => {
                 let answer = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }));
-                if answer.as_ref().is_err_and(Error::is_transient) {
+                if answer.as_ref().is_err_and(|error| error.is_transient() && !error.is_contended()) {
                     trust.lost_now();
                 }
                 answer

@@ -80,20 +80,33 @@ impl Store {
             return Ok(Vec::new());
         }
         let dialect = self.dialect();
-        let update = format!(
-            "UPDATE jobs {} SET heartbeat_time = {} WHERE {} AND {OPEN} RETURNING {}, \
-             CAST(CASE WHEN cancel_requested_time IS NULL THEN 0 ELSE 1 END AS bigint) AS cancel_requested",
-            dialect.by_index("jobs_run_token"),
-            dialect.now(),
-            dialect.among("run_token", "$1"),
-            dialect.text("run_token"),
+        let these = format!("{} AND {OPEN}", dialect.among("run_token", "$1"));
+        let answer = format!(
+            "{}, CAST(CASE WHEN cancel_requested_time IS NULL THEN 0 ELSE 1 END AS bigint) AS cancel_requested",
+            dialect.text("run_token")
         );
+        let set = format!("UPDATE jobs {} SET heartbeat_time = {}", dialect.by_index("jobs_run_token"), dialect.now());
+        let update = match dialect {
+            Dialect::Sqlite => format!("{set} WHERE {these} RETURNING {answer}"),
+            // A row that some open transaction holds, maybe for ever, must not hold up the confirmation of all others.
+            Dialect::Postgres => format!(
+                "{set} WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE {these} FOR NO KEY UPDATE SKIP LOCKED)) RETURNING {answer}"
+            ),
+        };
         let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
-        let results = transaction.query_all_raw(self.statement(update, [names.into()])).await.doing(ACTION)?;
-        let mut current = Vec::new();
+        let mut results =
+            transaction.query_all_raw(self.statement(update, [names.clone().into()])).await.doing(ACTION)?;
+        if results.len() < tokens.len() && dialect == Dialect::Postgres {
+            // Gone, or only locked: then it is as it was committed last.
+            let select = format!("SELECT {answer} FROM jobs WHERE {these}");
+            results.extend(transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?);
+        }
+        let mut current: Vec<ConfirmedRun> = Vec::new();
         for result in &results {
             let row = Row { result, dialect };
-            if let Some(token) = row.token()? {
+            if let Some(token) = row.token()?
+                && !current.iter().any(|run| run.token == token)
+            {
                 current.push(ConfirmedRun { token, cancel_requested: row.flag("cancel_requested")? });
             }
         }
@@ -103,9 +116,13 @@ impl Store {
 
     pub(super) async fn progress(&self, transaction: &Transaction, note: &ProgressNote) -> Result<Written, Error> {
         let update = format!(
-            "UPDATE jobs {} SET progress = COALESCE($2, progress), status_message = COALESCE($3, status_message) \
-             WHERE run_token = $1 AND {OPEN}",
-            self.dialect().by_index("jobs_run_token")
+            "UPDATE jobs {} SET progress = COALESCE($2, progress), status_message = COALESCE($3, status_message) WHERE {}",
+            self.dialect().by_index("jobs_run_token"),
+            self.dialect().pick(
+                &format!("run_token = $1 AND {OPEN}"),
+                // The next note says more.
+                &format!("id = (SELECT id FROM jobs WHERE run_token = $1 AND {OPEN} FOR NO KEY UPDATE SKIP LOCKED)"),
+            ),
         );
         let values = [
             note.token.as_str().into(),
@@ -311,9 +328,11 @@ impl Change<'_> {
                 let there = "EXISTS (SELECT 1 FROM current)";
                 let run =
                     run.as_ref().map_or_else(String::new, |(run, rest)| format!(", run AS ({run} AND {there} {rest})"));
+                // A transaction that somebody has forgotten must not hold up the writes about all other runs: what finds its
+                // row locked fails at once, and is asked for again.
                 // The update names the row by its key once more: what it is joined with is unknown to the planner.
                 format!(
-                    "WITH current AS (SELECT id, attempt, status FROM jobs WHERE {current} FOR NO KEY UPDATE), \
+                    "WITH current AS (SELECT id, attempt, status FROM jobs WHERE {current} FOR NO KEY UPDATE NOWAIT), \
                      event AS ({EVENT} {event} current {event_rest}), \
                      job AS (UPDATE jobs SET {job} WHERE {current} AND {there} {told}){run} SELECT 1 FROM current"
                 )

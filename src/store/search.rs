@@ -12,7 +12,7 @@ use sea_orm::{ColumnTrait, ConnectionTrait, Value};
 
 use super::jobs::{job_row, select_but};
 use super::sql::{Dialect, Doing, Row, storable};
-use super::{Error, JobRow, Store};
+use super::{Error, JobFilter, JobRow, Store};
 use crate::domain::{JobId, JobStatus, Timestamp};
 
 const ACTION: &str = "search the jobs";
@@ -141,6 +141,44 @@ impl Store {
             ids.dedup();
         }
         Ok((ids, floor.map(JobId)))
+    }
+
+    /// The ids of the jobs that a filter means, newest first, at most `most`.
+    pub(super) async fn ids_matching(&self, filter: &JobFilter, most: u32) -> Result<Vec<i64>, Error> {
+        let within = Ids { from: i64::MIN, until: filter.cursor.map_or(i64::MAX, |cursor| cursor.0) };
+        // All types at once where none is named.
+        let chunks = filter.types.chunks(MOST_TYPES).chain(filter.types.is_empty().then_some(&[][..]));
+        let mut ids = Vec::new();
+        for types in chunks {
+            let search = JobSearch { types: types.to_vec(), statuses: filter.statuses.clone(), ..JobSearch::default() };
+            ids.extend(match &filter.identifier {
+                Some(identifier) => self.ids_identified(&search, within, &storable(identifier), most).await?,
+                None => self.ids_of_ranges(&search, within, most).await?,
+            });
+        }
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        ids.dedup();
+        ids.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok(ids)
+    }
+
+    /// Of the rows with this identifier, which are few.
+    async fn ids_identified(
+        &self,
+        search: &JobSearch,
+        within: Ids,
+        identifier: &str,
+        most: u32,
+    ) -> Result<Vec<i64>, Error> {
+        let (times, mut values) = times(search, within);
+        let others = others(search, &mut values);
+        values.push(identifier.into());
+        let place = values.len();
+        let select = format!(
+            "SELECT id FROM jobs {} WHERE identifier = ${place}{times}{others} ORDER BY id DESC LIMIT {most}",
+            self.dialect().by_index("jobs_by_identifier")
+        );
+        self.read_ids(select, values).await
     }
 
     async fn ids_of_ranges(&self, search: &JobSearch, within: Ids, most: u32) -> Result<Vec<i64>, Error> {

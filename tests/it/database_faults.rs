@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use callsheet::domain::JobStatus;
 use callsheet::store::{Store, Use};
 use rustix::process::Signal;
-use sea_orm::ConnectionTrait as _;
+use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
 
 use crate::support::eventually;
 use crate::support::postgres::Server;
@@ -139,6 +139,36 @@ async fn a_network_that_refuses_hangs_or_cuts_loses_nothing() {
     for (n, job) in jobs.iter().enumerate() {
         service.until(*job, if n % 3 == 0 { JobStatus::Error } else { JobStatus::Completed }).await;
     }
+    all_is_true(&service).await;
+}
+
+/// Somebody has typed a cancel, and gone home without a COMMIT.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_transaction_holds_up_only_its_own_rows() {
+    let Some(server) = Server::start() else { return };
+    let mut service = Service::prepare_at(Some(server.url()), &flows()).await;
+    service.serve().await;
+    let held = service.insert("FOUR", &["wait:held+exit:5", "wait:cancelled"]).await;
+    for job in &held {
+        service.until(*job, JobStatus::Progress).await;
+    }
+    let foreign = service.foreign().await;
+    let forgotten = foreign.begin().await.unwrap();
+    forgotten.execute_unprepared("UPDATE jobs SET cancel_requested_time = 1").await.unwrap();
+    // One of them ends meanwhile, and that can't be written.
+    service.go_on("held");
+    eventually("a command to end", async || service.evidence()[&(held[0].0, 1)].end.is_some()).await;
+    for flow in ["ONE", "FOUR"] {
+        for job in service.insert(flow, &["say:through", "say:through"]).await {
+            service.until(job, JobStatus::Completed).await;
+        }
+    }
+    assert_eq!(service.job(held[0]).await.status, JobStatus::Progress);
+    assert!(service.log().contains("could not obtain lock on row"), "the log says what holds it up");
+    forgotten.commit().await.unwrap();
+    // It had ended by itself before anybody asked.
+    assert_eq!(service.until(held[0], JobStatus::Error).await.exit_code, Some(5));
+    service.until(held[1], JobStatus::Cancelled).await;
     all_is_true(&service).await;
 }
 

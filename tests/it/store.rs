@@ -881,6 +881,11 @@ async fn lists_are_stable_under_the_cursor(db: Db) {
         [jobs[5], jobs[3], jobs[1]]
     );
     assert_eq!(list(JobFilter { types: vec!["OTHER".to_owned()], ..all.clone() }).await, []);
+    // More types than fit into one statement.
+    let many = || (0..45).map(|n| format!("OTHER{n}")).chain(["RENDER".to_owned()]).collect::<Vec<_>>();
+    assert_eq!(list(JobFilter { types: many(), ..all.clone() }).await, list(all.clone()).await);
+    let named = JobFilter { identifier: Some("job 1".to_owned()), ..all.clone() };
+    assert_eq!(list(JobFilter { types: many(), ..named.clone() }).await, list(named).await);
     assert_eq!(
         list(JobFilter { types: vec!["OTHER".to_owned(), "RENDER".to_owned()], limit: 0, ..all.clone() }).await.len(),
         1
