@@ -39,6 +39,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const WORK_AGAIN: Duration = Duration::from_secs(1);
 /// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long the slot of a run is held whose command was not started, for no fault of its own.
+const NEVER_STARTED_WAIT: Duration = Duration::from_secs(1);
 /// The longest of these waits; each is twice the one before.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -176,6 +178,8 @@ pub struct JobState {
     spawned: Instant,
     reports: Option<AbortOnDrop>,
     /// An inspection or a sweep, or the wait for another: a run does one of these at a time.
+    /// When this actor was started.
+    since: Instant,
     work: Option<AbortOnDrop>,
     work_wait: Duration,
     /// The wait before a write is asked for again.
@@ -223,6 +227,7 @@ impl Actor for JobActor {
             heartbeat_restarts: RestartBudget::default(),
             spawned: Instant::now(),
             reports: None,
+            since: Instant::now(),
             work: None,
             work_wait: WORK_AGAIN,
             ask: None,
@@ -355,6 +360,8 @@ impl JobState {
         match launched {
             Some(Ok(link)) => {
                 self.args.shared.health.launching(&self.args.flow.flow, None);
+                // It may be large, and the run may take days.
+                self.args.run.payload = None;
                 self.watch(myself, link);
             }
             // Whatever was started, if anything was, has left its trace there.
@@ -370,11 +377,22 @@ impl JobState {
                     RunPhase::Cancelling | RunPhase::Stopping => self.ended(myself, RunEnd::CancelledBeforeStart),
                     RunPhase::Fenced => self.ended(myself, RunEnd::NeverStarted),
                     RunPhase::Launching | RunPhase::Running | RunPhase::Settling | RunPhase::Closed => {
-                        self.again(myself, JobMessage::Launch);
+                        self.launch_again(myself);
                     }
                 }
             }
         }
+    }
+
+    /// Tries once more later, while the job's time is not up.
+    fn launch_again(&mut self, myself: &ActorRef<JobMessage>) {
+        if self.command_spec().time_limit.is_zero() {
+            let timeout = humantime::format_duration(self.args.flow.schedule_to_close_timeout);
+            let reason =
+                format!("timed out: schedule_to_close_timeout ({timeout}) passed before the command could be launched");
+            return self.ended(myself, RunEnd::Refused(reason));
+        }
+        self.again(myself, JobMessage::Launch);
     }
 
     /// Has this done after a wait that grows from time to time.
@@ -399,7 +417,10 @@ impl JobState {
             Placeholder::RunDir => &run_dir,
         };
         // By the clock that set both times, so that this machine's own does not matter.
-        let now = if let JobStart::Launch { claimed, .. } = self.args.start { claimed } else { shared.clock.now() };
+        let now = match self.args.start {
+            JobStart::Launch { claimed, .. } => claimed.plus(self.since.elapsed()),
+            JobStart::Refuse(_) | JobStart::Recover => shared.clock.now(),
+        };
         let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(now);
         CommandSpec {
             flow: flow.flow.clone(),
@@ -483,6 +504,16 @@ impl JobState {
                 // The store knows that it started, so whoever took the run directory away can't make that undone.
                 self.sweep(myself, "its run directory is gone, so nobody can say how its command ended".to_owned());
                 RecoveryVerdict::Lost
+            }
+            // Launched a moment ago: its helper or shim died, or the machine had nothing to start it with (the journal says
+            // which). The slot is held for a while, or it would be claimed and fail again a hundred times a second.
+            Some(Ok(Evidence::NeverStarted)) if matches!(self.args.start, JobStart::Launch { .. }) => {
+                let error = "its command was not started: no process, memory or descriptor was to be had, or its helper was killed";
+                self.args.shared.metrics.launch_failed(&self.args.flow.flow);
+                self.args.shared.health.launching(&self.args.flow.flow, Some(error.to_owned()));
+                tracing::error!("{error}; it is claimed again");
+                self.work = Some(after(myself, NEVER_STARTED_WAIT, || JobMessage::Swept(RunEnd::NeverStarted)));
+                return;
             }
             Some(Ok(Evidence::NeverStarted)) => {
                 self.ended(myself, RunEnd::NeverStarted);
@@ -597,6 +628,10 @@ impl JobState {
 
     fn ended(&mut self, myself: &ActorRef<JobMessage>, end: RunEnd) {
         let now = self.args.shared.clock.now();
+        if matches!(end, RunEnd::CancelledBeforeStart | RunEnd::Refused(_)) {
+            // Whatever kept it from being launched: nobody tries any more, and the next job will say so itself.
+            self.args.shared.health.launching(&self.args.flow.flow, None);
+        }
         if let RunEnd::Ended(verdict) = &end {
             // A command that ended has started, whether or not anybody was there to hear of it.
             self.started.get_or_insert((verdict.pid, verdict.started_time));

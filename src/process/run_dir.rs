@@ -35,7 +35,14 @@ pub(super) enum Record {
     Spec(SpecRecord),
     Starting(StartingRecord),
     Started(StartedRecord),
-    SpawnFailed { reason: String },
+    SpawnFailed {
+        reason: String,
+    },
+    /// Not started, since the machine had nothing to start it with then. A release that does not know this record takes the
+    /// run for LOST.
+    NotStarted {
+        reason: String,
+    },
     Verdict(VerdictRecord),
 }
 
@@ -366,6 +373,7 @@ pub(super) struct History {
     pub(super) starting: Option<StartingRecord>,
     pub(super) started: Option<StartedRecord>,
     pub(super) spawn_failed: Option<String>,
+    pub(super) not_started: bool,
     pub(super) verdict: Option<VerdictRecord>,
     /// Bytes that are no record; a line that was cut short by a power failure or a full disk, or damage.
     pub(super) unreadable: bool,
@@ -390,6 +398,7 @@ impl History {
                 Some(Record::Starting(starting)) => history.starting = Some(starting),
                 Some(Record::Started(started)) => history.started = Some(started),
                 Some(Record::SpawnFailed { reason }) => history.spawn_failed = Some(reason),
+                Some(Record::NotStarted { .. }) => history.not_started = true,
                 Some(Record::Verdict(verdict)) => history.verdict = Some(verdict),
             }
         }
@@ -538,6 +547,9 @@ pub(super) fn judged(history: History, token: &RunToken, boot_id: &str) -> Ended
     if let Some(reason) = history.spawn_failed {
         return Ended::SpawnFailed(reason);
     }
+    if history.not_started {
+        return Ended::NeverStarted;
+    }
     if spec.boot_id != boot_id {
         return gone("the machine was restarted while it ran");
     }
@@ -631,6 +643,8 @@ mod tests {
         assert!(matches!(ended(&lines(&[spec(), starting()])), Ended::Gone { reason } if reason.contains("killed")));
         let failed = Record::SpawnFailed { reason: "no such program".to_owned() };
         assert_eq!(ended(&lines(&[spec(), starting(), failed])), Ended::SpawnFailed("no such program".to_owned()));
+        let short = Record::NotStarted { reason: "no more processes can be started".to_owned() };
+        assert_eq!(ended(&lines(&[spec(), starting(), short])), Ended::NeverStarted);
         let done = Record::Verdict((&verdict(3, "oops")).into());
         assert_eq!(ended(&lines(&[spec(), starting(), done])), Ended::Finished(verdict(3, "oops")));
     }

@@ -30,7 +30,7 @@ use super::logs::Stream;
 use super::notify::Inbox;
 use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
-use super::spawn::{self, Outlets, Prepared};
+use super::spawn::{self, Outlets, Prepared, Refusal};
 use super::{environment, oom, tree};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
@@ -69,17 +69,24 @@ pub(super) fn run(order: Order, mut journal: Journal, link: OwnedFd, surrounding
             shim.watch(&mut journal);
             shim.conclude(&mut journal);
         }
-        Err((link, reason)) => refuse(&mut journal, &link, reason),
+        Err((link, refusal)) => refuse(&mut journal, link, refusal),
     }
 }
 
-/// Records and reports that the command could not be started.
-pub(super) fn refuse(journal: &mut Journal, link: &OwnedFd, reason: String) {
+/// Records that the command was not started. Where it can't be, that is reported; where it only can't be now, the closed
+/// link has the service look into the journal.
+pub(super) fn refuse(journal: &mut Journal, link: OwnedFd, Refusal { reason, shortage }: Refusal) {
+    if shortage {
+        crash::before(Step::SpawnFailedRecord);
+        let _ = journal.append(&Record::NotStarted { reason });
+        crash::after(Step::SpawnFailedRecord);
+        return drop(link);
+    }
     // Where the journal can't be written (a full disk may be the reason itself), the link still tells.
     crash::before(Step::SpawnFailedRecord);
     let _ = journal.append(&Record::SpawnFailed { reason: reason.clone() });
     crash::after(Step::SpawnFailedRecord);
-    tell(link, &ToService::SpawnFailed { reason });
+    tell(&link, &ToService::SpawnFailed { reason });
 }
 
 /// Sends without ever waiting; false where the service is gone or does not read.
@@ -209,7 +216,7 @@ impl Shim {
         journal: &mut Journal,
         link: OwnedFd,
         surroundings: &Surroundings,
-    ) -> Result<Self, (OwnedFd, String)> {
+    ) -> Result<Self, (OwnedFd, Refusal)> {
         match Self::try_start(order, journal, surroundings) {
             Ok(mut shim) => {
                 shim.link = Some(link);
@@ -218,12 +225,12 @@ impl Shim {
                 crash::after(Step::StartedReport);
                 Ok(shim)
             }
-            Err(reason) => Err((link, reason)),
+            Err(refusal) => Err((link, refusal)),
         }
     }
 
-    fn try_start(mut order: Order, journal: &mut Journal, surroundings: &Surroundings) -> Result<Self, String> {
-        let not_set_up = |error: std::io::Error| format!("its shim can't be set up: {error}");
+    fn try_start(mut order: Order, journal: &mut Journal, surroundings: &Surroundings) -> Result<Self, Refusal> {
+        let not_set_up = |error: std::io::Error| Refusal::new(format!("its shim can't be set up: {error}"), &error);
         // The zygote has its shims reaped by the kernel; a shim has to wait for its command itself.
         spawn::ignore(libc::SIGCHLD, false);
         let children = spawn::child_signals().map_err(not_set_up)?;
@@ -236,8 +243,9 @@ impl Shim {
 
         let named = PathBuf::from(std::mem::take(&mut order.run_dir));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&named, flags, Mode::empty())
-            .map_err(|error| format!("its run directory {} can't be used: {error}", named.display()))?;
+        let directory = rustix::fs::open(&named, flags, Mode::empty()).map_err(|error| {
+            Refusal::new(format!("its run directory {} can't be used: {error}", named.display()), &error.into())
+        })?;
         let run_dir = PathBuf::from(spawn::path_of(&directory));
         crash::before(Step::NotifyBind);
         let mut added = std::mem::take(&mut order.env);
@@ -251,7 +259,8 @@ impl Shim {
                 Some(inbox)
             }
             Err(error) if order.watchdog_ms.is_some() => {
-                return Err(format!("the socket that `watchdog = true` needs can't be made: {error}"));
+                let reason = format!("the socket that `watchdog = true` needs can't be made: {error}");
+                return Err(Refusal::new(reason, &error));
             }
             Err(_) => None,
         };
@@ -287,11 +296,11 @@ impl Shim {
         crash::before(Step::CommandSpawn);
         let command = match spawn::start(&prepared, outlets) {
             Ok(command) => command,
-            Err(reason) => {
+            Err(refusal) => {
                 if let Some(group) = group {
                     group.remove();
                 }
-                return Err(reason);
+                return Err(refusal);
             }
         };
         crash::after(Step::CommandSpawn);

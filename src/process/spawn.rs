@@ -63,6 +63,10 @@ impl Prepared {
         })
     }
 
+    fn refusal(&self, failure: Failure) -> Refusal {
+        Refusal::new(self.sentence(failure), &io::Error::from_raw_os_error(failure.errno))
+    }
+
     /// Why the exec, or what comes right before it, failed.
     fn sentence(&self, failure: Failure) -> String {
         let program = self.program.to_string_lossy();
@@ -160,6 +164,33 @@ struct Failure {
     errno: i32,
 }
 
+/// Why there is no command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// A sentence for a person.
+    pub(super) reason: String,
+    /// The machine had no process, memory or descriptor to give: no fault of the command's, which may start later.
+    pub(super) shortage: bool,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: String, error: &io::Error) -> Self {
+        Self { reason, shortage: is_shortage(error) }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, shortage: false }
+    }
+}
+
+/// Whether this says that the machine, or this user's share of it, is used up: fork(2), open(2).
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE))
+}
+
 /// What the command's process gets.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outlets<'a> {
@@ -177,12 +208,12 @@ pub(super) struct Outlets<'a> {
 /// is no program to `/bin/sh`: its exit code would pass for the command's.
 ///
 /// # Errors
-/// A sentence for a person.
-pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, String> {
+/// Why it was not.
+pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, Refusal> {
     let arguments = pointers(&prepared.arguments);
     let environment = pointers(&prepared.environment);
     let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| prepared.sentence(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
+        .map_err(|error| prepared.refusal(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
     let start = Start {
         prepared,
         outlets,
@@ -193,7 +224,7 @@ pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, St
         tell: tell.as_fd(),
     };
     let child = clone_into(&start).map_err(|error| {
-        prepared.sentence(Failure { stage: Stage::Fork, errno: error.raw_os_error().unwrap_or_default() })
+        prepared.refusal(Failure { stage: Stage::Fork, errno: error.raw_os_error().unwrap_or_default() })
     })?;
     drop(tell);
     match read_failure(&answer) {
@@ -203,7 +234,7 @@ pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, St
             while rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
                 .is_err_and(|error| error == Errno::INTR)
             {}
-            Err(prepared.sentence(failure))
+            Err(prepared.refusal(failure))
         }
     }
 }

@@ -210,6 +210,8 @@ fn kill_if_marked(pid: i32, mark: u64, entry: &[u8]) -> Option<u64> {
         return None;
     }
     let stat = Stat::of(pid).filter(|stat| stat.state != 'Z' && stat.state != 'X')?;
+    // Stopped through the descriptor first: what can't end by itself keeps its number, and so its children are its own.
+    pidfd_send_signal(&process, Signal::STOP).ok()?;
     kill_all(pid);
     // The descriptor was opened before the mark was read: both are of one process, or this fails.
     match pidfd_send_signal(process, Signal::KILL) {

@@ -85,7 +85,10 @@ impl RunDirectories {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             if name.starts_with(REMOVED) {
-                std::fs::remove_dir_all(entry.path())?;
+                // A command may have left there what only another user can delete; that is no reason to keep the others.
+                if let Err(error) = std::fs::remove_dir_all(entry.path()) {
+                    tracing::warn!(path = %entry.path().display(), %error, "an old run directory can't be removed");
+                }
                 continue;
             }
             // Of the entry itself, where that is a link.
@@ -190,6 +193,8 @@ mod tests {
         }
         std::fs::write(runs.join("8-1-0123abcd"), "a file").unwrap();
         std::os::unix::fs::symlink(scratch.path(), runs.join("9-1-0123abcd")).unwrap();
+        // Nothing that `remove_dir_all` could remove.
+        std::fs::write(runs.join(".removed-5-1-0123abcd"), "").unwrap();
         assert_eq!(all(&directories), ["7-1-0123abcd"]);
         assert!(!runs.join(".removed-9-1-0123abcd").exists(), "what was begun is finished");
         let mut found = 0;

@@ -15,7 +15,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFl
 use super::link::{LARGEST_ORDER, Order};
 use super::run_dir::Journal;
 use super::shim::{self, Surroundings};
-use super::spawn;
+use super::spawn::{self, Refusal};
 use super::{cgroup, environment};
 use crate::crash::{self, Step};
 
@@ -50,7 +50,9 @@ pub(super) fn serve() -> ExitCode {
                         drop(orders);
                         become_shim(*order, journal, link, &surroundings);
                     }
-                    Err(error) => refuse(journal, &link, format!("its shim can't be forked: {error}")),
+                    Err(error) => {
+                        refuse(journal, link, Refusal::new(format!("its shim can't be forked: {error}"), &error));
+                    }
                 }
             }
             Ok(Received::Unreadable) => {}
@@ -115,8 +117,8 @@ fn become_shim(order: Order, journal: OwnedFd, link: OwnedFd, surroundings: &Sur
     spawn::exit_now(if outcome.is_ok() { 0 } else { 101 })
 }
 
-fn refuse(journal: OwnedFd, link: &OwnedFd, reason: String) {
+fn refuse(journal: OwnedFd, link: OwnedFd, refusal: Refusal) {
     if let Ok(mut journal) = Journal::received(journal) {
-        shim::refuse(&mut journal, link, reason);
+        shim::refuse(&mut journal, link, refusal);
     }
 }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use callsheet::domain::{Attempt, JobId, JobStatus};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::support::eventually;
-use crate::support::processes::say_skipped;
+use crate::support::processes::{Process, processes, say_skipped};
 use crate::support::scrape::get;
 use crate::support::service::{Evidence, On, Service};
 use crate::support::small_disk::SmallDisk;
@@ -263,5 +264,33 @@ async fn the_time_limit_holds_while_the_disk_hangs() {
     let row = service.until(job, JobStatus::Error).await;
     assert!(row.error.as_ref().unwrap().starts_with("timed out: "), "{row:?}");
     assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("TIMED_OUT"));
+    service.stop().await;
+}
+
+/// No descriptors: whatever it is that can't be made then, no job pays for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_has_nothing_left_costs_no_job_an_attempt() {
+    let mut service = service().await;
+    let first = service.insert("ONE", &["say:first"]).await[0];
+    service.until(first, JobStatus::Completed).await;
+    let is_helper = |process: &Process| process.parent == service.pid();
+    let (helper, _) = processes().into_iter().find(|(_, process)| is_helper(process)).unwrap();
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = |current: Option<u64>| {
+        prlimit(Pid::from_raw(helper), Resource::Nofile, Rlimit { current, maximum: most }).unwrap();
+    };
+    for few in 5..14 {
+        limit(Some(few));
+        let job = service.insert("ONE", &["say:through"]).await[0];
+        eventually("a try to have failed, or the command to have run", async || {
+            get(&service.address(), "/readyz").1.contains("can't be launched")
+                || service.job(job).await.status == JobStatus::Completed
+        })
+        .await;
+        limit(most);
+        let row = service.until(job, JobStatus::Completed).await;
+        assert_eq!((row.attempt, service.runs(job).await.len()), (Attempt(1), 1), "with {few} descriptors");
+    }
+    eventually("readyz to be well again", async || get(&service.address(), "/readyz").0 == 200).await;
     service.stop().await;
 }
