@@ -66,10 +66,19 @@ fn print(context: &Context, kept: &RetentionConfig, pruned: Pruned, logs: u64, d
         ("audit rows", kept.audit, pruned.audit),
         ("logs of runs", kept.logs, logs),
     ];
-    let kept = |kept: Option<Duration>| {
-        kept.map_or_else(|| "for ever".to_owned(), |kept| humantime::format_duration(kept).to_string())
-    };
+    let kept = |kept: Option<Duration>| kept.map_or_else(|| "for ever".to_owned(), in_days);
     let rows = rows.map(|(what, age, count)| vec![Cell::new(what), Cell::new(kept(age)), Cell::new(count)]);
     let header = ["WHAT", "KEPT", if dry_run { "WOULD GO" } else { "REMOVED" }];
     Ok(context.output.table(&header, &header[2..], rows.into())?)
+}
+
+/// The duration as it is written: months of 30.44 days are nobody's.
+fn in_days(kept: Duration) -> String {
+    const DAY: u64 = 86_400;
+    let seconds = kept.as_secs();
+    if seconds.is_multiple_of(DAY) {
+        format!("{}d", seconds / DAY)
+    } else {
+        humantime::format_duration(kept).to_string()
+    }
 }
