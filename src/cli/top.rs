@@ -712,8 +712,9 @@ mod tests {
     fn a_type_without_a_flow_is_not_called_idle() {
         let served = ["RENDER".to_owned()].into();
         let screen = drawn(&mut Model { served: Some(served), ..model() }, 110, 16);
-        let state = |flow: &str| screen.lines().find(|line| line.contains(flow)).map(str::to_owned).unwrap_or_default();
-        assert!(state(" UPLOAD ").contains("no flow") && state(" RENDER ").contains("running"), "{screen}");
+        let state =
+            |flow: &str| screen.lines().find(|line| line.starts_with(flow)).map(str::to_owned).unwrap_or_default();
+        assert!(state("UPLOAD").contains("no flow") && state("RENDER").contains("running"), "{screen}");
         assert!(!drawn(&mut model(), 110, 16).contains("no flow"));
     }
 

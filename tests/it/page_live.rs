@@ -1,7 +1,6 @@
 //! What open pages are told, asked for as a browser does it: one rendering for all, everybody's own forms in it, and no
 //! more of them than there are connections for.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
@@ -96,54 +95,4 @@ async fn open_pages_count_as_streams_and_leave_connections_for_the_rest() {
     assert_eq!(service.get("/").status, 200);
     drop(streams);
     eventually("a stream to be taken again", async || open().1.contains(" 200 ")).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_view_of_twelve_busy_flows_is_small() {
-    let flows: String = (0..12).map(|flow| format!("[flows.SCREEN_REPLACEMENT_{flow}]\n{{job}}\n")).collect();
-    let mut service = Service::prepare(On::Sqlite, &flows).await.unwrap();
-    let now = service.store.now().await.unwrap().unix_millis();
-    let series =
-        |count: u32| format!("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < {count}) ");
-    let columns = "INSERT INTO jobs (type, identifier, status, attempt, progress, status_message, worker_id, created_time, \
-        started_time, heartbeat_time, completed_time, execution_ms, error) ";
-    service
-        .sql(&format!(
-            "{columns}{}SELECT 'SCREEN_REPLACEMENT_' || (x % 12), 'project-17/shot-' || x, CASE WHEN x % 7 = 0 THEN 'ERROR' \
-             ELSE 'COMPLETED' END, 1, 100, 'done', 'w', {now} - x * 20000, {now} - x * 20000, NULL, {now} - x * 20000 + 15000, \
-             15000, CASE WHEN x % 7 = 0 THEN 'the command exited with code 1' || char(10) || substr(hex(zeroblob(2000)), 1, 2000) \
-             END FROM n",
-            series(4000)
-        ))
-        .await;
-    service
-        .sql(&format!(
-            "INSERT INTO jobs (type, identifier) {}SELECT 'SCREEN_REPLACEMENT_' || (x % 12), 'shot-' || x FROM n",
-            series(12_000)
-        ))
-        .await;
-    // So that nothing is begun that would take a place on the page.
-    service.sql("INSERT INTO flows (type, paused) SELECT DISTINCT type, 1 FROM jobs").await;
-    service.serve().await;
-    // As of another worker, and only now: a start settles what nobody runs.
-    let columns = columns.replace("identifier, ", "identifier, run_token, ");
-    service
-        .sql(&format!(
-            "{columns}{}SELECT 'SCREEN_REPLACEMENT_' || (x % 12), 'project-17/shot-' || x, lower(hex(randomblob(16))), 'PROGRESS', 1 + x % 3, x % 100, \
-             'frame ' || x || ' of 3000, 12 min left', 'w', {now} - 90000, {now} - 60000, {now}, NULL, NULL, NULL FROM n",
-            series(96)
-        ))
-        .await;
-    let mut page = String::new();
-    eventually("the day to be counted", async || {
-        page = service.get("/").text();
-        page.matches("<article").count() == 12 && !page.contains("…</a>")
-    })
-    .await;
-    for busy in ["min left", "exited with code 1", "1000", "paused"] {
-        assert!(page.contains(busy), "nothing of {busy:?} is on the page: {page}");
-    }
-    let files: BTreeSet<&str> = page.split('"').filter(|part| part.starts_with("/assets/")).collect();
-    let files: usize = files.into_iter().map(|file| service.get(file).body.len()).sum();
-    assert!(page.len() + files < 150 * 1024, "the first view takes {} and {files} bytes", page.len());
 }

@@ -1,6 +1,6 @@
 //! Cancelling and retrying many jobs with one request, by the rules of the command line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::body::Body;
@@ -19,6 +19,8 @@ use crate::store::{CancelResult, JobFilter, RetryResult, Store};
 
 /// So many jobs are taken at once, at the most.
 const MOST: usize = 10_000;
+/// So many by their ids, each of which is cancelled by a transaction of its own.
+const MOST_IDS: usize = 1000;
 /// Jobs of one transaction: claims go on between two.
 const PAGE: u32 = 500;
 /// More than ten thousand ids take.
@@ -30,8 +32,8 @@ const RETRYABLE: [JobStatus; 2] = [JobStatus::Error, JobStatus::Cancelled];
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields, expecting = "an object")]
 struct WantedJson {
-    /// These jobs.
-    #[schema(max_items = 10_000)]
+    /// These jobs; one that is named twice counts once.
+    #[schema(max_items = 1000)]
     ids: Vec<i64>,
     /// Instead: all jobs of one of these types.
     #[serde(rename = "type")]
@@ -193,17 +195,17 @@ impl WantedJson {
         if self.types.len() > 20 {
             wrong("type", "#/type".to_owned(), "at most 20 types are taken at once".to_owned());
         }
-        if self.ids.len() > MOST {
-            wrong("ids", "#/ids".to_owned(), format!("at most {MOST} jobs are taken at once"));
+        if self.ids.len() > MOST_IDS {
+            wrong("ids", "#/ids".to_owned(), format!("at most {MOST_IDS} jobs are taken at once"));
         }
         let filters = !self.types.is_empty() || !self.statuses.is_empty() || self.identifier.is_some();
         match (self.ids.is_empty(), filters) {
             // What names nothing must not mean everything.
             (true, false) => {
-                wrong("body", "#".to_owned(), "it names no jobs; give ids, or type, status or identifier".to_owned())
+                wrong("body", "#".to_owned(), "it names no jobs; give ids, or type, status or identifier".to_owned());
             }
             (false, true) => {
-                wrong("ids", "#/ids".to_owned(), "there is a filter too; one of them says which jobs".to_owned())
+                wrong("ids", "#/ids".to_owned(), "there is a filter too; one of them says which jobs".to_owned());
             }
             (true, true) | (false, false) => {}
         }
@@ -211,7 +213,8 @@ impl WantedJson {
             return Err(Problem::invalid(StatusCode::UNPROCESSABLE_ENTITY, errors));
         }
         if !filters {
-            return Ok(Wanted::Ids(self.ids.into_iter().map(JobId).collect()));
+            let mut known = BTreeSet::new();
+            return Ok(Wanted::Ids(self.ids.into_iter().map(JobId).filter(|id| known.insert(*id)).collect()));
         }
         let statuses = if statuses.is_empty() { usual.to_vec() } else { statuses };
         let Self { types, identifier, .. } = self;

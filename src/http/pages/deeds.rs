@@ -34,6 +34,7 @@ impl Doer {
     ///
     /// # Errors
     /// A page that says why not, for a viewer.
+    #[expect(clippy::result_large_err, reason = "axum's own answer, made for a viewer only and passed on at once")]
     fn of(app: &App, viewer: Viewer) -> Result<Self, Response> {
         let visitor = Visitor::from(&viewer);
         match viewer.operator() {

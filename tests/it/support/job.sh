@@ -23,8 +23,8 @@ for word in "${words[@]}"; do
     ignore-term) trap '' TERM ;;
     note-term) trap 'note term "$(now)"; note end "$(now)"; record end 0; exit 0' TERM ;;
     run:*) sleep "$value" ;;
-    wait) while [ ! -e "$evidence/go" ]; do sleep 0.02; done ;;
-    wait:*) while [ ! -e "$evidence/go.$value" ]; do sleep 0.02; done ;;
+    wait) while [ ! -e "$evidence/go" ]; do sleep 0.05; done ;;
+    wait:*) while [ ! -e "$evidence/go.$value" ]; do sleep 0.05; done ;;
     flood:*) head -c "$value" /dev/zero | tr '\0' x ;;
     say:*) echo "$value" ;;
     complain:*) echo "$value" >&2 ;;
