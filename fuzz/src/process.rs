@@ -2,6 +2,7 @@
 
 mod error;
 mod link;
+mod memory_dir;
 pub mod logs;
 mod notify;
 mod run_dir;

@@ -13,7 +13,7 @@ use crate::http::json::PrunedJson;
 use crate::process::upkeep::RunDirectories;
 use crate::store::{Pruned, Store};
 
-/// Remove now what [retention] lets go: old jobs, audit rows, logs
+/// Remove now what retention lets go: old jobs, audit rows, logs
 ///
 /// The service does this by itself each hour. Jobs go with their runs and events, in small batches that claims don't wait
 /// for; logs are those in this data directory. Jobs that have not ended are never removed.

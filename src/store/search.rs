@@ -66,7 +66,7 @@ struct Ids {
 
 impl Store {
     /// Finds jobs, newest first. With payloads a page ends early, after at least one row, where they would be more than
-    /// [`MOST_PAYLOAD`] bytes: anybody may write rows with large ones.
+    /// `MOST_PAYLOAD` bytes: anybody may write rows with large ones.
     ///
     /// # Errors
     /// Where the database fails.

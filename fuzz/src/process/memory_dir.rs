@@ -1,0 +1,1 @@
+../../../src/process/memory_dir.rs
