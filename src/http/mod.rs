@@ -78,6 +78,8 @@ const MOST_HEADERS: usize = 64;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Probes give up soon; a database that takes longer is not one to be ready on.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// While there is no room for one more connection, a silent one is ended this often.
+const MAKE_ROOM: Duration = Duration::from_millis(20);
 /// The wait after `accept` failed, as it does while no file descriptor is free.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -267,7 +269,7 @@ impl Server {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
-                accepted = accept(&listener, &permits) => accepted,
+                accepted = accept(&listener, &permits, &silent) => accepted,
             };
             let Some((stream, address, permit)) = accepted else { break };
             // An IPv4 address that came in by an IPv6 socket is still one of IPv4.
@@ -317,8 +319,14 @@ impl Server {
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
+    silent: &Silent,
 ) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    let permit = loop {
+        match tokio::time::timeout(MAKE_ROOM, Arc::clone(permits).acquire_owned()).await {
+            Ok(permit) => break permit.ok()?,
+            Err(_) => silent.make_room(),
+        }
+    };
     loop {
         match listener.accept().await {
             Ok((stream, address)) => return Some((stream, address, permit)),

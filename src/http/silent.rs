@@ -1,42 +1,57 @@
-//! Connections that have sent no request yet: an address has only so many, or one that says nothing could hold them all.
+//! Connections that have sent no request yet: once no more are accepted, the oldest of them make room.
 //!
-//! One too many ends the oldest rather than itself, so that whoever has something to say gets in behind the same address. A
-//! proxy's connections don't count: it opens one when it has a request.
+//! Else an address could hold all connections by saying nothing. The one that leaves is of the address with the most, so
+//! that whoever has something to say gets in beside it; a new one first has a moment to speak.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-/// So many of one address; of 800 in all.
-const MOST: usize = 100;
+/// Nobody has to leave sooner: many may come at once, and their requests are read one after the other.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// The silent connections of each address, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Silent(Mutex<HashMap<IpAddr, VecDeque<Arc<Notify>>>>);
+pub(super) struct Silent(Mutex<HashMap<IpAddr, VecDeque<Arc<Seat>>>>);
+
+/// What a silent connection takes up.
+#[derive(Debug)]
+struct Seat {
+    since: Instant,
+    leave: Notify,
+}
 
 /// A connection, which is silent until it has spoken or is dropped.
 #[derive(Debug)]
 pub(super) struct Guest {
     silent: Arc<Silent>,
     address: IpAddr,
-    leave: Arc<Notify>,
+    seat: Arc<Seat>,
 }
 
 impl Silent {
-    /// Counts a new connection, and tells the oldest to leave where there are too many.
+    /// Counts a new connection.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Guest {
-        let leave = Arc::new(Notify::new());
+        let seat = Arc::new(Seat { since: Instant::now(), leave: Notify::new() });
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_address = all.entry(address).or_default();
-        of_address.push_back(Arc::clone(&leave));
-        if of_address.len() > MOST
-            && let Some(oldest) = of_address.pop_front()
+        all.entry(address).or_default().push_back(Arc::clone(&seat));
+        drop(all);
+        Guest { silent: Arc::clone(self), address, seat }
+    }
+
+    /// Tells the oldest one to leave, of the address that has the most, unless it came just now.
+    pub(super) fn make_room(&self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(most) = all.values_mut().max_by_key(|of_address| of_address.len()) else { return };
+        if most.front().is_some_and(|oldest| oldest.since.elapsed() >= A_MOMENT)
+            && let Some(oldest) = most.pop_front()
         {
-            oldest.notify_one();
+            oldest.leave.notify_one();
         }
-        Guest { silent: Arc::clone(self), address, leave }
     }
 }
 
@@ -45,7 +60,7 @@ impl Guest {
     pub(super) fn spoke(&self) {
         let mut all = self.silent.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_address) = all.get_mut(&self.address) {
-            of_address.retain(|other| !Arc::ptr_eq(other, &self.leave));
+            of_address.retain(|other| !Arc::ptr_eq(other, &self.seat));
             if of_address.is_empty() {
                 all.remove(&self.address);
             }
@@ -54,7 +69,7 @@ impl Guest {
 
     /// Waits until it has to make room. Safe to cancel.
     pub(super) async fn told_to_leave(&self) {
-        self.leave.notified().await;
+        self.seat.leave.notified().await;
     }
 }
 
@@ -70,21 +85,24 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_oldest_silent_one_of_an_address_makes_room() {
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_silent_one_of_the_address_with_the_most_makes_room() {
         let silent = Arc::new(Silent::default());
         let address = |last| IpAddr::from([192, 0, 2, last]);
         let leaves = |guest: &Guest| guest.told_to_leave().now_or_never().is_some();
+        silent.make_room();
         let other = silent.enter(address(2));
-        let mut guests: Vec<Guest> = (0..MOST).map(|_| silent.enter(address(1))).collect();
+        let guests: Vec<Guest> = (0..4).map(|_| silent.enter(address(1))).collect();
         guests[0].spoke();
-        guests.push(silent.enter(address(1)));
-        assert!(!guests.iter().any(leaves), "one of them has spoken");
-        guests.push(silent.enter(address(1)));
+        silent.make_room();
+        assert!(!guests.iter().any(leaves), "they came just now");
+        tokio::time::advance(A_MOMENT).await;
+        silent.make_room();
         let told: Vec<usize> = (0..guests.len()).filter(|place| leaves(&guests[*place])).collect();
-        assert_eq!(told, [1]);
+        assert_eq!(told, [1], "one of them has spoken");
         assert!(!leaves(&other));
         drop((guests, other));
+        silent.make_room();
         assert!(silent.0.lock().unwrap().is_empty());
     }
 }

@@ -90,24 +90,36 @@ async fn requests_that_are_none_or_too_much_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_oldest_of_many_silent_connections_make_room() {
+async fn many_connections_at_once_are_served_and_the_oldest_silent_ones_make_room() {
+    // Of this process and, by inheritance, of the service.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let more = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, more).unwrap();
     let service = Service::start(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
-    let patience = std::time::Duration::from_secs(5);
     let connect = || {
         let stream = TcpStream::connect(service.address()).unwrap();
-        stream.set_read_timeout(Some(patience)).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
         stream
     };
-    let mut silent: Vec<TcpStream> = (0..150).map(|_| connect()).collect();
-    assert_eq!(get(&service, "/healthz").0, 200);
-    // Well before a silent one is given up anyway, and the newest are left alone.
-    for stream in &mut silent[..50] {
-        let ended = stream.read(&mut [0]);
-        assert!(!matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "it is still open");
-    }
+    let say = |stream: &mut TcpStream| {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    };
+    let hear = |stream: &mut TcpStream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    };
+    let mut burst: Vec<TcpStream> = (0..500).map(|_| connect()).collect();
+    burst.iter_mut().for_each(say);
+    burst.iter_mut().for_each(hear);
+    // As many as are let in at all; sooner than a silent one is given up anyway, the oldest leaves.
+    let mut silent: Vec<TcpStream> = (0..800).map(|_| connect()).collect();
+    let mut late = connect();
+    say(&mut late);
+    hear(&mut late);
+    let ended = silent[0].read(&mut [0]);
+    assert!(!matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "it is still open");
     let last = silent.last_mut().unwrap();
-    last.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    last.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    say(last);
+    hear(last);
 }
