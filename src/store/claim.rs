@@ -212,7 +212,7 @@ impl Store {
     }
 
     /// The next due rows in claim order. Rows of one priority are ordered by `run_at`, so the first one that is not
-    /// due ends its priority, however many are behind it: the search goes on at the next lower priority.
+    /// due ends its priority, however many are behind it: the search goes on at the next lower one that has a due row.
     async fn next_rows(
         &self,
         transaction: &Transaction,
@@ -240,7 +240,10 @@ impl Store {
             for job in jobs {
                 // A row that was due when it was written stays due where the clock was set back since.
                 if job.run_at > now.max(job.created_time) {
-                    below = job.priority;
+                    let Some(priority) = self.due_priority(transaction, flow, now, job.priority).await? else {
+                        break 'priorities;
+                    };
+                    below = priority.saturating_add(1);
                     continue 'priorities;
                 }
                 taken.push(job);
@@ -248,6 +251,23 @@ impl Store {
             break;
         }
         Ok(taken)
+    }
+
+    /// The highest priority below `below` whose first row is due. One statement, as there may be as many priorities as
+    /// rows that wait for their time.
+    async fn due_priority(
+        &self,
+        transaction: &Transaction,
+        flow: &FlowType,
+        now: Timestamp,
+        below: i64,
+    ) -> Result<Option<i64>, Error> {
+        let select = self.statement(
+            due_priority_sql(self.dialect()),
+            [flow.as_str().into(), below.into(), now.unix_millis().into()],
+        );
+        let result = transaction.query_one_raw(select).await.doing(ACTION)?;
+        result.map_or(Ok(None), |result| Row { result: &result, dialect: self.dialect() }.maybe_int("priority"))
     }
 
     async fn take(
@@ -578,6 +598,19 @@ fn claimed_columns(dialect: Dialect) -> String {
 /// `limit` stands in the text: with a parameter there PostgreSQL's generic plan would assume a tenth of the table.
 fn next_rows_sql(dialect: Dialect, limit: usize) -> String {
     rows_sql(dialect, "AND priority < $2", &limit.to_string())
+}
+
+/// `$2` is the priority below which to look, `$3` the time.
+fn due_priority_sql(dialect: Dialect) -> String {
+    let from = format!("FROM jobs {} WHERE type = $1 AND status = 'PENDING'", dialect.by_index("jobs_claim"));
+    format!(
+        "WITH RECURSIVE step(priority) AS (\
+         SELECT max(priority) {from} AND priority < $2 UNION ALL \
+         SELECT (SELECT max(priority) {from} AND jobs.priority < step.priority) FROM step \
+         WHERE (SELECT CASE WHEN run_at <= $3 OR run_at <= created_time THEN 0 ELSE 1 END {from} \
+         AND jobs.priority = step.priority ORDER BY run_at, id LIMIT 1) = 1) \
+         SELECT CAST(CASE WHEN count(*) = count(priority) THEN min(priority) END AS bigint) AS priority FROM step"
+    )
 }
 
 /// A row that some open transaction is changing is passed over rather than waited for; its commit is a wake-up.

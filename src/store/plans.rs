@@ -60,16 +60,19 @@ fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Write {
     })
 }
 
-/// All that is asked of the tables for a job, and what goes on beside.
-async fn work(store: &Store) {
-    let claim = |tokens: &[u8]| Claim {
+fn claim(tokens: &[u8]) -> Claim {
+    Claim {
         flow: "A".parse().unwrap(),
         worker: "w".parse().unwrap(),
         concurrency: 8,
         worker_concurrency: 8,
         schedule_to_close_timeout: Duration::from_secs(1 << 40),
         tokens: tokens.iter().map(|n| RunToken::from_bytes([*n; 16])).collect(),
-    };
+    }
+}
+
+/// All that is asked of the tables for a job, and what goes on beside.
+async fn work(store: &Store) {
     let written = store.apply(&[Write::Claim(claim(&[1, 2, 3]))]).await.unwrap();
     let Some(Written::Claimed(claimed)) = written.first() else { panic!("{written:?}") };
     let [first, second, third] = claimed.jobs.as_slice() else { panic!("{claimed:?}") };
@@ -151,4 +154,21 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start() {
         }
     }
     assert!(statements.len() > 20 && looked > 40, "{} statements, {looked} steps of plans", statements.len());
+}
+
+#[tokio::test]
+async fn delayed_rows_of_many_priorities_cost_a_claim_no_statement_each() {
+    let store = filled().await;
+    let delayed = "INSERT INTO jobs (type, identifier, priority, run_at) SELECT 'A', 'd', n, 253402300799000 FROM n";
+    store.writer().execute_unprepared(&format!("{ROWS}{delayed}")).await.unwrap();
+    for (priority, expected) in [(1500_i64, 1500), (-7, 0)] {
+        let due = format!("INSERT INTO jobs (type, identifier, priority, run_at) VALUES ('A', 'due', {priority}, 1)");
+        store.writer().execute_unprepared(&due).await.unwrap();
+        SEEN.with_borrow_mut(|seen| *seen = Some(Vec::new()));
+        let written = store.apply(&[Write::Claim(claim(&[priority.to_le_bytes()[0]]))]).await.unwrap();
+        let statements = SEEN.take().unwrap();
+        let Some(Written::Claimed(claimed)) = written.first() else { panic!("{written:?}") };
+        assert_eq!(claimed.jobs.iter().map(|job| job.priority).collect::<Vec<_>>(), [expected]);
+        assert!(statements.len() < 12, "{statements:#?}");
+    }
 }
