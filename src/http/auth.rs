@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::failures::Failures;
 use super::problem::{FieldError, Problem};
-use super::{App, Peer, body};
+use super::{App, Peer, body, csrf};
 use crate::config::{AccessRole, KnownToken};
 use crate::store::{Session, Who};
 
@@ -117,11 +117,12 @@ impl Viewer {
         matches!(self.how, How::Session(_))
     }
 
-    /// What a form's field [`CSRF_FIELD`] or a script's header [`CSRF_HEADER`] has to hold: no other site can know it.
+    /// What a form's field [`CSRF_FIELD`] or a script's header [`CSRF_HEADER`] has to hold: no other site can know it. Another
+    /// one at each call, all of them good for as long as the session.
     #[must_use]
     pub fn csrf_token(&self) -> String {
         match &self.how {
-            How::Local(key) | How::Session(key) => hex(&Sha256::digest(format!("callsheet csrf {key}"))),
+            How::Local(key) | How::Session(key) => csrf::token(key),
             How::Bearer => String::new(),
         }
     }
@@ -137,8 +138,11 @@ impl Viewer {
     }
 
     fn check_csrf(&self, given: Option<&str>) -> Result<(), Problem> {
-        let given = given.unwrap_or_default();
-        if matches!(self.how, How::Bearer) || bool::from(self.csrf_token().as_bytes().ct_eq(given.as_bytes())) {
+        let is_ours = match &self.how {
+            How::Local(key) | How::Session(key) => csrf::is_token(given.unwrap_or_default(), key),
+            How::Bearer => true,
+        };
+        if is_ours {
             return Ok(());
         }
         Err(Problem::new(
@@ -321,7 +325,7 @@ pub(super) fn random_key() -> Option<String> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing to a String does not fail.

@@ -21,7 +21,9 @@ mod api;
 pub mod auth;
 mod body;
 pub mod client;
+mod compression;
 mod connection;
+mod csrf;
 mod failures;
 mod feed;
 mod guard;
@@ -42,7 +44,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
@@ -256,7 +258,8 @@ impl Server {
         let feeding = app.clone();
         tokio::spawn(async move { feeding.feed().run(feeding.stop()).await });
         // Around the router rather than a layer of it, which would not see the header Allow of what the router refuses.
-        let router = from_fn_with_state(app.clone(), guard::guard).layer(router(app));
+        let router = from_fn(compression::compress).layer(router(app.clone()));
+        let router = from_fn_with_state(app, guard::guard).layer(router);
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)

@@ -73,9 +73,7 @@ async fn a_session_lasts_over_a_restart_until_somebody_signs_out(on: On) {
     // Without what only a page of ours knows, nobody signs them out.
     service.request("POST", "/sign-out", &[FORM, &cookie], b"csrf=0123").problem(403);
     assert_eq!(service.request("GET", "/", &[&cookie], b"").status, 200);
-    let id = cookie.rsplit_once('=').unwrap().1;
-    let csrf: String =
-        Sha256::digest(format!("callsheet csrf {id}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let csrf = service.csrf(&cookie);
     let out = service.request("POST", "/sign-out", &[FORM, &cookie], format!("csrf={csrf}").as_bytes());
     assert_eq!(out.status, 303, "{}", out.text());
     assert!(out.header("set-cookie").unwrap().contains("Max-Age=0"));
@@ -105,14 +103,10 @@ async fn a_viewer_reads_and_an_operator_writes(on: On) {
     let cookie = session(&service, "do-everything");
     assert_eq!(service.request("GET", "/api/v1/jobs", &[&cookie], b"").status, 200);
     post(&[json, &cookie]).problem(403);
-    let id = cookie.rsplit_once('=').unwrap().1;
-    let csrf: String =
-        Sha256::digest(format!("callsheet csrf {id}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let csrf = service.csrf(&cookie);
     assert_eq!(post(&[json, &cookie, &format!("X-CSRF-Token: {csrf}")]).status, 201);
     let watcher = session(&service, "see-everything");
-    let id = watcher.rsplit_once('=').unwrap().1;
-    let csrf: String =
-        Sha256::digest(format!("callsheet csrf {id}")).iter().map(|byte| format!("{byte:02x}")).collect();
+    let csrf = service.csrf(&watcher);
     assert!(post(&[json, &watcher, &format!("X-CSRF-Token: {csrf}")]).problem(403).contains("viewer"));
     let rows =
         service.store.audit(&callsheet::store::AuditFilter { limit: 10, ..Default::default() }).await.unwrap().rows;

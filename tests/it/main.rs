@@ -36,6 +36,7 @@ mod overview;
 mod page;
 mod page_keys;
 mod page_live;
+mod page_weight;
 mod process_layer;
 mod progress;
 mod recovery;

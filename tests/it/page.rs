@@ -90,7 +90,7 @@ async fn a_flow_is_paused_and_resumed_and_everything_works_without_a_script() {
     browser.until_text(".notice", "paused").await;
     browser.until_text(".card .badge", "paused").await;
     service.insert("ONE", &["say:hello"]).await;
-    browser.until_text(".needs", "ONE is paused, and 1 wait").await;
+    browser.until_text(".needs", "ONE is paused, and 1 waits").await;
     browser.scripts(false);
     browser.open(&address(&service, "/"));
     browser.click(".needs form button");

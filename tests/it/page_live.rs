@@ -1,6 +1,7 @@
 //! What open pages are told, asked for as a browser does it: one rendering for all, everybody's own forms in it, and no
 //! more of them than there are connections for.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
@@ -22,6 +23,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What a token of the forms says under its mask.
+fn unmasked(token: &str) -> String {
+    let byte = |place: usize| u8::from_str_radix(&token[place..place + 2], 16).unwrap();
+    hex(&(0..32).step_by(2).map(|place| byte(place) ^ byte(place + 32)).collect::<Vec<u8>>())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn viewers_of_one_view_are_told_the_same_with_their_own_forms() {
     let mut service = Service::prepare(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
@@ -38,28 +45,33 @@ async fn viewers_of_one_view_are_told_the_same_with_their_own_forms() {
         let answer = service.request("POST", "/sign-in", &[form], format!("token={token}&next=%2F").as_bytes());
         let cookie = answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
         let key = cookie.split_once('=').unwrap().1;
-        let csrf = hex(&Sha256::digest(format!("callsheet csrf {key}")));
-        (format!("Cookie: {cookie}"), csrf)
+        let secret = hex(&Sha256::digest(format!("callsheet csrf {key}"))[..16]);
+        (format!("Cookie: {cookie}"), secret)
     };
     let people = ["first", "second", "first", "guest"].map(sign_in);
     let mut streams: Vec<Events> =
         people.iter().map(|(cookie, _)| service.events("/live?page=%2F", &[cookie.as_str()])).collect();
     let told: Vec<Value> = streams.iter_mut().map(|stream| part(stream, "flows")).collect();
     let html = |told: &Value| told["html"].as_str().unwrap().to_owned();
-    for (place, (_, csrf)) in people.iter().take(3).enumerate() {
-        assert!(html(&told[place]).contains(csrf.as_str()), "{place} can't use the forms");
-        let others = people.iter().map(|(_, other)| other).filter(|other| *other != csrf);
-        assert!(
-            others.into_iter().all(|other| !html(&told[place]).contains(other.as_str())),
-            "{place} has another's token"
-        );
+    let mut tokens = BTreeSet::new();
+    for (place, (cookie, secret)) in people.iter().take(3).enumerate() {
+        let html = html(&told[place]);
+        let theirs: BTreeSet<&str> = html.split("name=\"csrf\" value=\"").skip(1).map(|rest| &rest[..64]).collect();
+        assert_eq!(theirs.len(), 1, "{place} has another's token, too");
+        for token in theirs {
+            assert_eq!(unmasked(token), *secret, "{place} can't use the forms");
+            tokens.insert(token.to_owned());
+        }
+        tokens.insert(service.csrf(cookie));
         assert_eq!(told[place]["hash"], told[0]["hash"]);
         let page = service.request("GET", "/", &[&people[place].0], b"").text();
         assert!(page.contains(&format!("data-part=\"{}\"", told[0]["hash"].as_str().unwrap())), "told what it shows");
     }
+    assert_eq!(tokens.len(), 6, "each answer has a token of its own: {tokens:?}");
     assert!(!html(&told[3]).contains("<form"), "a viewer is shown a button");
     // Whoever signs out is told nothing more.
-    let (cookie, csrf) = &people[1];
+    let (cookie, _) = &people[1];
+    let csrf = service.csrf(cookie);
     let form = "Content-Type: application/x-www-form-urlencoded";
     let out = service.request("POST", "/sign-out", &[form, cookie], format!("csrf={csrf}").as_bytes());
     assert_eq!(out.status, 303);

@@ -1,18 +1,20 @@
-//! Charts as SVG, drawn by plotters and coloured by the stylesheet: what plotters is told are stand-ins for classes, so
-//! that the same drawing serves light and dark, and nothing in it needs a style of its own.
+//! Charts, drawn by plotters on an SVG of ours.
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
 
-use maud::{Markup, PreEscaped};
+use maud::{Markup, html};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use super::svg::{CANCELLED, COMPLETED, Drawing, FAILED, GRID, Lent, MIDDLE, TEXT};
 use crate::domain::JobStatus;
 use crate::http::words::{duration_of, thousands};
 use crate::store::Ended;
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+type Area<'a> = DrawingArea<Lent<'a>, Shift>;
+type Drawn = Result<(), DrawingAreaErrorKind<Infallible>>;
 
 /// In pixels; narrow enough that its text can be read on a phone.
 const WIDTH: i32 = 520;
@@ -23,22 +25,6 @@ const TOP: i32 = 10;
 const BOTTOM: i32 = 24;
 /// The height of a flow's row.
 const ROW: i32 = 26;
-
-const TEXT: RGBColor = RGBColor(1, 1, 1);
-const GRID: RGBColor = RGBColor(1, 1, 2);
-const MIDDLE: RGBColor = RGBColor(1, 1, 3);
-const COMPLETED: RGBColor = RGBColor(1, 1, 4);
-const FAILED: RGBColor = RGBColor(1, 1, 5);
-const CANCELLED: RGBColor = RGBColor(1, 1, 6);
-/// The stand-ins as plotters writes them, and what the stylesheet knows instead.
-const CLASSES: [(&str, &str); 6] = [
-    ("#010101", "text"),
-    ("#010102", "grid"),
-    ("#010103", "middle"),
-    ("#010104", "completed"),
-    ("#010105", "error"),
-    ("#010106", "cancelled"),
-];
 
 /// What has ended in each of the last stretches, the oldest first, as stacked bars. `labels` stand under the axis, from
 /// its start to its end.
@@ -133,41 +119,20 @@ pub(super) fn durations(flows: &[Durations]) -> Markup {
 }
 
 fn svg(class: &str, (width, height): (i32, i32), summary: &str, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Markup {
-    let mut drawing = String::new();
-    let size = (u32::try_from(width).unwrap_or(1), u32::try_from(height).unwrap_or(1));
-    {
-        let area = SVGBackend::with_string(&mut drawing, size).into_drawing_area();
-        // It is drawn into a text, which takes everything.
-        if draw(&area).and_then(|()| area.present()).is_err() {
-            return PreEscaped(String::new());
-        }
+    let mut drawing = Drawing::new((u32::try_from(width).unwrap_or(1), u32::try_from(height).unwrap_or(1)));
+    // It is drawn into a text, which takes everything.
+    let drawn = draw(&Lent(&mut drawing).into_drawing_area());
+    if drawn.is_ok() {
+        drawing.into_markup(class, summary)
+    } else {
+        html! {}
     }
-    for (colour, name) in CLASSES {
-        drawing = drawing
-            .replace(&format!("fill=\"{colour}\" stroke=\"none\""), &format!("class=\"fill-{name}\""))
-            .replace(&format!("fill=\"none\" opacity=\"1\" stroke=\"{colour}\""), &format!("class=\"stroke-{name}\""))
-            .replace(&format!("fill=\"{colour}\""), &format!("class=\"fill-{name}\""))
-            .replace(&format!("stroke=\"{colour}\""), &format!("class=\"stroke-{name}\""));
-    }
-    let mut label = String::new();
-    for character in summary.chars() {
-        match character {
-            '<' => label.push_str("&lt;"),
-            '&' => label.push_str("&amp;"),
-            '"' => label.push_str("&quot;"),
-            _ => label.push(character),
-        }
-    }
-    PreEscaped(drawing.replacen("<svg ", &format!("<svg class=\"{class}\" role=\"img\" aria-label=\"{label}\" "), 1))
 }
 
 fn text(area: &Area<'_>, said: &str, at: (i32, i32), horizontal: HPos, vertical: VPos) -> Drawn {
-    use plotters::style::text_anchor::Pos;
     let style = TextStyle::from(("sans-serif", 14).into_font()).color(&TEXT).pos(Pos::new(horizontal, vertical));
     area.draw(&Text::new(said.to_owned(), at, style))
 }
-
-use plotters::style::text_anchor::{HPos, VPos};
 
 fn colour(status: JobStatus) -> RGBColor {
     match status {

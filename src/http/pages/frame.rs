@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
-use super::parts::csrf;
+use super::parts::{csrf, shapes};
 use super::{Part, Visitor};
 use crate::domain::Timestamp;
 
@@ -70,6 +70,7 @@ impl Frame<'_> {
             (head(self.title))
             body data-now=(self.now.unix_millis()) data-live=[self.live] {
                 a.skip href="#main" { "Skip to the content" }
+                (shapes())
                 header.top {
                     a.brand href="/" { "Callsheet" }
                     nav aria-label="Views" {

@@ -21,6 +21,7 @@ mod parts;
 mod renderings;
 mod sign_in;
 mod timeline;
+mod svg;
 mod workers;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use super::workers::workers_table;
 use super::{Part, Visitor};
 use crate::domain::{JobStatus, Timestamp};
 use crate::http::words::{age, duration_of, rough, thousands};
-use crate::store::{Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
+use crate::store::{Count, Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
 
 /// What the configuration says about a flow, as far as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,23 +154,27 @@ pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
     }
     for queue in &overview.queues {
         let flow = plain_name(&queue.job_type);
-        let (waiting, link) = (count(queue.waiting), Some(jobs_of(&queue.job_type, Some(JobStatus::Pending))));
+        let link = Some(jobs_of(&queue.job_type, Some(JobStatus::Pending)));
+        let waiting = match queue.waiting {
+            Count { at_least: 1, or_more: false } => "1 waits".to_owned(),
+            many => format!("{} wait", count(many)),
+        };
         if queue.waiting.at_least == 0 {
             continue;
         }
         if !view.flows.is_empty() && !view.flows.contains_key(&queue.job_type) {
             found.push(Attention {
-                sentence: format!("{waiting} wait in {flow}, which no flow of this worker runs"),
+                sentence: format!("{waiting} in {flow}, which no flow of this worker runs"),
                 link,
                 act: None,
             });
         } else if queue.paused {
             let act = Some((format!("/flows/{}/resume", encoded(&queue.job_type)), "Resume"));
-            found.push(Attention { sentence: format!("{flow} is paused, and {waiting} wait"), link, act });
+            found.push(Attention { sentence: format!("{flow} is paused, and {waiting}"), link, act });
         } else if let Some(oldest) =
             queue.oldest_waiting.filter(|oldest| queue.open == 0 && now.since(*oldest) > NOTHING_CLAIMS)
         {
-            let sentence = format!("{waiting} wait in {flow} since {}, and nothing runs", age(oldest, now));
+            let sentence = format!("{waiting} in {flow} since {}, and nothing runs", age(oldest, now));
             found.push(Attention { sentence, link, act: None });
         }
     }
@@ -209,8 +213,8 @@ fn cards(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
         .map(|flow| Queue {
             job_type: flow.clone(),
             paused: false,
-            waiting: crate::store::Count::default(),
-            delayed: crate::store::Count::default(),
+            waiting: Count::default(),
+            delayed: Count::default(),
             oldest_waiting: None,
             next_due: None,
             open: 0,
@@ -304,13 +308,15 @@ fn spark(ended: &[Ended]) -> Markup {
         return html! {};
     }
     let height = |count: u64| (count * 18).div_ceil(most);
+    let bars = |count: fn(&Ended) -> u64| {
+        let bars = ended.iter().enumerate().filter(|(_, ended)| count(ended) > 0);
+        bars.map(|(place, ended)| format!("M{} 18v-{}", place * 3 + 1, height(count(ended)))).collect::<String>()
+    };
+    let failed = bars(|ended| ended.failed);
     html! {
         svg.spark viewBox={ "0 0 " (ended.len() * 3) " 18" } width="120" height="18" preserveAspectRatio="none" aria-hidden="true" focusable="false" {
-            @for (place, ended) in ended.iter().enumerate().filter(|(_, ended)| ended.all() > 0) {
-                @let (all, failed) = (height(ended.all()), height(ended.failed));
-                rect class="completed" x=(place * 3) y=(18 - all) width="2" height=(all) {}
-                @if failed > 0 { rect class="error" x=(place * 3) y=(18 - failed) width="2" height=(failed) {} }
-            }
+            path.completed d=(bars(|ended| ended.all())) {}
+            @if !failed.is_empty() { path.error d=(failed) {} }
         }
     }
 }

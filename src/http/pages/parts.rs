@@ -68,25 +68,39 @@ pub(super) fn said(text: &str) -> String {
     made_safe(text.as_bytes())
 }
 
-/// The shape that stands beside a status, so that its colour is never all that tells it.
+/// The shapes that stand beside statuses, so that a colour is never all that tells one; each once, whatever the page shows.
+const SHAPES: [(&str, &str); 8] = [
+    ("pending", r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/>"#),
+    (
+        "inqueue",
+        r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/><path d="M8 4.8V8l2.4 1.6" fill="none" stroke="currentColor" stroke-width="1.8"/>"#,
+    ),
+    ("progress", r#"<path d="M4 2.5v11l9.5-5.5z" fill="currentColor"/>"#),
+    ("completed", r#"<path d="M2.5 8.5l3.6 3.7 7.4-8.4" fill="none" stroke="currentColor" stroke-width="2.4"/>"#),
+    ("error", r#"<path d="M3.3 3.3l9.4 9.4M12.7 3.3l-9.4 9.4" stroke="currentColor" stroke-width="2.6"/>"#),
+    (
+        "cancelled",
+        r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/><path d="M4 12l8-8" stroke="currentColor" stroke-width="2"/>"#,
+    ),
+    ("paused", r#"<path d="M4 2.5h3v11H4zM9 2.5h3v11H9z" fill="currentColor"/>"#),
+    (
+        "attention",
+        r#"<path d="M8 1.5L15.3 14.5H.7z" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linejoin="round"/><path d="M8 6v4M8 11.4v1.6" stroke="currentColor" stroke-width="1.8"/>"#,
+    ),
+];
+
+/// What [`icon`] refers to; each page has it once.
+pub(super) fn shapes() -> Markup {
+    html! {
+        svg hidden aria-hidden="true" {
+            @for (name, drawing) in SHAPES { symbol id={ "i-" (name) } viewBox="0 0 16 16" { (PreEscaped(drawing)) } }
+        }
+    }
+}
+
+/// The shape of that name.
 pub(super) fn icon(shape: &str) -> Markup {
-    let path = match shape {
-        "pending" => r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/>"#,
-        "inqueue" => {
-            r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/><path d="M8 4.8V8l2.4 1.6" fill="none" stroke="currentColor" stroke-width="1.8"/>"#
-        }
-        "progress" => r#"<path d="M4 2.5v11l9.5-5.5z" fill="currentColor"/>"#,
-        "completed" => r#"<path d="M2.5 8.5l3.6 3.7 7.4-8.4" fill="none" stroke="currentColor" stroke-width="2.4"/>"#,
-        "error" => r#"<path d="M3.3 3.3l9.4 9.4M12.7 3.3l-9.4 9.4" stroke="currentColor" stroke-width="2.6"/>"#,
-        "cancelled" => {
-            r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/><path d="M4 12l8-8" stroke="currentColor" stroke-width="2"/>"#
-        }
-        "paused" => r#"<path d="M4 2.5h3v11H4zM9 2.5h3v11H9z" fill="currentColor"/>"#,
-        _ => {
-            r#"<path d="M8 1.5L15.3 14.5H.7z" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linejoin="round"/><path d="M8 6v4M8 11.4v1.6" stroke="currentColor" stroke-width="1.8"/>"#
-        }
-    };
-    html! { svg.icon viewBox="0 0 16 16" aria-hidden="true" focusable="false" { (PreEscaped(path)) } }
+    html! { svg.icon aria-hidden="true" { use href={ "#i-" (shape) } {} } }
 }
 
 /// The class and icon of a status.
@@ -179,6 +193,13 @@ mod tests {
         );
         assert_eq!(plain_name("a\u{200b}b"), "a[U+200B]b");
         assert_ne!(name("ab").into_string(), name("a\u{200b}b").into_string());
+    }
+
+    #[test]
+    fn every_status_has_a_shape() {
+        let drawn = shapes().into_string();
+        let known = |name: &str| assert!(drawn.contains(&format!("id=\"i-{name}\"")), "{name}");
+        JobStatus::ALL.into_iter().map(shape).chain(["paused", "attention"]).for_each(known);
     }
 
     #[test]

@@ -20,6 +20,9 @@ const WIDTH: i64 = 1000;
 /// In pixels.
 const LANE: usize = 14;
 
+/// The statuses that a bar has, each drawn over those before it.
+const DRAWN: [JobStatus; 4] = [JobStatus::Completed, JobStatus::Cancelled, JobStatus::Progress, JobStatus::Error];
+
 /// One run as it is drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Bar {
@@ -59,13 +62,15 @@ pub(super) fn timeline(overview: &Overview, concurrency: &BTreeMap<String, u32>,
                     } @else {
                         svg.lanes viewBox={ "0 0 " (WIDTH) " " (count * LANE) } width="100%" height=(count * LANE)
                             preserveAspectRatio="none" role="group" aria-label={ "runs of " (plain_name(flow)) } {
-                            @for (bar, lane) in shown.iter().zip(&lanes) {
-                                @let (x, width) = place(bar, start, length);
-                                a href={ "/jobs/" (bar.job) } tabindex="-1" {
-                                    title { (bar.title) }
-                                    rect class=(shape(bar.status)) x=(x) y=(lane * LANE + 1) width=(width) height=(LANE - 2) {}
+                            @let spots = spots(&shown, &lanes, start, length);
+                            @for status in DRAWN { g class=(shape(status)) {
+                                @for ((lane, x, width), (bar, more)) in spots.iter().filter(|(_, (bar, _))| bar.status == status) {
+                                    a href={ "/jobs/" (bar.job) } tabindex="-1" {
+                                        title { (bar.title) @if *more > 0 { ", and " (more) " more here" } }
+                                        path d={ "M" (x) " " (lane * LANE + LANE / 2) "h" (width) } {}
+                                    }
                                 }
-                            }
+                            } }
                         }
                     }
                 }
@@ -81,6 +86,29 @@ pub(super) fn timeline(overview: &Overview, concurrency: &BTreeMap<String, u32>,
             }
         }
     }
+}
+
+/// The lane, start and width of what is drawn, and the bar that it is of. Of bars that would cover each other the gravest is
+/// drawn, with how many more there are.
+fn spots<'a>(
+    bars: &[&'a Bar],
+    lanes: &[usize],
+    start: i64,
+    length: i64,
+) -> BTreeMap<(usize, i64, i64), (&'a Bar, usize)> {
+    let gravity = |bar: &Bar| DRAWN.iter().position(|status| *status == bar.status);
+    let mut spots = BTreeMap::new();
+    for (bar, lane) in bars.iter().copied().zip(lanes) {
+        let (x, width) = place(bar, start, length);
+        let (shown, more) = spots.entry((*lane, x, width)).or_insert((bar, 0));
+        if !std::ptr::eq(*shown, bar) {
+            *more += 1;
+        }
+        if gravity(bar) >= gravity(shown) {
+            *shown = bar;
+        }
+    }
+    spots
 }
 
 fn bars(overview: &Overview) -> BTreeMap<String, Vec<Bar>> {
@@ -175,6 +203,17 @@ mod tests {
         let bars: Vec<&Bar> = bars.iter().collect();
         assert_eq!(lanes(&bars, None), [0, 0, 1, 0, 0]);
         assert_eq!(lanes(&bars, Some(1)), [0; 5]);
+    }
+
+    #[test]
+    fn a_failure_is_not_covered_by_what_was_drawn_over_it() {
+        let failed = Bar { status: JobStatus::Error, ..run(10, 11) };
+        let bars = [run(10, 11), failed.clone(), run(12, 13), run(500, 900)];
+        let bars: Vec<&Bar> = bars.iter().collect();
+        let drawn: Vec<_> = spots(&bars, &[0; 4], 0, 1_000_000).into_values().collect();
+        assert_eq!(drawn, [(&failed, 3)]);
+        assert_eq!(spots(&bars, &[0, 0, 0, 1], 0, 1_000_000).len(), 2);
+        assert_eq!(spots(&bars, &[0; 4], 0, 1_000).len(), 3, "two are of one moment");
     }
 
     #[test]

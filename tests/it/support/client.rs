@@ -52,6 +52,13 @@ impl Service {
         self.request("POST", path, &["Content-Type: application/json"], json.to_string().as_bytes())
     }
 
+    /// What the forms of the page hold for whoever has this cookie, as a header.
+    pub fn csrf(&self, cookie: &str) -> String {
+        let page = self.request("GET", "/", &[cookie], b"").text();
+        let (_, value) = page.split_once("name=\"csrf\" value=\"").expect("the page has a form");
+        value.split('"').next().unwrap().to_owned()
+    }
+
     /// Sends one request. `Host` is the service's own unless `headers` has one.
     pub fn request(&self, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Answer {
         let mut head = format!("{method} {path} HTTP/1.1\r\nConnection: close\r\n");
