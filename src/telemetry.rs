@@ -25,7 +25,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::config::OtlpEndpoint;
-use crate::domain::trace::{SpanId, TraceId};
+use crate::domain::trace::{SpanId, TraceId, TraceState};
 use crate::domain::{Timestamp, WorkerId};
 use crate::metrics::Metrics;
 
@@ -55,6 +55,8 @@ pub struct Span {
     pub id: SpanId,
     /// The span that it is a part of.
     pub parent: Option<SpanId>,
+    /// What goes along with the trace.
+    pub state: Option<TraceState>,
     /// What it is, without anything that is different each time.
     pub name: String,
     /// When it began.
@@ -291,6 +293,9 @@ fn request(resource: &Value, spans: &[Span]) -> Value {
             });
             if let Some(parent) = span.parent {
                 value["parentSpanId"] = parent.to_string().into();
+            }
+            if let Some(state) = &span.state {
+                value["traceState"] = state.as_str().into();
             }
             if let Some(error) = &span.error {
                 value["status"] = json!({ "code": STATUS_ERROR, "message": error });

@@ -60,6 +60,8 @@ pub struct Model {
     pub execution_ms: Option<i64>,
     #[sea_orm(column_type = "Text", nullable)]
     pub traceparent: Option<String>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub tracestate: Option<String>,
     #[sea_orm(has_many)]
     pub runs: HasMany<super::runs::Entity>,
     #[sea_orm(has_many)]

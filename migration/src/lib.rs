@@ -12,6 +12,7 @@ mod m20261125_000006_overview;
 mod m20261125_000007_recurring;
 mod m20261125_000009_dependencies;
 mod m20261125_000010_webhooks;
+mod m20261125_000011_tracestate;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -29,6 +30,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000007_recurring::Migration),
             Box::new(m20261125_000009_dependencies::Migration),
             Box::new(m20261125_000010_webhooks::Migration),
+            Box::new(m20261125_000011_tracestate::Migration),
         ]
     }
 }

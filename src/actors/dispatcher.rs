@@ -375,7 +375,7 @@ impl DispatcherState {
                 maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.args.flow.retry.maximum_attempts()),
                 schedule_time: job.schedule_time,
                 runnable_since: job.run_at.max(job.created_time),
-                trace: JobTrace::of(job.id, job.created_time, job.trace_parent),
+                trace: JobTrace::of(job.id, job.created_time, job.trace),
                 created_time: job.created_time,
                 claimed_time: now,
                 cancel_requested: job.cancel_requested,

@@ -433,7 +433,7 @@ impl JobState {
                 .env
                 .iter()
                 .map(|(name, text)| (name.clone(), text.fill(value)))
-                .chain(self.traceparent())
+                .chain(self.trace_context())
                 .collect(),
             identifier: run.identifier.clone(),
             worker: shared.worker.clone(),
@@ -452,16 +452,17 @@ impl JobState {
         }
     }
 
-    /// The variable that tells a command which trace it is a part of (W3C Trace Context, by its usual name in an
+    /// The variables that tell a command which trace it is a part of (W3C Trace Context, by their usual names in an
     /// environment). Without an exporter its parent is who asked for the job, since nobody would ever see our span.
-    fn traceparent(&self) -> Option<(String, String)> {
+    fn trace_context(&self) -> Vec<(String, String)> {
         let trace = &self.args.run.trace;
         let parent = match (self.args.shared.telemetry.is_on(), trace.parent) {
             (true, _) => trace.for_command(&self.args.run.token),
             (false, Some(span)) => TraceParent { trace: trace.id, span, sampled: trace.sampled },
-            (false, None) => return None,
+            (false, None) => return Vec::new(),
         };
-        Some(("TRACEPARENT".to_owned(), parent.to_string()))
+        let state = trace.state.as_ref().map(|state| ("TRACESTATE".to_owned(), state.as_str().to_owned()));
+        [("TRACEPARENT".to_owned(), parent.to_string())].into_iter().chain(state).collect()
     }
 
     fn schedule_deadline(&self) -> Timestamp {
@@ -869,6 +870,7 @@ impl JobState {
             trace: run.trace.id,
             id: JobTrace::part(&run.token, part),
             parent: Some(run.trace.job),
+            state: run.trace.state.clone(),
             name: name.to_owned(),
             start,
             end,
@@ -899,6 +901,7 @@ impl JobState {
                 trace: run.trace.id,
                 id: run.trace.job,
                 parent: run.trace.parent,
+                state: run.trace.state.clone(),
                 name: format!("job {flow}"),
                 start: run.created_time,
                 end: ended,

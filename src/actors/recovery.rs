@@ -160,7 +160,7 @@ fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
             maximum_attempts: job.maximum_attempts.unwrap_or_else(|| site.flow.retry.maximum_attempts()),
             schedule_time: job.schedule_time,
             runnable_since: job.runnable_since,
-            trace: job.trace,
+            trace: job.trace.clone(),
             created_time: job.created_time,
             claimed_time: job.queued_time.unwrap_or(job.runnable_since),
             cancel_requested: job.cancel_requested,

@@ -216,6 +216,7 @@ impl World {
             due: Due::After(Duration::ZERO),
             maximum_attempts: None,
             unique_key: None,
+            trace: None,
         };
         let jobs = self.args.shared.store.enqueue(&vec![job; count]).await.unwrap();
         self.wake();

@@ -105,6 +105,7 @@ fn jobs() -> Result<Vec<NewJob>> {
             due: Due::After(Duration::ZERO),
             maximum_attempts: None,
             unique_key: None,
+            trace: None,
         })
     };
     JOBS.into_iter().map(job).collect()

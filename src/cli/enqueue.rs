@@ -14,6 +14,7 @@ use super::failure::{Exit, Failure, Result};
 use super::{Context, is_missing_file, open_for_service, wait};
 use crate::config::{Config, FlowConfig};
 use crate::domain::database_url::DatabaseUrl;
+use crate::domain::trace::{self, InvalidTraceParent, InvalidTraceState, TraceContext, TraceParent, TraceState};
 use crate::domain::{JobId, Timestamp, payload};
 use crate::store::{Due, Enqueued, NewJob, Store};
 
@@ -53,6 +54,13 @@ pub(super) struct Args {
     /// How often a job may be tried [default: the flow's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=2_147_483_647))]
     maximum_attempts: Option<u32>,
+    /// The trace that they are a part of (W3C Trace Context) [default: the payload's, else that of the environment variable
+    /// TRACEPARENT]
+    #[arg(long, value_name = "00-…", value_parser = traceparent)]
+    traceparent: Option<TraceParent>,
+    /// What goes along with it
+    #[arg(long, value_name = "K=V,…", requires = "traceparent", value_parser = tracestate)]
+    tracestate: Option<TraceState>,
     /// Run them only once all of these jobs are COMPLETED; where one ends otherwise, they end as ERROR
     #[arg(long, value_name = "ID", num_args = 1.., value_delimiter = ',', value_parser = super::show::job_id)]
     after: Vec<JobId>,
@@ -90,6 +98,27 @@ fn payload_text(text: &str) -> std::result::Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn traceparent(text: &str) -> std::result::Result<TraceParent, String> {
+    text.parse().map_err(|error: InvalidTraceParent| error.to_string())
+}
+
+fn tracestate(text: &str) -> std::result::Result<TraceState, String> {
+    text.parse().map_err(|error: InvalidTraceState| error.to_string())
+}
+
+/// The trace that the jobs are a part of; `None` leaves it to their payload.
+fn trace_context(args: &Args) -> Option<TraceContext> {
+    if let Some(parent) = args.traceparent {
+        return Some(TraceContext { parent, state: args.tracestate.clone() });
+    }
+    if args.payload.as_deref().and_then(|payload| trace::in_payload(payload.as_bytes())).is_some() {
+        return None;
+    }
+    // Whoever calls us may be a part of one, such as a job's command that enqueues what comes next.
+    let variable = |name| std::env::var(name).ok();
+    TraceContext::read(variable("TRACEPARENT").as_deref(), variable("TRACESTATE").as_deref())
+}
+
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let config = context.config()?;
     let flow = find_flow(&config, &args.flow)?;
@@ -111,6 +140,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
         (_, Some(time)) => Due::At(time),
         (delay, None) => Due::After(delay.unwrap_or_default()),
     };
+    let trace = trace_context(args);
     let jobs: Vec<NewJob> = identifiers
         .into_iter()
         .map(|identifier| NewJob {
@@ -121,6 +151,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             due,
             maximum_attempts: args.maximum_attempts,
             unique_key: args.unique_key.clone(),
+            trace: trace.clone(),
         })
         .collect();
     let interrupts = args.wait.then(wait::interrupts).transpose()?;

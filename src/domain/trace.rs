@@ -34,6 +34,134 @@ pub struct TraceParent {
 #[error("not a traceparent of W3C Trace Context, such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")]
 pub struct InvalidTraceParent;
 
+/// W3C Trace Context's `tracestate`: what the systems on a job's way have to tell each other, passed on as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceState(String);
+
+/// The text is no `tracestate` of W3C Trace Context, or a longer one than the standard has everybody pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a tracestate of W3C Trace Context, such as vendor=value,other=value, with at most 32 members and 512 characters"
+)]
+pub struct InvalidTraceState;
+
+/// What a job is a part of, as whoever asked for it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceContext {
+    /// Who asked.
+    pub parent: TraceParent,
+    /// What goes with it.
+    pub state: Option<TraceState>,
+}
+
+/// What somebody has written on purpose, and has to be told that it can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTrace {
+    /// The `traceparent`.
+    #[error(transparent)]
+    Parent(#[from] InvalidTraceParent),
+    /// The `tracestate`.
+    #[error(transparent)]
+    State(#[from] InvalidTraceState),
+    /// A `tracestate` without a `traceparent`, which it belongs to.
+    #[error("nothing without a traceparent, which it goes along with")]
+    StateAlone,
+}
+
+impl InvalidTrace {
+    /// The field that is wrong.
+    #[must_use]
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Parent(_) => "traceparent",
+            Self::State(_) | Self::StateAlone => "tracestate",
+        }
+    }
+}
+
+/// What a job is to be a part of; `None` where nothing is said.
+///
+/// # Errors
+/// Where it is not as the standard has it.
+pub fn checked(traceparent: Option<&str>, tracestate: Option<&str>) -> Result<Option<TraceContext>, InvalidTrace> {
+    match (traceparent, tracestate) {
+        (Some(parent), state) => {
+            Ok(Some(TraceContext { parent: parent.parse()?, state: state.map(str::parse).transpose()? }))
+        }
+        (None, Some(_)) => Err(InvalidTrace::StateAlone),
+        (None, None) => Ok(None),
+    }
+}
+
+impl TraceContext {
+    /// Reads it as the standard wants it read where it comes along with something else: what is no valid `traceparent`
+    /// counts as none, and so does a `tracestate` that is not valid or has no `traceparent`. A long one loses its end.
+    #[must_use]
+    pub fn read(traceparent: Option<&str>, tracestate: Option<&str>) -> Option<Self> {
+        let parent = traceparent?.parse().ok()?;
+        Some(Self { parent, state: tracestate.and_then(TraceState::shortened) })
+    }
+}
+
+impl TraceState {
+    /// The most that it may hold, in bytes: what the standard wants passed on at least.
+    pub const LONGEST: usize = 512;
+    const MOST_MEMBERS: usize = 32;
+
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// As much of it as fits: the standard has members taken from the end, where the oldest are.
+    fn shortened(text: &str) -> Option<Self> {
+        let mut members: Vec<&str> = text.split(',').map(|member| member.trim_matches(BLANKS)).collect();
+        members.retain(|member| !member.is_empty());
+        members.truncate(Self::MOST_MEMBERS);
+        while members.iter().map(|member| member.len() + 1).sum::<usize>() > Self::LONGEST + 1 {
+            members.pop();
+        }
+        members.join(",").parse().ok()
+    }
+}
+
+/// What may stand around a member.
+const BLANKS: [char; 2] = [' ', '\t'];
+
+impl FromStr for TraceState {
+    type Err = InvalidTraceState;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTraceState> {
+        let members = || text.split(',').map(|member| member.trim_matches(BLANKS)).filter(|member| !member.is_empty());
+        let keys: Option<Vec<&str>> = members().map(|member| Some(member.split_once('=')?.0)).collect();
+        let mut keys = keys.ok_or(InvalidTraceState)?;
+        let (count, are_valid) = (keys.len(), members().all(is_member));
+        keys.sort_unstable();
+        keys.dedup();
+        let fits = text.len() <= Self::LONGEST && (1..=Self::MOST_MEMBERS).contains(&count);
+        if fits && are_valid && keys.len() == count { Ok(Self(text.to_owned())) } else { Err(InvalidTraceState) }
+    }
+}
+
+/// Whether this is `key=value` as the standard's grammar has both.
+fn is_member(member: &str) -> bool {
+    let Some((key, value)) = member.split_once('=') else { return false };
+    let is_name = |name: &str, longest: usize, may_begin_with_digit: bool| {
+        let begins = name.starts_with(|c: char| c.is_ascii_lowercase() || may_begin_with_digit && c.is_ascii_digit());
+        let goes_on = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-*/".contains(c);
+        begins && name.len() <= longest && name.chars().all(goes_on)
+    };
+    let key_is_valid = match key.split_once('@') {
+        Some((tenant, system)) => is_name(tenant, 241, true) && is_name(system, 14, false),
+        None => is_name(key, 256, true),
+    };
+    key_is_valid
+        && (1..=256).contains(&value.len())
+        && value.bytes().all(|byte| matches!(byte, b' '..=b'~') && !b",=".contains(&byte))
+        && !value.ends_with(' ')
+}
+
 /// The parts of a job that get a span, besides the job itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunPart {
@@ -46,7 +174,7 @@ pub enum RunPart {
 }
 
 /// The trace of one job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobTrace {
     /// Its id.
     pub id: TraceId,
@@ -56,12 +184,15 @@ pub struct JobTrace {
     pub parent: Option<SpanId>,
     /// Whether it is to be recorded: as whoever asked for it does, and always where nobody said.
     pub sampled: bool,
+    /// What is passed on with it.
+    pub state: Option<TraceState>,
 }
 
 impl JobTrace {
-    /// The trace of a job: its parent's, or one that follows from the row.
+    /// The trace of a job: that of whoever asked for it, or one that follows from the row.
     #[must_use]
-    pub fn of(job: JobId, created_time: Timestamp, parent: Option<TraceParent>) -> Self {
+    pub fn of(job: JobId, created_time: Timestamp, context: Option<TraceContext>) -> Self {
+        let (parent, state) = context.map_or((None, None), |context| (Some(context.parent), context.state));
         let row = [&job.0.to_be_bytes()[..], &created_time.unix_millis().to_be_bytes()].concat();
         let id = parent.map_or_else(|| TraceId(derived(b"callsheet trace", &row)), |parent| parent.trace);
         let span = [&id.0[..], &row].concat();
@@ -70,6 +201,7 @@ impl JobTrace {
             job: SpanId(derived(b"callsheet job", &span)),
             parent: parent.map(|parent| parent.span),
             sampled: parent.is_none_or(|parent| parent.sampled),
+            state,
         }
     }
 
@@ -91,15 +223,20 @@ impl JobTrace {
     }
 }
 
-/// The `traceparent` that a payload carries in a key of that name, where it is an object and has one that is valid.
+/// What a payload carries in the keys `traceparent` and `tracestate`, where it is an object and has valid ones.
 #[must_use]
-pub fn in_payload(payload: &[u8]) -> Option<TraceParent> {
+pub fn in_payload(payload: &[u8]) -> Option<TraceContext> {
     #[derive(serde::Deserialize)]
     struct Carrier<'a> {
         #[serde(borrow, default)]
         traceparent: Option<std::borrow::Cow<'a, str>>,
+        #[serde(borrow, default)]
+        tracestate: Option<&'a serde_json::value::RawValue>,
     }
-    serde_json::from_slice::<Carrier<'_>>(payload).ok()?.traceparent?.parse().ok()
+    let Carrier { traceparent, tracestate } = serde_json::from_slice(payload).ok()?;
+    // Whatever else somebody keeps under that name.
+    let tracestate: Option<String> = tracestate.and_then(|raw| serde_json::from_str(raw.get()).ok());
+    TraceContext::read(traceparent.as_deref(), tracestate.as_deref())
 }
 
 /// Bytes that follow from what is told, and from nothing else; never all zeroes.
@@ -231,9 +368,11 @@ mod tests {
         assert_ne!(trace.id, JobTrace::of(JobId(7), other, None).id);
         assert!(trace.sampled && trace.parent.is_none());
         let parent: TraceParent = EXAMPLE.parse().unwrap();
-        let asked = JobTrace::of(JobId(7), at, Some(parent));
+        let context = TraceContext { parent, state: "a=1".parse().ok() };
+        let asked = JobTrace::of(JobId(7), at, Some(context.clone()));
         assert_eq!((asked.id, asked.parent), (parent.trace, Some(parent.span)));
-        assert_ne!(asked.job, JobTrace::of(JobId(8), at, Some(parent)).job, "two jobs of one request are two spans");
+        assert_eq!(asked.state, context.state);
+        assert_ne!(asked.job, JobTrace::of(JobId(8), at, Some(context)).job, "two jobs of one request are two spans");
         let (first, second) = (RunToken::from_bytes([1; 16]), RunToken::from_bytes([2; 16]));
         assert_ne!(JobTrace::part(&first, RunPart::Run), JobTrace::part(&second, RunPart::Run));
         assert_ne!(JobTrace::part(&first, RunPart::Run), JobTrace::part(&first, RunPart::Queued));
@@ -242,13 +381,61 @@ mod tests {
 
     #[test]
     fn a_payload_may_carry_one() {
-        let found = |payload: &str| in_payload(payload.as_bytes()).map(|parent| parent.to_string());
+        let found = |payload: &str| in_payload(payload.as_bytes()).map(|found| found.parent.to_string());
         assert_eq!(found(&format!(r#"{{"a":[1],"traceparent":"{EXAMPLE}"}}"#)).as_deref(), Some(EXAMPLE));
+        let state = |state: &str| {
+            let payload = format!(r#"{{"traceparent":"{EXAMPLE}","tracestate":{state}}}"#);
+            in_payload(payload.as_bytes()).unwrap().state.map(|state| state.as_str().to_owned())
+        };
+        assert_eq!(state(r#""a=1,b=2""#).as_deref(), Some("a=1,b=2"));
+        assert_eq!([state("7"), state(r#""no""#), state(r#"{"a":1}"#), state("null")], [const { None }; 4]);
         for without in
             ["{}", "[]", "null", "7", r#"{"traceparent":7}"#, r#"{"traceparent":null}"#, r#"{"traceparent":"x"}"#, "{"]
         {
             assert_eq!(found(without), None, "{without}");
         }
+    }
+
+    #[test]
+    fn a_state_is_passed_on_as_it_came_if_it_is_one() {
+        let longest = format!("a={}, b={}", "x".repeat(256), "y".repeat(250));
+        assert_eq!(longest.len(), 512);
+        let most = (0..32).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
+        for valid in [
+            "a=1",
+            "a=1,, b=2 ,",
+            "0a_-*/=!~",
+            "tenant@system=x y",
+            "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+            &longest,
+            &most,
+        ] {
+            assert_eq!(valid.parse::<TraceState>().unwrap().as_str(), valid);
+        }
+        for wrong in [
+            "",
+            ",",
+            "a",
+            "=1",
+            "a=",
+            "A=1",
+            "a=1,a=2",
+            "a=b=c",
+            "a=\u{e9}",
+            "a=1\n",
+            "a@1b=1",
+            "@a=1",
+            &format!("{longest}z"),
+            &format!("{most},more=1"),
+        ] {
+            assert_eq!(wrong.parse::<TraceState>(), Err(InvalidTraceState), "{wrong}");
+        }
+        let read = |state: &str| TraceContext::read(Some(EXAMPLE), Some(state)).unwrap().state.map(|state| state.0);
+        assert_eq!(read(&format!("{longest}zz, c=3")), Some(format!("a={}", "x".repeat(256))));
+        assert_eq!(read(&format!("{most},more=1")), Some(most));
+        assert_eq!(read("nonsense"), None);
+        assert_eq!(TraceContext::read(Some("00-what"), Some("a=1")), None);
+        assert_eq!(TraceContext::read(None, Some("a=1")), None);
     }
 
     proptest! {

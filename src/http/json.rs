@@ -74,6 +74,8 @@ pub struct JobJson {
     pub execution_ms: Option<i64>,
     /// `traceparent`
     pub traceparent: Option<String>,
+    /// `tracestate`
+    pub tracestate: Option<String>,
 }
 
 /// A row of `runs`.
@@ -618,6 +620,7 @@ impl From<&JobRow> for JobJson {
             completed_time: row.completed_time.map(rfc3339),
             execution_ms: row.execution_ms,
             traceparent: row.traceparent.clone(),
+            tracestate: row.tracestate.clone(),
         }
     }
 }

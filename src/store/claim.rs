@@ -12,6 +12,7 @@ use serde_json::json;
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
+use crate::domain::trace::{TraceContext, TraceState};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
 const ACTION: &str = "claim jobs";
@@ -280,7 +281,8 @@ impl Store {
         // A statement for each row: joined with a list, either database's planner may choose to read all pending rows. The
         // event goes with it: on SQLite as a second statement, where changes() is how many rows the first one has changed.
         let job = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
-             schedule_time = $6, traceparent = COALESCE(traceparent, $7), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
+             schedule_time = $6, traceparent = COALESCE(traceparent, $7), \
+             tracestate = CASE WHEN traceparent IS NULL THEN $9 ELSE tracestate END, progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
              execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
              WHERE id = $1 AND status = 'PENDING'";
         let event = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
@@ -300,8 +302,9 @@ impl Store {
                 now.unix_millis().into(),
                 job.schedule_time.unix_millis().into(),
                 // From the payload to where whoever finds the run later looks for it.
-                job.trace_parent.map(|parent| parent.to_string()).into(),
+                job.trace.as_ref().map(|trace| trace.parent.to_string()).into(),
                 message.as_str().into(),
+                job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str).into(),
             ];
             let taken = transaction.execute_raw(self.statement(statement.as_str(), values)).await.doing(ACTION)?;
             if taken.rows_affected() == 0 {
@@ -588,10 +591,11 @@ fn nobodys(dialect: Dialect) -> String {
 
 fn claimed_columns(dialect: Dialect) -> String {
     format!(
-        "id, priority, run_at, attempt, attempts_before, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}, {}",
+        "id, priority, run_at, attempt, attempts_before, maximum_attempts, created_time, schedule_time, cancel_requested_time, {}, {}, {}, {}",
         dialect.text("identifier"),
         dialect.text("payload"),
-        dialect.text("traceparent")
+        dialect.text("traceparent"),
+        dialect.text("tracestate")
     )
 }
 
@@ -641,8 +645,8 @@ fn claimed_job(row: &Row<'_>) -> Result<ClaimedJob, Error> {
     // The table's own limit: a hostile attempt must not make the claim of every other row fail.
     let attempt = row.attempt()?.0.saturating_add(1).min(i32::MAX.unsigned_abs());
     let payload = readable_payload(row.bytes("payload")?);
-    let trace_parent = match row.text("traceparent")? {
-        Some(text) => text.parse().ok(),
+    let trace = match row.text("traceparent")? {
+        Some(parent) => TraceContext::read(Some(&parent), row.text("tracestate")?.as_deref()),
         None => payload.as_ref().ok().and_then(|payload| trace::in_payload(payload.as_deref()?)),
     };
     Ok(ClaimedJob {
@@ -658,7 +662,7 @@ fn claimed_job(row: &Row<'_>) -> Result<ClaimedJob, Error> {
         created_time,
         schedule_time: row.maybe_time("schedule_time")?.unwrap_or(created_time.max(run_at)),
         cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
-        trace_parent,
+        trace,
     })
 }
 

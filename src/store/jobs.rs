@@ -14,7 +14,7 @@ use super::{
     RunRow, Store, WorkerRow,
 };
 use crate::crash::{self, Step};
-use crate::domain::trace::JobTrace;
+use crate::domain::trace::{JobTrace, TraceContext, TraceState};
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
 
 /// Rows of one statement.
@@ -111,6 +111,8 @@ impl Store {
                 json!({
                     "type": job.flow.as_str(), "identifier": job.identifier, "payload": job.payload, "priority": job.priority,
                     "run_at": run_at, "delay": delay, "maximum_attempts": job.maximum_attempts, "unique_key": job.unique_key,
+                    "traceparent": job.trace.as_ref().map(|trace| trace.parent.to_string()),
+                    "tracestate": job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str),
                 })
             })
             .collect();
@@ -125,12 +127,14 @@ impl Store {
                 ("delay", "bigint"),
                 ("maximum_attempts", "bigint"),
                 ("unique_key", "text"),
+                ("traceparent", "text"),
+                ("tracestate", "text"),
             ],
         );
         let insert = format!(
-            "INSERT INTO jobs (type, identifier, payload, priority, run_at, maximum_attempts, unique_key) \
-             SELECT item.type, item.identifier, {}, item.priority, COALESCE(item.run_at, {} + item.delay), \
-             item.maximum_attempts, item.unique_key FROM {source} WHERE true \
+            "INSERT INTO jobs (type, identifier, payload, priority, run_at, maximum_attempts, unique_key, \
+             traceparent, tracestate) SELECT item.type, item.identifier, {}, item.priority, COALESCE(item.run_at, {} + item.delay), \
+             item.maximum_attempts, item.unique_key, item.traceparent, item.tracestate FROM {source} WHERE true \
              ON CONFLICT (type, unique_key) WHERE unique_key IS NOT NULL AND {OPEN_OR_PENDING} DO NOTHING RETURNING id",
             dialect.pick("item.payload", "item.payload::json"),
             dialect.now(),
@@ -350,7 +354,7 @@ impl Store {
     pub async fn open_jobs(&self, worker: &WorkerId, flow: Option<&FlowType>) -> Result<Vec<OpenJob>, Error> {
         const ACTION: &str = "read the open jobs";
         let dialect = self.dialect();
-        let columns = ["type", "status", "run_token", "worker_id", "identifier", "traceparent"]
+        let columns = ["type", "status", "run_token", "worker_id", "identifier", "traceparent", "tracestate"]
             .map(|column| format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text")));
         let select = format!(
             "SELECT jobs.id, jobs.attempt, jobs.attempts_before, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
@@ -499,6 +503,7 @@ pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow, Error> {
         completed_time: row.maybe_time("completed_time")?,
         execution_ms: row.maybe_int("execution_ms")?,
         traceparent: row.text("traceparent")?,
+        tracestate: row.text("tracestate")?,
     })
 }
 
@@ -562,7 +567,7 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
 fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {
     let (run_at, created_time) = (row.time("run_at")?, row.time("created_time")?);
     let id = row.job("id")?;
-    let parent = row.text("traceparent")?.and_then(|text| text.parse().ok());
+    let trace = TraceContext::read(row.text("traceparent")?.as_deref(), row.text("tracestate")?.as_deref());
     Ok(OpenJob {
         id,
         job_type: row.some_text("type")?,
@@ -577,7 +582,7 @@ fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {
         created_time,
         runnable_since: created_time.max(run_at),
         queued_time: row.maybe_time("queued_time")?,
-        trace: JobTrace::of(id, created_time, parent),
+        trace: JobTrace::of(id, created_time, trace),
         cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
         started_time: row.maybe_time("started_time")?,
         pid: row.maybe_int("pid")?.and_then(|pid| i32::try_from(pid).ok()),

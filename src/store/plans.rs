@@ -110,6 +110,7 @@ async fn work(store: &Store) {
         due: Due::After(Duration::ZERO),
         maximum_attempts: None,
         unique_key: Some("key".to_owned()),
+        trace: None,
     };
     for _ in 0..2 {
         store.enqueue(std::slice::from_ref(&keyed)).await.unwrap();

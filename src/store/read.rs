@@ -57,6 +57,8 @@ pub struct JobRow {
     pub execution_ms: Option<i64>,
     /// `traceparent`, as it was written, which may be no valid one.
     pub traceparent: Option<String>,
+    /// `tracestate`, the same.
+    pub tracestate: Option<String>,
 }
 
 /// A row of `runs`.

@@ -185,6 +185,7 @@ impl Store {
             due: Due::At(time),
             maximum_attempts: None,
             unique_key: Some(key),
+            trace: None,
         };
         Ok(self.insert(transaction, &[job]).await?.first().copied())
     }

@@ -76,6 +76,7 @@ mod tests {
                 due: Due::After(Duration::ZERO),
                 maximum_attempts: None,
                 unique_key: None,
+                trace: None,
             };
             store.enqueue(&[new]).await.unwrap();
         }

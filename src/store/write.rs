@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Waited;
 use crate::domain::run::{Next, Usage};
-use crate::domain::trace::TraceParent;
+use crate::domain::trace::TraceContext;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 
 /// One change, to be committed with others in [`Store::apply`](super::Store::apply).
@@ -119,8 +119,8 @@ pub struct ClaimedJob {
     pub schedule_time: Timestamp,
     /// Whether somebody has asked to cancel it since it was claimed.
     pub cancel_requested: bool,
-    /// Who asked for it, by its `traceparent` or its payload's.
-    pub trace_parent: Option<TraceParent>,
+    /// What it is a part of, by its `traceparent` and `tracestate` or its payload's.
+    pub trace: Option<TraceContext>,
 }
 
 /// A command runs.
@@ -259,6 +259,8 @@ pub struct NewJob {
     pub maximum_attempts: Option<u32>,
     /// `jobs.unique_key`: while an open row of the flow has it, no second one is made.
     pub unique_key: Option<String>,
+    /// `jobs.traceparent` and `jobs.tracestate`: what it is a part of; `None` leaves that to the payload.
+    pub trace: Option<TraceContext>,
 }
 
 /// When a new row may start.

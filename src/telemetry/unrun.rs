@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::{Span, Telemetry};
-use crate::domain::trace::{JobTrace, in_payload};
+use crate::domain::trace::{JobTrace, TraceContext, in_payload};
 use crate::domain::{FlowType, JobStatus, WorkerId};
 use crate::store::{Error, JobRow, Store, StreamedEvent};
 
@@ -68,17 +68,18 @@ async fn is_first(store: &Store, worker: &WorkerId) -> Result<bool, Error> {
 
 /// The job's own span; `None` where nobody wants it.
 fn span(job: &JobRow, told: &StreamedEvent) -> Option<Span> {
-    let parent = match &job.traceparent {
-        Some(text) => text.parse().ok(),
+    let context = match &job.traceparent {
+        Some(parent) => TraceContext::read(Some(parent), job.tracestate.as_deref()),
         None => job.payload.as_ref().and_then(|payload| in_payload(payload.as_bytes())),
     };
-    let trace = JobTrace::of(job.id, job.created_time, parent);
+    let trace = JobTrace::of(job.id, job.created_time, context);
     let flow: FlowType = job.job_type.parse().ok()?;
     let failed = told.event.to_status == JobStatus::Error.as_str();
     trace.sampled.then(|| Span {
         trace: trace.id,
         id: trace.job,
         parent: trace.parent,
+        state: trace.state,
         name: format!("job {flow}"),
         start: job.created_time,
         end: told.event.time,

@@ -366,6 +366,7 @@ async fn enqueue(store: &Store, flow: &str, identifiers: impl Iterator<Item = St
             due: Due::After(Duration::ZERO),
             maximum_attempts: None,
             unique_key: None,
+            trace: None,
         })
         .collect();
     store.enqueue(&jobs).await.expect("the jobs are taken").into_iter().map(|job| job.id).collect()

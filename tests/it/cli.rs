@@ -485,6 +485,7 @@ fn new_job(identifier: &str) -> NewJob {
         due: Due::After(Duration::ZERO),
         maximum_attempts: None,
         unique_key: None,
+        trace: None,
     }
 }
 

@@ -192,6 +192,7 @@ async fn enqueue_store(service: &Service, after: &[JobId]) -> JobId {
         due: callsheet::store::Due::After(std::time::Duration::ZERO),
         maximum_attempts: None,
         unique_key: None,
+        trace: None,
     };
     let after = [(0, after.to_vec())].into();
     service.store.enqueue_after(&[new], &after).await.unwrap()[0].id

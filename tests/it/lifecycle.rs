@@ -197,6 +197,7 @@ impl OneJob {
             due: Due::After(Duration::ZERO),
             maximum_attempts: None,
             unique_key: None,
+            trace: None,
         };
         let job = store.enqueue(&[new]).await.unwrap()[0].id;
         Self { store, job, flow, worker: "w".parse().unwrap(), tokens: Vec::new(), started: false }

@@ -137,6 +137,7 @@ pub fn new(identifier: &str) -> NewJob {
         due: Due::After(Duration::ZERO),
         maximum_attempts: None,
         unique_key: None,
+        trace: None,
     }
 }
 

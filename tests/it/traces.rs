@@ -60,6 +60,7 @@ mod otlp {
         pub trace_id: String,
         pub span_id: String,
         pub parent_span_id: Option<String>,
+        pub trace_state: Option<String>,
         pub name: String,
         pub kind: u8,
         pub start_time_unix_nano: String,
@@ -212,12 +213,18 @@ fn request(stream: &mut TcpStream) -> String {
 const FLOWS: &str = "[flows.ONE]\n{job}\nconcurrency = 8\n[flows.ONE.retry]\nmaximum_attempts = 2\ninitial_interval = \"0s\"\n\
     [flows.MISSING]\ncommand = [\"/nowhere/at/all\"]\n";
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const OTHER: &str = "00-11111111111111111111111111111111-1111111111111111-01";
+const STATE: &str = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE";
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// `TRACEPARENT` in what a command with `environment` in its identifier wrote down.
 fn told(service: &Service, job: JobId) -> Option<String> {
+    told_in(service, job, "TRACEPARENT")
+}
+
+fn told_in(service: &Service, job: JobId, variable: &str) -> Option<String> {
     let environment = std::fs::read_to_string(service.path(&format!("evidence/{job}.1.environment"))).unwrap();
-    environment.lines().find_map(|line| line.strip_prefix("TRACEPARENT=").map(str::to_owned))
+    environment.lines().find_map(|line| line.strip_prefix(&format!("{variable}=")).map(str::to_owned))
 }
 
 async fn each_job_is_a_trace_from_its_enqueue_to_its_end(on: On) {
@@ -225,7 +232,7 @@ async fn each_job_is_a_trace_from_its_enqueue_to_its_end(on: On) {
     let receiver = Receiver::start(1);
     service.configure(&format!("[telemetry]\notlp_endpoint = \"http://{}\"\n", receiver.address));
     // What the service itself is a part of is nothing to its commands.
-    service.serve_with(&[("TRACEPARENT", "00-11111111111111111111111111111111-1111111111111111-01")]).await;
+    service.serve_with(&[("TRACEPARENT", OTHER), ("TRACESTATE", "a=1")]).await;
     let plain = service.insert("ONE", &["run:0.1+environment"]).await[0];
     let failing = service.insert("ONE", &["complain:why+exit:3"]).await[0];
     let refused = service.insert("ONE", &["..no"]).await[0];
@@ -233,8 +240,14 @@ async fn each_job_is_a_trace_from_its_enqueue_to_its_end(on: On) {
     let with = |identifier: &str, column: &str, value: &str| {
         format!("INSERT INTO jobs (type, identifier, {column}) VALUES ('ONE', '{identifier}', '{value}')")
     };
-    service.sql(&with("environment", "traceparent", PARENT)).await;
-    service.sql(&with("environment", "payload", &format!("{{\"traceparent\": \"{PARENT}\"}}"))).await;
+    service.sql(&with("environment", "tracestate, traceparent", &format!("{STATE}', '{PARENT}"))).await;
+    service
+        .sql(&with(
+            "environment",
+            "payload",
+            &format!("{{\"traceparent\": \"{PARENT}\", \"tracestate\": \"{STATE}\"}}"),
+        ))
+        .await;
     service.sql(&with("environment", "traceparent", "00-what-ever-01")).await;
     service.sql(&with("environment", "traceparent", &PARENT.replace("-01", "-00"))).await;
     let [column, payload, invalid, unsampled] = [1, 2, 3, 4].map(|n| JobId(missing.0 + n));
@@ -274,10 +287,14 @@ async fn each_job_is_a_trace_from_its_enqueue_to_its_end(on: On) {
         let whole = &trace["job ONE"][0];
         assert_eq!((whole.trace_id.as_str(), whole.parent_span_id.as_deref()), (TRACE, Some("00f067aa0ba902b7")));
         assert_eq!(told(&service, job), Some(format!("00-{TRACE}-{}-01", trace["run"][0].span_id)));
-        assert_eq!(service.job(job).await.traceparent.as_deref(), Some(PARENT));
+        let row = service.job(job).await;
+        assert_eq!((row.traceparent.as_deref(), row.tracestate.as_deref()), (Some(PARENT), Some(STATE)));
+        assert!(trace.values().flatten().all(|span| span.trace_state.as_deref() == Some(STATE)), "{trace:?}");
+        assert_eq!(told_in(&service, job, "TRACESTATE").as_deref(), Some(STATE));
     }
     let trace = receiver.trace(invalid).await;
     assert!(trace["job ONE"][0].trace_id != TRACE && trace["job ONE"][0].parent_span_id.is_none());
+    assert_eq!((&trace["job ONE"][0].trace_state, told_in(&service, invalid, "TRACESTATE")), (&None, None));
     service.until(unsampled, JobStatus::Completed).await;
     let told_unsampled = told(&service, unsampled).unwrap();
     assert!(told_unsampled.starts_with(&format!("00-{TRACE}-")) && told_unsampled.ends_with("-00"), "{told_unsampled}");
@@ -361,6 +378,90 @@ async fn without_an_exporter_a_command_is_told_who_asked_for_its_job() {
     }
     assert_eq!((told(&service, plain), told(&service, asked)), (None, Some(PARENT.to_owned())));
 }
+
+async fn who_enqueues_says_what_the_job_is_a_part_of(on: On) {
+    let Some(service) = Service::start(on, FLOWS).await else { return };
+    let of = async |id: &str| {
+        let row = service.job(JobId(id.trim().parse().unwrap())).await;
+        (row.traceparent, row.tracestate)
+    };
+    let said = |parent: &str, state: Option<&str>| (Some(parent.to_owned()), state.map(ToOwned::to_owned));
+    let in_payload = format!("{{\"traceparent\": \"{PARENT}\"}}");
+
+    let enqueue = |arguments: &[&str], environment: &[(&str, &str)]| {
+        let mut command = service.command();
+        command.args(["enqueue", "MISSING", "a", "--delay", "1h"]).args(arguments).envs(environment.iter().copied());
+        command.output().unwrap()
+    };
+    for (arguments, environment, expected) in [
+        (&["--traceparent", PARENT, "--tracestate", STATE][..], &[][..], said(PARENT, Some(STATE))),
+        (&[], &[("TRACEPARENT", PARENT), ("TRACESTATE", STATE)], said(PARENT, Some(STATE))),
+        (&["--traceparent", PARENT], &[("TRACEPARENT", OTHER), ("TRACESTATE", "a=1")], said(PARENT, None)),
+        (&["--payload", &in_payload], &[("TRACEPARENT", OTHER)], (None, None)),
+        (&[], &[("TRACEPARENT", "00-what"), ("TRACESTATE", "a=1")], (None, None)),
+        (&[], &[("TRACEPARENT", PARENT), ("TRACESTATE", "what")], said(PARENT, None)),
+    ] {
+        let output = enqueue(arguments, environment);
+        assert!(output.status.success(), "{}", tools::said(&output));
+        assert_eq!(of(&tools::said(&output)).await, expected, "{arguments:?} {environment:?}");
+    }
+    for (arguments, reason) in [
+        (&["--traceparent", "00-what"][..], "not a traceparent of W3C Trace Context"),
+        (&["--traceparent", PARENT, "--tracestate", "what"], "not a tracestate of W3C Trace Context"),
+        (&["--tracestate", STATE], "--traceparent"),
+    ] {
+        let output = enqueue(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(tools::said(&output).contains(reason), "{}", tools::said(&output));
+    }
+
+    // By the API: a field, or for all jobs of a request that say nothing its own headers.
+    let post = |headers: &[&str], body: &serde_json::Value| {
+        let headers = [&["Content-Type: application/json"], headers].concat();
+        service.request("POST", "/api/v1/jobs", &headers, body.to_string().as_bytes())
+    };
+    let job = |more: serde_json::Value| {
+        let mut job = serde_json::json!({ "type": "MISSING", "identifier": "a", "run_at": "2100-01-01T00:00:00Z" });
+        job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        job
+    };
+    let header = format!("traceparent: {OTHER}");
+    let jobs = serde_json::json!([
+        job(serde_json::json!({ "traceparent": PARENT, "tracestate": STATE })),
+        job(serde_json::json!({})),
+        job(serde_json::json!({ "payload": { "traceparent": PARENT } })),
+    ]);
+    let answer = post(&[&header, "tracestate: a=1", "tracestate: b=2"], &jobs);
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    let answer = answer.json();
+    let field = |place: usize, name: &str| answer[place][name].as_str().map(ToOwned::to_owned);
+    let answers: Vec<_> = (0..3).map(|place| (field(place, "traceparent"), field(place, "tracestate"))).collect();
+    assert_eq!(answers, [said(PARENT, Some(STATE)), said(OTHER, Some("a=1,b=2")), (None, None)]);
+    for headers in [&["traceparent: 00-what"][..], &["tracestate: a=1"], &[header.as_str(), header.as_str()]] {
+        let answer = post(headers, &job(serde_json::json!({})));
+        assert_eq!((answer.status, &answer.json()["traceparent"]), (201, &serde_json::Value::Null), "{headers:?}");
+    }
+    for (more, field) in [
+        (serde_json::json!({ "traceparent": "00-what" }), "traceparent"),
+        (serde_json::json!({ "traceparent": PARENT, "tracestate": "a" }), "tracestate"),
+        (serde_json::json!({ "tracestate": STATE }), "tracestate"),
+    ] {
+        let refusal = post(&[], &job(more));
+        assert_eq!(refusal.status, 422);
+        let error = &refusal.json()["errors"][0];
+        assert!(
+            error["pointer"] == format!("#/{field}") && error["detail"].as_str().unwrap().starts_with("it is not"),
+            "{error}"
+        );
+    }
+    // And so it comes to the command.
+    let asked = post(&[&header, "tracestate: a=1"], &serde_json::json!({ "type": "ONE", "identifier": "environment" }));
+    let asked = JobId(asked.json()["id"].as_i64().unwrap());
+    service.until(asked, JobStatus::Completed).await;
+    let environment = (told(&service, asked), told_in(&service, asked, "TRACESTATE"));
+    assert_eq!(environment, said(OTHER, Some("a=1")));
+}
+crate::on_each_database!(who_enqueues_says_what_the_job_is_a_part_of);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_away_holds_up_nothing() {

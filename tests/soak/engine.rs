@@ -511,6 +511,7 @@ fn new_job(flow: &str, identifier: &str) -> NewJob {
         due: Due::After(Duration::ZERO),
         maximum_attempts: None,
         unique_key: None,
+        trace: None,
     }
 }
 

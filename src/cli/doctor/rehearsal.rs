@@ -321,6 +321,7 @@ impl Stage {
             due: Due::After(Duration::ZERO),
             maximum_attempts: Some(1),
             unique_key: None,
+            trace: None,
         };
         let enqueued = self.store.enqueue(&[new]).await.map_err(|error| error.to_string())?;
         enqueued.first().map(|job| job.id).ok_or_else(|| "no job was enqueued".to_owned())

@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use super::document;
 use super::query::shown;
 use crate::config::FlowConfig;
+use crate::domain::trace::{self, TraceContext};
 use crate::domain::{FlowType, JobId, Timestamp, payload};
 use crate::http::json::{EnqueuedJson, JobJson};
 use crate::http::problem::{FieldError, Problem};
@@ -62,6 +63,15 @@ struct NewJobJson {
     #[serde(default)]
     #[schema(min_length = 1, max_length = 255)]
     unique_key: Option<String>,
+    /// The trace that it is a part of (W3C Trace Context). Where nothing is said, the payload's key of this name, and else
+    /// the request's header.
+    #[serde(default)]
+    #[schema(pattern = "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
+    traceparent: Option<String>,
+    /// What goes along with `traceparent`.
+    #[serde(default)]
+    #[schema(max_length = 512)]
+    tracestate: Option<String>,
     /// The ids of jobs that must be COMPLETED before it may start; where one ends otherwise, it ends as ERROR.
     #[serde(default)]
     #[schema(max_items = 1000)]
@@ -95,6 +105,11 @@ enum EnqueuedJobs {
 /// nothing is added. Where anything is wrong with any of them, nothing is enqueued.
 #[utoipa::path(
     post, path = "/api/v1/jobs", tag = "jobs", operation_id = "enqueue_jobs",
+    params(
+        ("traceparent" = Option<String>, Header, description = "The trace that the jobs are a part of, where neither they nor their payloads \
+            name one (W3C Trace Context); one that is not valid is ignored"),
+        ("tracestate" = Option<String>, Header, description = "What goes along with it, the same"),
+    ),
     request_body(content = NewJobs, content_type = "application/json"),
     responses(
         (status = 201, description = "Enqueued", body = EnqueuedJobs),
@@ -115,7 +130,7 @@ pub(super) async fn enqueue(
     let turn = if body::is_at_most(&headers, SMALL_BODY) { None } else { Some(app.large_body_turn().await?) };
     let bytes = body::read(&headers, body, LARGEST_BODY).await?;
     let (written, several) = parse(&bytes)?;
-    let new = validate(&written, several, &app.config().flows)?;
+    let new = validate(&written, several, &app.config().flows, in_headers(&headers).as_ref())?;
     let after = written.iter().enumerate().filter_map(|(place, job)| Some((place, job.after()?))).collect();
     drop((written, bytes));
     // The database may take its time; what is left by now is what was asked for.
@@ -160,13 +175,30 @@ fn parse(bytes: &[u8]) -> Result<(Vec<NewJobJson>, bool), Problem> {
 
 pub(in crate::http) type Flows = BTreeMap<FlowType, Arc<FlowConfig>>;
 
-/// The jobs, each fit for its flow; or everything that is wrong with any of them.
-fn validate(written: &[NewJobJson], several: bool, flows: &Flows) -> Result<Vec<NewJob>, Problem> {
+/// The trace that a request is a part of, by its headers; `None` where they are not as W3C Trace Context has them.
+fn in_headers(headers: &HeaderMap) -> Option<TraceContext> {
+    let text = |name: &str| {
+        let values: Option<Vec<&str>> = headers.get_all(name).iter().map(|value| value.to_str().ok()).collect();
+        values.filter(|values| !values.is_empty())
+    };
+    // There is one parent, and a state may come in several headers.
+    let [parent] = text("traceparent")?[..] else { return None };
+    TraceContext::read(Some(parent), text("tracestate").map(|states| states.join(",")).as_deref())
+}
+
+/// The jobs, each fit for its flow; or everything that is wrong with any of them. `asked_by` is what those are a part of
+/// that don't say.
+fn validate(
+    written: &[NewJobJson],
+    several: bool,
+    flows: &Flows,
+    asked_by: Option<&TraceContext>,
+) -> Result<Vec<NewJob>, Problem> {
     let mut errors = Vec::new();
     let mut jobs = Vec::with_capacity(written.len());
     for (index, job) in written.iter().enumerate() {
         let place = if several { format!("#/{index}") } else { "#".to_owned() };
-        match job.validated(flows) {
+        match job.validated(flows, asked_by) {
             Ok(job) => jobs.push(job),
             Err(found) => errors.extend(found.into_iter().map(|(field, detail)| FieldError {
                 field: field.to_owned(),
@@ -188,7 +220,7 @@ impl NewJobJson {
         Some(after.iter().copied().map(JobId).collect())
     }
 
-    fn validated(&self, flows: &Flows) -> Result<NewJob, Vec<(&'static str, String)>> {
+    fn validated(&self, flows: &Flows, asked_by: Option<&TraceContext>) -> Result<NewJob, Vec<(&'static str, String)>> {
         let flow = self.job_type.parse::<FlowType>().ok().and_then(|flow| flows.get(&flow));
         let written = Written {
             job_type: &self.job_type,
@@ -208,20 +240,31 @@ impl NewJobJson {
         if self.maximum_attempts.is_some_and(|attempts| attempts == 0 || i32::try_from(attempts).is_err()) {
             errors.push(("maximum_attempts", format!("it is a whole number from 1 to {}", i32::MAX)));
         }
+        let payload = self.payload.as_deref().map(RawValue::get);
+        let trace = match trace::checked(self.traceparent.as_deref(), self.tracestate.as_deref()) {
+            // What the payload says is left to whoever claims the job.
+            Ok(None) => {
+                asked_by.filter(|_| payload.and_then(|text| trace::in_payload(text.as_bytes())).is_none()).cloned()
+            }
+            Ok(trace) => trace,
+            Err(fault) => {
+                errors.push((fault.field(), format!("it is {fault}")));
+                None
+            }
+        };
         if self.after.as_ref().is_some_and(|after| after.len() > MOST_AWAITED) {
             errors.push(("after", format!("a job waits for at most {MOST_AWAITED} others")));
         }
-        // PostgreSQL reads an escaped NUL of a JSON text as one, and can't keep it.
-        let payload = self.payload.as_ref().map(|payload| payload.get().to_owned());
         match flow {
             Some(flow) if errors.is_empty() => Ok(NewJob {
                 flow: flow.flow.clone(),
                 identifier: self.identifier.clone(),
-                payload,
+                payload: payload.map(ToOwned::to_owned),
                 priority: self.priority.unwrap_or(0),
                 due,
                 maximum_attempts: self.maximum_attempts,
                 unique_key: self.unique_key.clone(),
+                trace,
             }),
             _ => Err(errors),
         }
@@ -291,7 +334,8 @@ mod tests {
     }
 
     fn errors(body: &str) -> Vec<String> {
-        let problem = match parse(body.as_bytes()).and_then(|(jobs, several)| validate(&jobs, several, &flows())) {
+        let problem = match parse(body.as_bytes()).and_then(|(jobs, several)| validate(&jobs, several, &flows(), None))
+        {
             Ok(jobs) => panic!("{jobs:?}"),
             Err(problem) => serde_json::to_value(problem).unwrap(),
         };
@@ -361,7 +405,7 @@ mod tests {
     fn a_payload_is_kept_as_it_is_written() {
         let body = r#"{"type": "ONE", "identifier": "a", "payload": {"b": 1.50,  "a": 12345678901234567890123}}"#;
         let (jobs, several) = parse(body.as_bytes()).unwrap();
-        let jobs = validate(&jobs, several, &flows()).unwrap();
+        let jobs = validate(&jobs, several, &flows(), None).unwrap();
         assert_eq!(jobs[0].payload.as_deref(), Some(r#"{"b": 1.50,  "a": 12345678901234567890123}"#));
     }
 }

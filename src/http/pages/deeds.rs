@@ -294,6 +294,7 @@ fn new_jobs(app: &App, draft: &Draft) -> Result<Vec<NewJob>, String> {
         due,
         maximum_attempts,
         unique_key: unique_key.map(ToOwned::to_owned),
+        trace: None,
     };
     Ok(identifiers.into_iter().map(job).collect())
 }

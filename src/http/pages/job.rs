@@ -239,6 +239,7 @@ fn row(job: &JobRow, now: Timestamp) -> Markup {
         ("started_time", time(job.started_time)),
         ("heartbeat_time", time(job.heartbeat_time)),
         ("completed_time", time(job.completed_time)),
+        ("traceparent", text(&job.traceparent)),
         ("execution_ms", html! { @if let Some(ms) = job.execution_ms { (thousands(u64::try_from(ms).unwrap_or(0))) } }),
     ];
     html! { dl.row { @for (key, value) in fields { div { dt { (key) } dd { (value) } } } } }
