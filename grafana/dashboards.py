@@ -343,10 +343,10 @@ SERVICE = dashboard("callsheet-service", "Callsheet / Service", "How the service
         table("Workers that are scraped", "Each worker's address, host and name.", [("running", f"callsheet_worker_info{{{W}}} * on (instance, job) group_left (version) callsheet_build_info{{{W}}}")], key="worker_id", w=10, h=7),
         series("Last sign of life", "How long ago each worker of the database that has not stopped last wrote one, whether or not it is scraped: every 10 s where all is well.",
                target(f"max by (worker_id) (callsheet_worker_silence_seconds{{{W}}})", "{{worker_id}}"), unit="s", w=7, h=7, min=0, steps=[GREEN, (60, RED)]),
-        series("Configuration", "1 where the configuration was taken when it was read last; 0 where a reload was refused, and the one before stays.",
-               target(f"callsheet_config_last_reload_successful{{{W}}}", "{{instance}}"), w=24, h=5, min=0, max=1),
         series("Uptime", "How long each worker's service has been running. Commands live longer: they don't notice a restart.",
                target(f"time() - (process_start_time_seconds{{{W}}} * on (instance, job) group_left () callsheet_build_info{{{W}}})", "{{instance}}"), unit="s", w=7, h=7, min=0),
+        series("Configuration", "1 where the configuration was taken when it was read last; 0 where a reload was refused, and the one before stays.",
+               target(f"callsheet_config_last_reload_successful{{{W}}}", "{{instance}}"), w=24, h=5, min=0, max=1),
     ]),
     ("Actors", [
         series("Actors restarted", "Actors that failed and were started again in the interval, by role. Any at all is a fault worth reporting.",
@@ -378,6 +378,14 @@ SERVICE = dashboard("callsheet-service", "Callsheet / Service", "How the service
         series("Scheduler ticks", "Times in the interval that a flow's schedule was due.", target(f"sum by (type) (increase(callsheet_scheduler_ticks_total{{{W}}}[$__rate_interval]))", "{{type}}"), w=12, min=0),
         series("Since the last tick", "Time since each flow's scheduler looked at its schedule: every minute.",
                target(f"time() - callsheet_scheduler_last_tick_timestamp_seconds{{{W}}}", "{{type}} on {{instance}}"), unit="s", w=12, min=0, steps=[GREEN, (180, RED)]),
+    ]),
+    ("Webhooks", [
+        series("Undelivered events", "Status changes that a webhook has not taken yet, of all workers. Nothing here where none is configured.",
+               target(f"max by (webhook) (callsheet_webhook_undelivered_events{{{W}}})", "{{webhook}}"), min=0),
+        series("Age of the oldest undelivered event", "How long ago the oldest status change happened that a webhook has not taken yet. A receiver that is away shows as a line that rises as fast as time passes; after a day of tries an event is given up.",
+               target(f"max by (webhook) (callsheet_webhook_oldest_undelivered_seconds{{{W}}})", "{{webhook}}"), unit="s", min=0, steps=[GREEN, (900, RED)]),
+        series("Requests to webhooks", "Requests each second, by what came of them: delivered, retried (tried again later) or failed (given up after a day).",
+               target(f"sum by (webhook, result) (rate(callsheet_webhook_deliveries_total{{{W}}}[$__rate_interval]))", "{{webhook}} {{result}}"), unit="ops", min=0),
     ]),
     ("Process and disk", [
         series("CPU", "Cores that the service itself uses; commands and their shims are not in it.", target(f"rate(process_cpu_seconds_total{{{W}}}[$__rate_interval]) * on (instance, job) group_left () callsheet_build_info{{{W}}}", "{{instance}}"), w=6, min=0),

@@ -73,6 +73,8 @@ pub struct Metrics {
     last_reload: IntGauge,
     trace_spans: IntCounterVec,
     webhook_deliveries: IntCounterVec,
+    webhook_undelivered: IntGaugeVec,
+    webhook_oldest: GaugeVec,
     seen: Mutex<Seen>,
 }
 
@@ -198,6 +200,20 @@ impl Metrics {
         self.trace_spans.with_label_values(&["exported"]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
+    /// Makes a webhook's series appear with zeroes, so that a rate over the first event is no gap.
+    pub fn add_webhook(&self, webhook: &str) {
+        for result in ["delivered", "retried", "failed"] {
+            self.webhook_deliveries.with_label_values(&[webhook, result]);
+        }
+        self.webhook_undelivered(webhook, 0, None);
+    }
+
+    /// So many events wait for a webhook, and the oldest of them happened then.
+    pub fn webhook_undelivered(&self, webhook: &str, events: u64, oldest: Option<Timestamp>) {
+        self.webhook_undelivered.with_label_values(&[webhook]).set(i64::try_from(events).unwrap_or(i64::MAX));
+        self.seen().webhooks.insert(webhook.to_owned(), oldest);
+    }
+
     /// A request to a webhook came to this: `delivered`, `retried` or `failed`.
     pub fn webhook_sent(&self, webhook: &str, result: &'static str) {
         self.webhook_deliveries.with_label_values(&[webhook, result]).inc();
@@ -264,6 +280,23 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_webhook_grows_older_until_it_is_taken() {
+        let metrics = Metrics::new("1.2.3").unwrap();
+        metrics.add_webhook("ours");
+        let shown = |now| {
+            let of = |name| value(&metrics, now, &format!(r#"callsheet_webhook_{name}{{webhook="ours"}}"#));
+            (of("undelivered_events"), of("oldest_undelivered_seconds"))
+        };
+        assert_eq!(shown(100), (Some(0.0), Some(0.0)));
+        metrics.webhook_undelivered("ours", 3, Some(at(90)));
+        assert_eq!((shown(100), shown(160)), ((Some(3.0), Some(10.0)), (Some(3.0), Some(70.0))));
+        metrics.webhook_undelivered("ours", 0, None);
+        assert_eq!(shown(160), (Some(0.0), Some(0.0)));
+        let failed = r#"callsheet_webhook_deliveries_total{result="failed",webhook="ours"}"#;
+        assert_eq!(value(&metrics, 160, failed), Some(0.0));
+    }
+
+    #[test]
     fn the_series_of_a_removed_flow_end_and_no_other() {
         let metrics = Arc::new(Metrics::new("1.2.3").unwrap());
         let (gone, kept): (FlowType, FlowType) = ("GONE".parse().unwrap(), "KEPT".parse().unwrap());
@@ -300,6 +333,7 @@ mod tests {
         metrics.add_flow(&"FLOW".parse().unwrap(), 1);
         metrics.mailbox(Role::Status).entered();
         metrics.scheduler_tick(&"FLOW".parse().unwrap(), at(0), false);
+        metrics.add_webhook("ours");
         metrics.this_worker(&"w".parse().unwrap(), "host");
         metrics.workers(at(0), [("w".to_owned(), at(0))]);
         let text = metrics.encode().unwrap();
@@ -344,6 +378,9 @@ mod tests {
         callsheet_store_write_seconds histogram
         callsheet_trace_spans_total counter
         callsheet_unserved_jobs gauge
+        callsheet_webhook_deliveries_total counter
+        callsheet_webhook_oldest_undelivered_seconds gauge
+        callsheet_webhook_undelivered_events gauge
         callsheet_worker_info gauge
         callsheet_worker_silence_seconds gauge
         ");

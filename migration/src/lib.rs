@@ -13,6 +13,7 @@ mod m20261125_000007_recurring;
 mod m20261125_000009_dependencies;
 mod m20261125_000010_webhooks;
 mod m20261125_000011_tracestate;
+mod m20261125_000012_undelivered;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -31,6 +32,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000009_dependencies::Migration),
             Box::new(m20261125_000010_webhooks::Migration),
             Box::new(m20261125_000011_tracestate::Migration),
+            Box::new(m20261125_000012_undelivered::Migration),
         ]
     }
 }

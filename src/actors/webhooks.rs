@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::root::keep_running;
 use super::status::ErrorChain;
@@ -15,7 +16,7 @@ use super::{AbortOnDrop, Shared};
 use crate::config::WebhookConfig;
 use crate::domain::delivery::next_try;
 use crate::outgoing::Receiver;
-use crate::store::{Delivery, Error, JobRow, Sent, StreamedEvent};
+use crate::store::{Delivery, Error, JobRow, Sent, StreamedEvent, Undelivered};
 
 /// Requests to one receiver at a time.
 const AT_ONCE: usize = 8;
@@ -38,6 +39,8 @@ async fn work(shared: Arc<Shared>, receiver: Arc<Receiver>) {
     let mut changes = shared.changed.subscribe();
     let mut under_way = JoinSet::new();
     let mut failing = false;
+    let mut count_at = Instant::now();
+    shared.metrics.add_webhook(&receiver.webhook.name);
     loop {
         let wait = match step(&shared, &receiver, &mut under_way).await {
             Ok(wait) => {
@@ -52,6 +55,10 @@ async fn work(shared: Arc<Shared>, receiver: Arc<Receiver>) {
                 LOOK_ANYWAY
             }
         };
+        if Instant::now() >= count_at {
+            count(&shared, &receiver.webhook).await;
+            count_at = Instant::now() + LOOK_ANYWAY;
+        }
         tokio::time::sleep(PAUSE).await;
         tokio::select! {
             Some(ended) = under_way.join_next() => if let Err(failure) = ended {
@@ -62,6 +69,14 @@ async fn work(shared: Arc<Shared>, receiver: Arc<Receiver>) {
             },
             () = tokio::time::sleep(wait) => {}
         }
+    }
+}
+
+/// Shows what waits; a database that is away leaves the figures as they were.
+async fn count(shared: &Shared, webhook: &WebhookConfig) {
+    match shared.store.undelivered(&webhook.name).await {
+        Ok(Undelivered { events, oldest }) => shared.metrics.webhook_undelivered(&webhook.name, events, oldest),
+        Err(error) => tracing::debug!(error = %ErrorChain(&error), "what waits for a webhook can't be counted"),
     }
 }
 

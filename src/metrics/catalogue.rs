@@ -272,6 +272,16 @@ impl Metrics {
                 "Requests to a webhook, by what came of them: delivered, to be retried, or failed, which is given up after a day.",
                 &["webhook", "result"],
             )?,
+            webhook_undelivered: int_gauge(
+                "callsheet_webhook_undelivered_events",
+                "Status changes in the database that wait for a webhook to take them, of all workers; counted up to 100,000, at least every 5 s.",
+                &["webhook"],
+            )?,
+            webhook_oldest: gauge(
+                "callsheet_webhook_oldest_undelivered_seconds",
+                "How long ago the oldest status change happened that a webhook has not taken yet, in seconds at the moment of the scrape; 0 where it has taken all.",
+                &["webhook"],
+            )?,
             seen: Mutex::default(),
             registry,
         };

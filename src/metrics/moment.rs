@@ -20,6 +20,8 @@ pub(super) struct Seen {
     runs: HashMap<u64, SeenRun>,
     next_run: u64,
     workers: BTreeMap<String, Timestamp>,
+    /// When the oldest event happened that a webhook has not taken; `None` where it has taken all.
+    pub(super) webhooks: BTreeMap<String, Option<Timestamp>>,
 }
 
 #[derive(Debug)]
@@ -55,6 +57,10 @@ impl Metrics {
         }
         for (worker, heartbeat) in &seen.workers {
             self.worker_silence.with_label_values(&[worker]).set(now.since(*heartbeat).as_secs_f64());
+        }
+        for (webhook, oldest) in &seen.webhooks {
+            let age = oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
+            self.webhook_oldest.with_label_values(&[webhook]).set(age.as_secs_f64());
         }
     }
 

@@ -88,6 +88,18 @@ pub struct DeliveryRow {
     pub error: Option<String>,
 }
 
+/// What waits for a webhook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Undelivered {
+    /// How many events, up to a hundred thousand.
+    pub events: u64,
+    /// When the oldest of them happened; `None` where none waits.
+    pub oldest: Option<Timestamp>,
+}
+
+/// More events than this that wait for a webhook are not counted: some milliseconds of the database's time.
+const UNDELIVERED_COUNTED: u64 = 100_000;
+
 /// What came of a wish to send a delivery again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgainResult {
@@ -273,6 +285,33 @@ impl Store {
             Ok(row.maybe_time("due")?.map(|due| (due, row.time("now"))).map(|(due, now)| now.map(|now| due.since(now))))
         };
         self.in_time(ACTION, query).await?.transpose()
+    }
+
+    /// What waits for this webhook, in a time that is bounded however much that is.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn undelivered(&self, webhook: &str) -> Result<Undelivered, Error> {
+        let dialect = self.dialect();
+        let waiting = format!(
+            "FROM deliveries {} WHERE webhook = $1 AND state = 'WAITING'",
+            dialect.by_index("deliveries_waiting")
+        );
+        let select = format!(
+            "SELECT (SELECT count(*) FROM (SELECT 1 {waiting} LIMIT {UNDELIVERED_COUNTED}) AS w) AS events, \
+             (SELECT COALESCE(e.time, d.first_time) FROM (SELECT event_id, first_time {waiting} ORDER BY id LIMIT 1) AS d \
+             LEFT JOIN job_events AS e ON e.id = d.event_id) AS oldest"
+        );
+        let query = async {
+            let result = self.reader().query_one_raw(self.statement(select, [webhook.into()])).await.doing(ACTION)?;
+            let Some(result) = result else { return Ok(Undelivered::default()) };
+            let row = Row { result: &result, dialect };
+            Ok(Undelivered {
+                events: u64::try_from(row.int("events")?).unwrap_or(0),
+                oldest: row.maybe_time("oldest")?,
+            })
+        };
+        self.in_time(ACTION, query).await
     }
 
     /// Lists deliveries, newest first.

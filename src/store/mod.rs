@@ -42,7 +42,7 @@ use tokio::sync::watch;
 
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
-pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent};
+pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, Undelivered};
 pub use dependencies::{DependencyRow, FailedWaiter, Waited};
 pub use error::Error;
 pub use events::{EventPage, StreamedEvent};

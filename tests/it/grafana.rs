@@ -242,6 +242,12 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let config = fs::read_to_string(service.path("callsheet.toml")).unwrap();
     fs::write(service.path("callsheet.toml"), config.replace("127.0.0.1:0", &address)).unwrap();
+    // Of a webhook's requests there is something to see even where nobody is there to take them.
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    service.configure(&format!(
+        "[[webhooks]]\nname = \"away\"\nurl = \"http://{nobody}/\"\nsecret_env = \"CALLSHEET_TEST_HOOK\"\n"
+    ));
+    service.env.push(("CALLSHEET_TEST_HOOK".to_owned(), "whsec_Y2FsbHNoZWV0J3MgdGVzdCBzZWNyZXQh".to_owned()));
     service.serve().await;
     let lasting = service.insert("MIXED", &["wait"]).await[0];
     service.until(lasting, JobStatus::Progress).await;

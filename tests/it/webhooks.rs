@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::on_each_database;
 use crate::support::eventually;
+use crate::support::scrape::Scrape;
 use crate::support::service::{On, Service};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\nconcurrency = 4\n[flows.TWO]\n{job}\n";
@@ -214,6 +215,22 @@ async fn a_receiver_that_fails_or_hangs_delays_nobody_and_gets_everything_in_ord
     assert!(waiting["deliveries"][5]["error"] == "the answer was status 500", "{waiting}");
     let table = String::from_utf8_lossy(&service.cli(&["deliveries", "--webhook", "hanging"]).stdout).into_owned();
     assert!(table.contains("no answer within 1s"), "{table}");
+    // A day's worth of it is seen by whoever looks at the metrics, as is that the one that takes them has none left.
+    eventually("what waits to be counted", async || {
+        let scrape = Scrape::of(&service);
+        let of = |metric: &str, webhook: &str| scrape.value(metric, &format!("webhook=\"{webhook}\""));
+        let undelivered = |webhook| of("callsheet_webhook_undelivered_events", webhook);
+        let oldest = |webhook| of("callsheet_webhook_oldest_undelivered_seconds", webhook);
+        undelivered("bad") == 6.0
+            && undelivered("down") == 6.0
+            && undelivered("good") == 0.0
+            && oldest("good") == 0.0
+            && oldest("bad") > 0.0
+            && oldest("bad") < 60.0
+    })
+    .await;
+    let oldest = service.store.undelivered("bad").await.unwrap().oldest;
+    assert_eq!(oldest, Some(service.store.events(jobs[0]).await.unwrap()[0].time));
     // The service dies in the middle of it, and more happens before it is back.
     service.kill_9();
     jobs.extend(service.insert("ONE", &["say:c"]).await);
@@ -250,6 +267,8 @@ async fn what_was_given_up_can_be_sent_again(on: On) {
     let failed = async || service.get("/api/v1/deliveries?state=FAILED").json()["deliveries"][0]["id"].as_i64();
     eventually("it to be given up", async || failed().await.is_some()).await;
     let id = failed().await.unwrap();
+    let failed_of = "result=\"failed\",webhook=\"w\"";
+    assert_eq!(Scrape::of(&service).value("callsheet_webhook_deliveries_total", failed_of), 1.0);
     service.request("POST", "/api/v1/deliveries/424242/again", &[], b"").problem(404);
     receiver.answer.store(204, Ordering::Relaxed);
     let output = service.cli(&["deliveries", "--again", &id.to_string()]);

@@ -1,0 +1,18 @@
+//! An index of the deliveries that wait, in the order in which their events happened: so the oldest is found, and they are
+//! counted, however many rows there are of those that have ended.
+
+#![allow(elided_lifetimes_in_paths, reason = "the trait's own signature elides it, and async_trait wants the same")]
+
+use sea_orm_migration::prelude::*;
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let index = "CREATE INDEX deliveries_waiting ON deliveries (webhook, id) WHERE state = 'WAITING'";
+        manager.get_connection().execute_unprepared(index).await?;
+        Ok(())
+    }
+}
