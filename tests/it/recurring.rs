@@ -142,6 +142,19 @@ async fn a_service_runs_them_over_its_own_death(on: On) {
     assert!(shown["next_fire_time"].as_str() > shown["last_fire_time"].as_str(), "{json}");
     let table = String::from_utf8_lossy(&service.cli(&["recurring"]).stdout).into_owned();
     assert!(table.contains("NEXT FIRE") && table.contains("0 * * * *"), "{table}");
+    let page = service.get("/").text();
+    let (_, part) = page.split_once("<h2>Recurring jobs</h2>").expect("the overview shows them");
+    let part = part.split("</table>").next().unwrap();
+    for shown in [
+        "0 * * * *",
+        "UTC",
+        "each is made up for",
+        "enqueues another",
+        &format!("href=\"/jobs/{last}\""),
+        "data-said=\"ago\">in ",
+    ] {
+        assert!(part.contains(shown), "no {shown} in {part}");
+    }
     // Read anew: another entry of its own, one of every minute that is due within one.
     let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
     std::fs::write(service.path("callsheet.toml"), config + &entry("minutely", "* * * * *", "")).unwrap();

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::actors::status::ErrorChain;
-use crate::store::{Error, History, Overview, Store};
+use crate::store::{Error, History, Overview, RecurringRow, Store};
 
 /// What was read is good for so long.
 const FRESH: Duration = Duration::from_millis(400);
@@ -26,6 +26,8 @@ pub(super) struct Snapshot {
     pub(super) history: Option<Arc<History>>,
     /// How many wait of each type, exactly, a while ago; for types with more than are counted at each look.
     pub(super) waiting: Arc<BTreeMap<String, u64>>,
+    /// What has been enqueued by the clock.
+    pub(super) recurring: Arc<Vec<RecurringRow>>,
     read: Instant,
 }
 
@@ -68,10 +70,11 @@ impl Overviews {
         if let Some(last) = last.as_ref().filter(|last| !now && last.read.elapsed() < FRESH) {
             return Ok(last.clone());
         }
-        let overview = Arc::new(store.overview().await?);
+        let (overview, recurring) = tokio::try_join!(store.overview(), store.recurring())?;
+        let (overview, recurring) = (Arc::new(overview), Arc::new(recurring));
         self.count(store, &overview).await?;
         let Counts { history, waiting, .. } = self.counted.read();
-        let snapshot = Snapshot { overview, history, waiting, read: Instant::now() };
+        let snapshot = Snapshot { overview, history, waiting, recurring, read: Instant::now() };
         *last = Some(snapshot.clone());
         Ok(snapshot)
     }

@@ -18,10 +18,11 @@ mod live;
 mod missing;
 mod overview;
 mod parts;
+mod recurring;
 mod renderings;
 mod sign_in;
-mod timeline;
 mod svg;
+mod timeline;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -214,11 +215,13 @@ async fn render(
             let snapshot = overviews.read(app.store(), now).await?;
             let flows = flows(app, snapshot.overview.now);
             let complaints = app.handle().complaints();
+            let recurring = recurring::entries(&app.config(), &snapshot.recurring, snapshot.overview.now);
             let view = OverviewView {
                 overview: &snapshot.overview,
                 history: snapshot.history.as_deref(),
                 waiting: &snapshot.waiting,
                 flows: &flows,
+                recurring: &recurring,
                 complaints: &complaints,
                 span: span.as_deref(),
             };

@@ -7,6 +7,7 @@ use maud::{Markup, html};
 
 use super::charts::{self, Durations};
 use super::parts::{ago, badge, button, count, encoded, icon, meter, name, plain_name, remark, said, since};
+use super::recurring::{self, Entry};
 use super::timeline::timeline;
 use super::workers::workers_table;
 use super::{Part, Visitor};
@@ -35,6 +36,8 @@ pub(super) struct OverviewView<'a> {
     pub(super) waiting: &'a BTreeMap<String, u64>,
     /// The flows of the configuration.
     pub(super) flows: &'a BTreeMap<String, FlowInfo>,
+    /// The jobs that the configuration has enqueued by the clock.
+    pub(super) recurring: &'a [Entry],
     /// What the service says is wrong with itself.
     pub(super) complaints: &'a [String],
     /// What the address asks for.
@@ -64,7 +67,7 @@ pub(super) struct Attention {
 /// The parts that change while the page is open.
 pub(super) fn parts(view: OverviewView<'_>, visitor: &Visitor) -> Vec<Part> {
     let now = view.overview.now;
-    vec![
+    let mut parts = vec![
         Part { id: "situation", class: "", body: situation(view, visitor) },
         Part { id: "flows", class: "", body: cards(view, visitor) },
         Part { id: "failures", class: "panel", body: failures(&view.overview.failures, now, visitor) },
@@ -79,12 +82,13 @@ pub(super) fn parts(view: OverviewView<'_>, visitor: &Visitor) -> Vec<Part> {
         },
         Part { id: "throughput", class: "panel", body: throughput(view) },
         Part { id: "durations", class: "panel", body: durations(view.overview) },
-        Part {
-            id: "workers",
-            class: "panel",
-            body: html! { h2 { "Workers" } (workers_table(&view.overview.workers, Some(&view.overview.open), now)) },
-        },
-    ]
+    ];
+    if !view.recurring.is_empty() {
+        parts.push(Part { id: "recurring", class: "panel", body: recurring::table(view.recurring, now) });
+    }
+    let workers = workers_table(&view.overview.workers, Some(&view.overview.open), now);
+    parts.push(Part { id: "workers", class: "panel", body: html! { h2 { "Workers" } (workers) } });
+    parts
 }
 
 fn situation(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
