@@ -211,11 +211,13 @@ impl Service {
             process::prepare_limits(flow.limits)?;
         }
         let worker = config::worker_id(&config)?;
-        let store = Store::connect(&config.database_url, Use::Service).await?;
+        let store = Store::of(&config, Use::Service).await?;
         if options.migrate {
             for migration in store.migrate().await? {
                 tracing::info!(migration, "the schema was brought up to date");
             }
+        } else {
+            store.check_adoption().await?;
         }
         store.check_schema().await?;
         let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));

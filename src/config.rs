@@ -3,6 +3,7 @@
 //! Every complaint is collected, each with its place, so that one look at the answer is enough to put a file right. What
 //! comes out is a [`Config`], which needs no further check: durations are in bounds, paths absolute, names well-formed.
 
+mod adopted;
 mod changes;
 mod report;
 mod telemetry;
@@ -32,6 +33,8 @@ use crate::domain::schedule::Schedule;
 use crate::domain::template::Template;
 use crate::domain::{FlowType, Timestamp, WorkerId};
 
+pub use adopted::AdoptedTable;
+pub(crate) use adopted::{COLUMNS as JOB_COLUMNS, OWN_SCHEMA};
 pub use changes::Changes;
 pub use report::{Complaint, Complaints, Place, Places};
 pub use telemetry::{InvalidEndpoint, OtlpEndpoint, otlp_endpoint};
@@ -62,6 +65,8 @@ pub struct Config {
     pub retention: RetentionConfig,
     /// `[[webhooks]]`: who is told of status changes.
     pub webhooks: Vec<WebhookConfig>,
+    /// `[store.jobs]`: the table that is used as `jobs`; `None` for Callsheet's own.
+    pub adopted: Option<Arc<AdoptedTable>>,
     /// `[telemetry]`: where traces are sent as the file says; [`otlp_endpoint`] also asks the environment.
     pub otlp: Option<OtlpEndpoint>,
     /// The flows, by job type.
@@ -215,6 +220,12 @@ pub enum Error {
     /// The file was read and is not right.
     #[error("{0}")]
     Invalid(Complaints),
+    /// A table was to be adopted in a database that can't do it.
+    #[error(
+        "[store.jobs] needs PostgreSQL, and the database is SQLite: rows can't be written there through a view, under other \
+         names, and still be locked one by one"
+    )]
+    AdoptedWithoutServer,
     /// The database URL of the command line or the environment is no database's.
     #[error("--database-url (or DATABASE_URL) can't be used")]
     DatabaseUrl(#[source] InvalidDatabaseUrl),
@@ -341,9 +352,13 @@ impl Config {
             http: file.http,
             retention: file.retention,
             webhooks: file.webhooks,
+            adopted: file.adopted.map(Arc::new),
             otlp: file.otlp,
             flows: file.flows,
         };
+        if config.adopted.is_some() && matches!(config.database_url, DatabaseUrl::Sqlite(_)) {
+            return Err(Error::AdoptedWithoutServer);
+        }
         Ok((config, Places { file: shown.to_owned(), text: text.to_owned(), spans: file.places }))
     }
 
@@ -363,6 +378,7 @@ impl Config {
             http: HttpConfig::default(),
             retention: RetentionConfig::default(),
             webhooks: Vec::new(),
+            adopted: None,
             otlp: None,
             flows: BTreeMap::new(),
         })

@@ -35,6 +35,9 @@ struct CheckJson {
     ok: bool,
     problems: Vec<ProblemJson>,
     warnings: Vec<ProblemJson>,
+    /// What an adopted table lacks, as a script for `psql`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ddl: Option<String>,
 }
 
 struct Findings<'a> {
@@ -43,6 +46,7 @@ struct Findings<'a> {
     problems: Vec<Complaint>,
     database_problems: Vec<Complaint>,
     warnings: Vec<Complaint>,
+    ddl: Option<String>,
 }
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
@@ -59,6 +63,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
         problems: Vec::new(),
         database_problems: Vec::new(),
         warnings: Vec::new(),
+        ddl: None,
     };
     if config.path.is_none() {
         findings.warn("", "there is no configuration file, so there are no flows", "`callsheet init` writes one");
@@ -89,7 +94,7 @@ async fn ready(context: &Context) -> Result {
 fn invalid(context: &Context, error: crate::config::Error) -> Result<Failure> {
     if let (true, crate::config::Error::Invalid(complaints)) = (context.output.json, &error) {
         let problems = complaints.0.iter().map(ProblemJson::from).collect();
-        context.output.json(&CheckJson { ok: false, problems, warnings: Vec::new() })?;
+        context.output.json(&CheckJson { ok: false, problems, warnings: Vec::new(), ddl: None })?;
         return Ok(Failure::said(Exit::Usage));
     }
     if let crate::config::Error::Invalid(complaints) = error {
@@ -245,6 +250,16 @@ impl Findings<'_> {
 
     async fn database(&mut self) {
         let shown = self.config.database_url.to_string();
+        match self.look_into_table().await {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(error) => {
+                let complaint =
+                    self.places.complaint("store.jobs", format!("{shown}: {}", super::failure::chain(&error)), None);
+                self.database_problems.push(complaint);
+                return;
+            }
+        }
         match self.look_into_database().await {
             Ok(strange) => {
                 for name in strange {
@@ -270,8 +285,42 @@ impl Findings<'_> {
         }
     }
 
+    /// The table that is to be adopted: whether it can't be as it is.
+    async fn look_into_table(&mut self) -> std::result::Result<bool, store::Error> {
+        if self.config.adopted.is_none() {
+            return Ok(false);
+        }
+        let store = Store::of(self.config, Use::Tool).await?;
+        let Some(adoption) = store.adoption().await? else { return Ok(false) };
+        for unfit in &adoption.unfit {
+            // A name that the key does not give has its place at the table's.
+            let key = if self.places.has(&unfit.key) { unfit.key.as_str() } else { "store.jobs" };
+            self.problem(key, unfit.reason.clone(), unfit.help.clone());
+        }
+        if !adoption.unfillable.is_empty() {
+            let message = format!(
+                "only others can insert rows into {}: Callsheet has no value for {}",
+                adoption.table,
+                adoption.unfillable.join(", ")
+            );
+            self.warn(
+                "store.jobs",
+                message,
+                "give these columns defaults, or leave `enqueue` and recurring jobs alone",
+            );
+        }
+        if adoption.unfit.is_empty() && !adoption.missing.is_empty() {
+            let message = format!("the table {} lacks what Callsheet needs", adoption.table);
+            let help = "run the statements that are printed, as the owner of the table: callsheet check | psql … (they are one \
+                transaction, and lock the table while they run)";
+            self.problem("store.jobs", message, help);
+            self.ddl = Some(adoption.script());
+        }
+        Ok(!adoption.unfit.is_empty() || !adoption.missing.is_empty())
+    }
+
     async fn look_into_database(&self) -> std::result::Result<Vec<String>, store::Error> {
-        let store = Store::connect(&self.config.database_url, Use::Tool).await?;
+        let store = Store::of(self.config, Use::Tool).await?;
         store.check_schema().await?;
         let configured: BTreeSet<&str> = self.config.flows.keys().map(|flow| flow.as_str()).collect();
         let states = store.flow_states().await?.into_iter();
@@ -292,6 +341,7 @@ impl Findings<'_> {
                 ok: exit.is_none(),
                 problems: problems.iter().map(|problem| ProblemJson::from(*problem)).collect(),
                 warnings: self.warnings.iter().map(ProblemJson::from).collect(),
+                ddl: self.ddl,
             })?;
             return exit.map_or(Ok(()), |exit| Err(Failure::said(exit)));
         }
@@ -300,6 +350,9 @@ impl Findings<'_> {
         }
         for problem in &problems {
             output.error(format_args!("{problem}\n"));
+        }
+        if let Some(ddl) = &self.ddl {
+            output.raw(ddl.as_bytes())?;
         }
         match exit {
             None => {

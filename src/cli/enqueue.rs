@@ -174,7 +174,7 @@ fn each(jobs: usize, after: &[JobId]) -> BTreeMap<usize, Vec<JobId>> {
 
 /// The tables; an embedded database that nothing has used yet is made, so that the first command need not be `serve`.
 async fn store(context: &Context, config: &Config) -> Result<Store> {
-    match Store::connect(&config.database_url, crate::store::Use::Tool).await {
+    match Store::of(config, crate::store::Use::Tool).await {
         Err(error) if is_missing_file(&error) && matches!(config.database_url, DatabaseUrl::Sqlite(_)) => {
             let store = open_for_service(config).await?;
             store.migrate().await?;

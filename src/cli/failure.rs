@@ -166,6 +166,8 @@ impl From<config::Error> for Failure {
                 .help("check --config (or CALLSHEET_CONFIG); `callsheet init` writes a callsheet.toml to start from"),
             config::Error::DatabaseUrl(_) => Self::new(Exit::Usage, chain(&error))
                 .help("write sqlite://path/to/callsheet.db or postgres://user@host/database"),
+            config::Error::AdoptedWithoutServer => Self::new(Exit::Usage, chain(&error))
+                .help("set database_url to the PostgreSQL that the table is in, or remove [store.jobs]"),
             config::Error::Unreadable { .. }
             | config::Error::CurrentDir(_)
             | config::Error::KeyFile { .. }
@@ -183,6 +185,7 @@ impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
         let exit = match &error {
             store::Error::NothingToWaitFor { .. } => Exit::NotFound,
+            store::Error::Adopted { .. } | store::Error::AdoptionMissing { .. } => Exit::Usage,
             store::Error::InvalidUrl { .. } | store::Error::NulCharacter { .. } => Exit::Usage,
             store::Error::UnreadableRow { .. } | store::Error::Statement { .. } => Exit::Failed,
             store::Error::Unavailable { .. }
@@ -198,6 +201,9 @@ impl From<store::Error> for Failure {
         };
         let failure = Self::new(exit, chain(&error));
         match error {
+            store::Error::AdoptionMissing { .. } => {
+                failure.help("`callsheet check` prints the statements that add it; run them as the owner of the table")
+            }
             store::Error::Unavailable { .. } | store::Error::Timeout { .. } | store::Error::Refused { .. } => failure
                 .help(
                     "check that the database runs and that --database-url, DATABASE_URL or the configuration names it",

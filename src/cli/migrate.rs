@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             }
         }
         Action::Status => {
-            let status = Store::connect(&config.database_url, Use::Tool).await?.migration_status().await?;
+            let status = Store::of(&config, Use::Tool).await?.migration_status().await?;
             if output.json {
                 let migrations = status.iter().map(|(name, applied)| json!({ "name": name, "applied": applied }));
                 return Ok(output.json(&json!({ "migrations": migrations.collect::<Vec<_>>() }))?);

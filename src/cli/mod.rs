@@ -200,7 +200,7 @@ impl Context {
 
     /// The tables, for a short look or write beside a service that may be running.
     async fn store(&self, config: &Config) -> Result<Store> {
-        let store = Store::connect(&config.database_url, Use::Tool).await?;
+        let store = Store::of(config, Use::Tool).await?;
         store.check_schema().await?;
         Ok(store.on_behalf_of(this_user()))
     }
@@ -225,7 +225,7 @@ async fn open_for_service(config: &Config) -> Result<Store> {
     {
         make_private_directory(directory)?;
     }
-    Ok(Store::connect(&config.database_url, Use::Service).await?)
+    Ok(Store::of(config, Use::Service).await?)
 }
 
 /// The workers that have shown a sign of life lately and have not ended, by the clock of the database.

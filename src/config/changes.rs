@@ -1,8 +1,9 @@
 //! What differs between two configurations, line by line: what a reload does, and what it can't do.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::{Config, FlowConfig, HttpConfig, RecurringConfig, TokenConfig};
+use super::{AdoptedTable, Config, FlowConfig, HttpConfig, RecurringConfig, TokenConfig};
 
 /// What differs between the configuration that a service runs with and the one that it has read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +38,19 @@ impl Changes {
 
 /// Taken apart in full, so that a key that is added is not forgotten here.
 fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { path: _, data_dir, database_url, worker_id, service, http, retention, webhooks, otlp, flows: _ } = new;
+    let Config {
+        path: _,
+        data_dir,
+        database_url,
+        worker_id,
+        service,
+        http,
+        retention,
+        webhooks,
+        adopted,
+        otlp,
+        flows: _,
+    } = new;
     let HttpConfig { listen, tokens, tls } = http;
     let same = [
         ("data_dir", *data_dir == old.data_dir),
@@ -48,9 +61,15 @@ fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[[http.tokens]]", !opens(old, tokens)),
         ("[retention]", *retention == old.retention),
         ("[[webhooks]]", *webhooks == old.webhooks),
+        ("[store.jobs]", names(adopted) == names(&old.adopted)),
         ("[telemetry]", *otlp == old.otlp),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
+
+/// What an adopted table is called and its parts are; its `only_type` is about flows.
+fn names(adopted: &Option<Arc<AdoptedTable>>) -> Option<AdoptedTable> {
+    adopted.as_deref().map(|table| AdoptedTable { only_type: None, ..table.clone() })
 }
 
 /// Whether it would let everybody in who comes from this machine; that has to be meant, and waits for the next start.

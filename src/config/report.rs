@@ -174,6 +174,12 @@ pub struct Places {
 }
 
 impl Places {
+    /// Whether the file has this key, and its place is known.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.spans.iter().any(|(known, _)| known == key)
+    }
+
     /// A complaint about `key` (such as `data_dir` or `flows.VEO_3_GENERATION.command`), at its place where it has one.
     #[must_use]
     pub fn complaint(&self, key: &str, message: impl Into<String>, help: Option<String>) -> Complaint {

@@ -320,6 +320,30 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
             "7:11: `timeout` must be at most 5m",
         ),
         ("[[webhooks]]\nsecret = \"whsec_x\"", "4:1: unknown key `secret` in [[webhooks]]"),
+        ("[store.jobs]\ncolumns.error = \"message\"", "3:1: [store.jobs] names no `table`"),
+        ("[store.jobs]\ntable = \"\"", "4:9: \"\" is no name of a table"),
+        ("[store.jobs]\ntable = \"a\\u0000b\"", "4:9: \"a\\0b\" is no name of a table"),
+        (
+            "[store.jobs]\ntable = \"a\"\nschema = \"callsheet\"",
+            "5:10: the schema callsheet is where Callsheet keeps its own tables",
+        ),
+        (
+            "[store.jobs]\ntable = \"a\"\ncolumns.startedTime = \"x\"",
+            "5:9: unknown key `startedTime` in [store.jobs] columns",
+        ),
+        (
+            "[store.jobs]\ntable = \"a\"\ncolumns = { error = \"x\", status_message = \"x\" }",
+            "5:43: `error` and `status_message` are both the column \"x\"",
+        ),
+        (
+            "[store.jobs]\ntable = \"a\"\nstatuses = { ERROR = \"DONE\", COMPLETED = \"DONE\" }",
+            "5:22: \"DONE\" stands for both ERROR and COMPLETED",
+        ),
+        (
+            "[store.jobs]\ntable = \"a\"\nstatuses.PENDING = \"ERROR\"",
+            "5:20: \"ERROR\" stands for both PENDING and ERROR",
+        ),
+        ("[store.jobs]\ntable = \"a\"\nstatuses.DRAFT = \"x\"", "5:10: unknown key `DRAFT` in [store.jobs] statuses"),
         ("recurring = 3", "3:13: `recurring` must be a list of tables, not an integer"),
         ("[[flows.X.recurring]]\nschedule = \"0 3 * * *\"", "3:1: this recurring entry has no `identifier`"),
         ("[[flows.X.recurring]]\nidentifier = \"a\"", "3:1: this recurring entry has no `schedule`"),
@@ -391,6 +415,22 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         let found = complaints(text);
         assert!(found.iter().any(|found| found == complaint), "{text}: {found:#?}");
     }
+}
+
+#[test]
+fn the_rows_of_an_adopted_table_are_kept_unless_somebody_says_otherwise() {
+    let adopted =
+        "database_url = \"postgres://db/app\"\n[store.jobs]\ntable = \"Job\"\ncolumns.error = \"errorMessage\"\n";
+    let config = parse(adopted).unwrap();
+    let table = config.adopted.unwrap();
+    assert_eq!((table.schema.as_str(), table.table.as_str()), ("public", "Job"));
+    assert_eq!(table.statuses[&crate::domain::JobStatus::Error], "ERROR");
+    let kept = config.retention;
+    assert_eq!((kept.completed, kept.error, kept.cancelled), (None, None, None));
+    assert_eq!(kept.logs, RetentionConfig::default().logs);
+    let config = parse(&format!("{adopted}[retention]\nerror = \"90d\"\n")).unwrap();
+    assert_eq!(config.retention.error, RetentionConfig::default().error);
+    assert!(matches!(parse("[store.jobs]\ntable = \"Job\"\n"), Err(Error::AdoptedWithoutServer)));
 }
 
 #[test]

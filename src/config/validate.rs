@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use super::adopted::{self, AdoptedTable};
 use super::report::Notes;
 use super::tokens::{is_of_nothing, parse_sha256};
 use super::written::{Flow, Recurring, Size, Tls, Token, Webhook, Written};
@@ -38,6 +39,7 @@ pub(super) struct Validated {
     pub(super) http: HttpConfig,
     pub(super) retention: RetentionConfig,
     pub(super) webhooks: Vec<WebhookConfig>,
+    pub(super) adopted: Option<AdoptedTable>,
     pub(super) otlp: Option<OtlpEndpoint>,
     pub(super) flows: BTreeMap<FlowType, Arc<FlowConfig>>,
     /// Where the keys stand that a look at the machine may find wrong.
@@ -121,7 +123,11 @@ impl Validator<'_> {
             tokens: self.tokens(&written.tokens),
             tls: written.tls.as_ref().and_then(|tls| self.tls(tls)),
         };
-        let retention = self.retention(&written.retention);
+        let adopted = written.jobs.as_ref().and_then(|jobs| {
+            self.places.extend(adopted::places(jobs));
+            adopted::adopted(jobs, &mut self.notes)
+        });
+        let retention = self.retention(&written.retention, adopted.is_some());
         let webhooks = self.webhooks(&written.webhooks);
         let otlp = written.otlp_endpoint.as_ref().and_then(|url| self.otlp_endpoint(url));
         let defaults = defaults.unwrap_or_default();
@@ -130,6 +136,8 @@ impl Validator<'_> {
             self.flow_values(&defaults);
         }
         let flows = self.flows(flows, &defaults);
+        let only = flows.keys().next().filter(|_| flows.len() == 1).map(ToString::to_string);
+        let adopted = adopted.map(|table| AdoptedTable { only_type: only, ..table });
         Validated {
             data_dir,
             database_url,
@@ -138,6 +146,7 @@ impl Validator<'_> {
             http,
             retention,
             webhooks,
+            adopted,
             otlp,
             flows,
             places: Vec::new(),
@@ -148,8 +157,12 @@ impl Validator<'_> {
         self.places.push((key.into(), span));
     }
 
-    fn retention(&mut self, written: &[(&'static str, Spanned<String>)]) -> RetentionConfig {
+    /// The rows of a table that was there before Callsheet are not its to remove, unless somebody says so.
+    fn retention(&mut self, written: &[(&'static str, Spanned<String>)], adopted: bool) -> RetentionConfig {
         let mut retention = RetentionConfig::default();
+        if adopted {
+            retention = RetentionConfig { completed: None, error: None, cancelled: None, ..retention };
+        }
         for (key, value) in written {
             let kept = match value.get_ref().as_str() {
                 "off" => None,

@@ -27,6 +27,16 @@ pub(super) struct Written {
     pub(super) flows: Vec<(Spanned<String>, Flow)>,
     pub(super) retention: Vec<(&'static str, Spanned<String>)>,
     pub(super) webhooks: Vec<Spanned<Webhook>>,
+    pub(super) jobs: Option<Jobs>,
+}
+
+/// `[store.jobs]`; keys of `columns` and `statuses` are Callsheet's names, values the table's.
+pub(super) struct Jobs {
+    pub(super) span: Range<usize>,
+    pub(super) schema: Field<String>,
+    pub(super) table: Field<String>,
+    pub(super) columns: Vec<(Spanned<String>, Spanned<String>)>,
+    pub(super) statuses: Vec<(Spanned<String>, Spanned<String>)>,
 }
 
 /// `[[webhooks]]`
@@ -117,7 +127,11 @@ const TOP: &[&str] = &[
     "flows",
     "retention",
     "webhooks",
+    "store",
 ];
+const STORE: &[&str] = &["jobs"];
+const JOBS: &[&str] = &["schema", "table", "columns", "statuses"];
+const STATUSES: &[&str] = &["PENDING", "INQUEUE", "PROGRESS", "COMPLETED", "ERROR", "CANCELLED"];
 const SERVICE: &[&str] = &["on_stop", "stop_deadline"];
 const HTTP: &[&str] = &["listen", "tokens", "tls"];
 const TLS: &[&str] = &["certificate", "key"];
@@ -163,9 +177,11 @@ const SECTIONS: &[(&[&str], &str)] = &[
     (RECURRING, "in [[flows.TYPE.recurring]]"),
     (WEBHOOK, "in [[webhooks]]"),
     (RETENTION, "in [retention]"),
+    (JOBS, "in [store.jobs]"),
 ];
 
 const DURATION: &str = "a duration is a text with a unit, such as \"30s\", \"10min\" or \"2d\"";
+const VARIABLE: &str = "the value of an environment variable is a text: write \"1\", not 1";
 const COMMAND: &str =
     "write the program and each argument as a text of its own: [\"program\", \"--id\", \"{identifier}\"]";
 
@@ -205,6 +221,10 @@ pub(super) fn read(text: &str) -> (Written, Notes) {
         retention.no_other_keys(RETENTION);
     }
     written.webhooks = top.webhooks();
+    if let Some(mut store) = top.table("store", "[store]") {
+        written.jobs = store.jobs();
+        store.no_other_keys(STORE);
+    }
     written.defaults = top.table("defaults", "[defaults]").map(|mut defaults| defaults.flow("defaults"));
     if let Some(mut flows) = top.table("flows", "[flows]") {
         for key in flows.table.keys() {
@@ -379,6 +399,29 @@ impl<'t, 'i> Table<'t, 'i> {
         Some(values.iter().filter_map(|value| self.as_string(key, value, help)).collect())
     }
 
+    fn jobs(&mut self) -> Option<Jobs> {
+        const NAME: &str = "the name of a column is a text in quotes, without quotes of its own: \"startedTime\"";
+        let span = self.get("jobs")?.span();
+        let mut jobs = self.table("jobs", "[store.jobs]")?;
+        let read = Jobs {
+            span,
+            schema: jobs.string("schema", ""),
+            table: jobs.string("table", "write the name of the table that you have: table = \"Job\""),
+            columns: jobs.texts_of("columns", super::adopted::COLUMNS, NAME),
+            statuses: jobs.texts_of("statuses", STATUSES, "the word of a status is a text in quotes"),
+        };
+        jobs.no_other_keys(JOBS);
+        Some(read)
+    }
+
+    /// A table of texts with these keys only.
+    fn texts_of(&mut self, key: &str, known: &[&str], help: &str) -> Vec<(Spanned<String>, Spanned<String>)> {
+        let Some(mut table) = self.table(key, &format!("[store.jobs] {key}")) else { return Vec::new() };
+        let texts = table.variables(help);
+        table.no_other_keys(known);
+        texts
+    }
+
     fn tls(&mut self) -> Option<Tls> {
         let span = self.get("tls")?.span();
         let mut tls = self.table("tls", "http.tls")?;
@@ -390,7 +433,7 @@ impl<'t, 'i> Table<'t, 'i> {
     fn flow(&mut self, path: &str) -> Flow {
         let mut flow = Flow {
             working_dir: self.string("working_dir", ""),
-            env: self.table("env", &format!("[{path}.env]")).map(|mut env| env.variables()).unwrap_or_default(),
+            env: self.table("env", &format!("[{path}.env]")).map(|mut env| env.variables(VARIABLE)).unwrap_or_default(),
             schedule: self.string("schedule", "a cron line is a text, such as \"*/1 * * * *\""),
             timezone: self.string("timezone", ""),
             concurrency: self.integer("concurrency"),
@@ -466,11 +509,10 @@ impl<'t, 'i> Table<'t, 'i> {
         entries
     }
 
-    fn variables(&mut self) -> Vec<(Spanned<String>, Spanned<String>)> {
-        const VALUE: &str = "the value of an environment variable is a text: write \"1\", not 1";
+    fn variables(&mut self, help: &str) -> Vec<(Spanned<String>, Spanned<String>)> {
         let mut variables = Vec::new();
         for (key, value) in self.table {
-            let text = self.as_string(key.get_ref(), value, VALUE);
+            let text = self.as_string(key.get_ref(), value, help);
             variables.extend(text.map(|text| (Spanned::new(key.span(), key.get_ref().to_string()), text)));
         }
         variables

@@ -68,6 +68,20 @@ pub enum Error {
     /// Callsheet's tables are not there, or not all of them.
     #[error("the database has no Callsheet tables of this version; run `callsheet migrate up`")]
     SchemaMissing,
+    /// The table of `[store.jobs]` can't be used as it is described there.
+    #[error("the table of [store.jobs] can't be used: {reason}")]
+    Adopted {
+        /// Why.
+        reason: String,
+    },
+    /// The table of `[store.jobs]` has not all that Callsheet needs.
+    #[error(
+        "the table {table} of [store.jobs] lacks columns, indexes or triggers that Callsheet needs, or has old ones"
+    )]
+    AdoptionMissing {
+        /// Its name.
+        table: String,
+    },
     /// The tables were made by a newer Callsheet.
     #[error("the database was migrated by a newer Callsheet (it has {migration}); use that version or a newer one")]
     SchemaTooNew {
@@ -126,7 +140,7 @@ impl Error {
     }
 
     /// Every answer of [`Self::kind`].
-    pub const KINDS: [&str; 14] = [
+    pub const KINDS: [&str; 15] = [
         "unavailable",
         "timeout",
         "replaced",
@@ -136,6 +150,7 @@ impl Error {
         "encoding",
         "schema_missing",
         "schema_too_new",
+        "adopted_table",
         "corrupt",
         "unreadable_row",
         "nul_character",
@@ -156,6 +171,7 @@ impl Error {
             Self::Encoding { .. } => "encoding",
             Self::SchemaMissing => "schema_missing",
             Self::SchemaTooNew { .. } => "schema_too_new",
+            Self::Adopted { .. } | Self::AdoptionMissing { .. } => "adopted_table",
             Self::Corrupt { .. } => "corrupt",
             Self::UnreadableRow { .. } => "unreadable_row",
             Self::NulCharacter { .. } => "nul_character",

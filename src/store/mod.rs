@@ -3,6 +3,7 @@
 //! A [`Store`] is opened once and cloned. What runs do goes through [`Store::apply`], one transaction for a whole batch;
 //! the rest is a call each. Nobody waits here for a change: [`Store::watch`] tells when to look again.
 
+mod adopted;
 mod audit;
 mod claim;
 mod control;
@@ -40,6 +41,7 @@ use sea_orm::{
 };
 use tokio::sync::watch;
 
+pub use adopted::{Adoption, Unfit};
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
 pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, Undelivered};
@@ -55,6 +57,7 @@ pub use sessions::Session;
 pub use wake::Wakes;
 pub use write::*;
 
+use crate::config::{AdoptedTable, Config, OWN_SCHEMA};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::{DatabaseUrl, PostgresUrl};
@@ -86,6 +89,8 @@ struct Inner {
     writer: DatabaseConnection,
     reader: DatabaseConnection,
     place: Place,
+    /// The user's own table that is `jobs` here.
+    adopted: Option<Arc<AdoptedTable>>,
     changed_here: watch::Sender<u64>,
 }
 
@@ -107,7 +112,20 @@ impl Store {
     pub async fn connect(url: &DatabaseUrl, use_: Use) -> Result<Self, Error> {
         match url {
             DatabaseUrl::Sqlite(path) => Self::open_file(path, use_).await,
-            DatabaseUrl::Postgres(url) => Self::open_server(url, use_).await,
+            DatabaseUrl::Postgres(url) => Self::open_server(url, use_, None).await,
+        }
+    }
+
+    /// [`Store::connect`] to the database of this configuration, with the table that it has adopted, if any.
+    ///
+    /// # Errors
+    /// Those of [`Store::connect`].
+    pub async fn of(config: &Config, use_: Use) -> Result<Self, Error> {
+        match (&config.database_url, &config.adopted) {
+            (DatabaseUrl::Postgres(url), Some(adopted)) => {
+                Self::open_server(url, use_, Some(Arc::clone(adopted))).await
+            }
+            (url, _) => Self::connect(url, use_).await,
         }
     }
 
@@ -120,7 +138,7 @@ impl Store {
         // One connection for everything: another one would have another database.
         let pool = sqlite_pool(1).connect_with(options).await.map_err(opening)?;
         let connection = DatabaseConnection::from(pool);
-        let store = Self::new(Dialect::Sqlite, connection.clone(), connection, Place::Memory);
+        let store = Self::new(Dialect::Sqlite, connection.clone(), connection, Place::Memory, None);
         store.migrate().await?;
         Ok(store)
     }
@@ -147,10 +165,11 @@ impl Store {
         let writer = sqlite_pool(1).connect_with(writing).await.map_err(opening)?;
         let readers = if use_ == Use::Service { 4 } else { 2 };
         let reader = sqlite_pool(readers).connect_lazy_with(reading);
-        Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), Place::File(DatabaseFile::opened(path))))
+        let place = Place::File(DatabaseFile::opened(path));
+        Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), place, None))
     }
 
-    async fn open_server(url: &PostgresUrl, use_: Use) -> Result<Self, Error> {
+    async fn open_server(url: &PostgresUrl, use_: Use, adopted: Option<Arc<AdoptedTable>>) -> Result<Self, Error> {
         let options: PgConnectOptions = url.expose().parse().map_err(invalid_url)?;
         let application = if use_ == Use::Service { "callsheet" } else { "callsheet-tool" };
         let mut options = options
@@ -162,6 +181,10 @@ impl Store {
         let instance = if use_ == Use::Service { random_name() } else { String::new() };
         if use_ == Use::Service {
             options = options.options([("callsheet.instance", &instance)]);
+        }
+        if adopted.is_some() {
+            // Its neighbours may have the names of ours, and no other client is to trip over them either.
+            options = options.options([("search_path", OWN_SCHEMA)]);
         }
         // A pool goes on asking a server that refuses, and in the end tells of the waiting only; one connection tells why.
         match tokio::time::timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(&options)).await {
@@ -182,7 +205,7 @@ impl Store {
             PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
         let connection = DatabaseConnection::from(pool);
         let place = Place::Server { listeners, instance, trust };
-        let store = Self::new(Dialect::Postgres, connection.clone(), connection, place);
+        let store = Self::new(Dialect::Postgres, connection.clone(), connection, place, adopted);
         let encoding =
             store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
         let encoding = encoding
@@ -192,8 +215,14 @@ impl Store {
         if encoding == "UTF8" { Ok(store) } else { Err(Error::Encoding { encoding }) }
     }
 
-    fn new(dialect: Dialect, writer: DatabaseConnection, reader: DatabaseConnection, place: Place) -> Self {
-        let inner = Inner { dialect, writer, reader, place, changed_here: watch::Sender::new(0) };
+    fn new(
+        dialect: Dialect,
+        writer: DatabaseConnection,
+        reader: DatabaseConnection,
+        place: Place,
+        adopted: Option<Arc<AdoptedTable>>,
+    ) -> Self {
+        let inner = Inner { dialect, writer, reader, place, adopted, changed_here: watch::Sender::new(0) };
         Self { inner: Arc::new(inner), who: None }
     }
 
@@ -288,6 +317,10 @@ impl Store {
 
     fn place(&self) -> &Place {
         &self.inner.place
+    }
+
+    fn adopted(&self) -> Option<&AdoptedTable> {
+        self.inner.adopted.as_deref()
     }
 
     fn changed_here(&self) {

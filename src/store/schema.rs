@@ -10,27 +10,48 @@ use crate::crash::{self, Step};
 /// Any number will do, as long as every Callsheet takes the same: "callshee" in ASCII.
 const ADVISORY_LOCK: i64 = 0x6361_6c6c_7368_6565;
 
+const ACTION: &str = "migrate";
+
 impl Store {
     /// Brings the schema up to date and names the migrations that it took, oldest first.
     ///
     /// # Errors
-    /// [`Error::SchemaTooNew`] where a newer Callsheet was here before; then nothing is changed.
+    /// [`Error::SchemaTooNew`] where a newer Callsheet was here before, [`Error::Adopted`] and [`Error::AdoptionMissing`] where
+    /// a table that is to be adopted is not fit or complete; then nothing is changed.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        const ACTION: &str = "migrate";
         let transaction = self.begin(ACTION).await?;
-        if self.dialect() == Dialect::Postgres {
-            let lock = self.statement("SELECT pg_advisory_xact_lock($1)", [ADVISORY_LOCK.into()]);
-            transaction.execute_raw(lock).await.doing(ACTION)?;
-        }
-        let applied = self.applied(&transaction).await?;
-        refuse_newer(&applied)?;
-        let pending: Vec<String> = known().into_iter().filter(|name| !applied.contains(name)).collect();
-        if !pending.is_empty() {
-            Migrator::up(&transaction, None).await.doing(ACTION)?;
+        let pending = self.migrate_in(&transaction).await?;
+        if let Some(adopted) = self.adopted() {
+            self.adopt(&transaction, adopted).await?;
         }
         crash::before(Step::MigrationCommit);
         transaction.commit().await.doing(ACTION)?;
         crash::after(Step::MigrationCommit);
+        Ok(pending)
+    }
+
+    /// Names what it applied. Where a table has been adopted there is no table `jobs` after this, but one of another name.
+    pub(super) async fn migrate_in(&self, transaction: &Transaction) -> Result<Vec<String>, Error> {
+        if self.dialect() == Dialect::Postgres {
+            let lock = self.statement("SELECT pg_advisory_xact_lock($1)", [ADVISORY_LOCK.into()]);
+            transaction.execute_raw(lock).await.doing(ACTION)?;
+        }
+        if self.adopted().is_some() {
+            self.make_own_schema(transaction).await?;
+        }
+        let applied = self.applied(transaction).await?;
+        refuse_newer(&applied)?;
+        let pending: Vec<String> = known().into_iter().filter(|name| !applied.contains(name)).collect();
+        if pending.is_empty() {
+            return Ok(pending);
+        }
+        if self.adopted().is_some() {
+            self.show_model(transaction).await?;
+        }
+        Migrator::up(transaction, None).await.doing(ACTION)?;
+        if self.adopted().is_some() {
+            self.hide_model(transaction).await?;
+        }
         Ok(pending)
     }
 
@@ -47,10 +68,17 @@ impl Store {
     /// Checks that the schema is exactly this binary's.
     ///
     /// # Errors
-    /// [`Error::SchemaMissing`] where a migration is to be applied, [`Error::SchemaTooNew`] as above.
+    /// [`Error::SchemaMissing`] where a migration is to be applied, the others as above; of an adopted table only its columns
+    /// are looked at.
     pub async fn check_schema(&self) -> Result<(), Error> {
         let status = self.migration_status().await?;
-        if status.iter().all(|(_, applied)| *applied) { Ok(()) } else { Err(Error::SchemaMissing) }
+        if !status.iter().all(|(_, applied)| *applied) {
+            return Err(Error::SchemaMissing);
+        }
+        match self.adopted() {
+            Some(adopted) => self.check_view(adopted).await,
+            None => Ok(()),
+        }
     }
 
     async fn applied(&self, connection: &impl ConnectionTrait) -> Result<Vec<String>, Error> {

@@ -11,6 +11,7 @@
 )]
 
 mod access;
+mod adopted;
 mod api;
 mod api_bulk;
 mod cancel;

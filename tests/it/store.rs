@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use callsheet::config::Config;
 use callsheet::domain::run::{Next, Usage};
 use callsheet::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::store::{
@@ -26,6 +27,8 @@ use crate::support::postgres as server;
 pub struct Db {
     pub store: Store,
     url: String,
+    /// Says which table is `jobs`, where it is not Callsheet's own.
+    config: Option<Config>,
     /// A client that knows nothing of Callsheet.
     pub foreign: DatabaseConnection,
     path: Option<PathBuf>,
@@ -48,7 +51,27 @@ impl Db {
         let store = Store::connect(&url.parse().unwrap(), Use::Service).await.unwrap();
         store.migrate().await.unwrap();
         let foreign = Database::connect(&url).await.unwrap();
-        Self { store, url, foreign, path, _directory: directory }
+        Self { store, url, config: None, foreign, path, _directory: directory }
+    }
+
+    /// PostgreSQL, with a table that was there before as `jobs`: under our names it is what our own is.
+    pub async fn adopted() -> Option<Self> {
+        let url = server::database()?;
+        let text = format!(
+            "database_url = \"{url}\"\n[store.jobs]\ntable = \"Job\"\n{}\n[flows.RENDER]\ncommand = [\"true\"]\n",
+            super::adopted::MAPPING
+        );
+        let config = Config::parse(&text, std::path::Path::new("/callsheet.toml")).unwrap();
+        let owner = Database::connect(&url).await.unwrap();
+        // `jsonb` forgets the order of the keys, which a test looks at.
+        owner.execute_unprepared(&super::adopted::PRISMA.replace("JSONB", "JSON")).await.unwrap();
+        let store = Store::of(&config, Use::Service).await.unwrap();
+        let script = store.adoption().await.unwrap().unwrap().script();
+        owner.execute_unprepared(&script).await.unwrap();
+        owner.close().await.unwrap();
+        store.migrate().await.unwrap();
+        let foreign = Database::connect(format!("{url}&options[search_path]=callsheet")).await.unwrap();
+        Some(Self { store, url, config: Some(config), foreign, path: None, _directory: None })
     }
 
     pub fn is_sqlite(&self) -> bool {
@@ -57,7 +80,10 @@ impl Db {
 
     /// Another service on the same database.
     pub async fn another(&self) -> Store {
-        Store::connect(&self.url.parse().unwrap(), Use::Service).await.unwrap()
+        match &self.config {
+            Some(config) => Store::of(config, Use::Service).await.unwrap(),
+            None => Store::connect(&self.url.parse().unwrap(), Use::Service).await.unwrap(),
+        }
     }
 
     pub async fn sql(&self, sql: &str) -> Result<u64, sea_orm::DbErr> {
@@ -287,6 +313,35 @@ on_every_database!(
     a_newer_schema_is_refused,
     a_foreign_commit_wakes_and_an_own_one_does_not,
     many_cancelled_rows_are_settled_in_portions,
+);
+
+macro_rules! on_an_adopted_table {
+    ($($test:ident),* $(,)?) => {
+        mod adopted_table {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if let Some(db) = super::Db::adopted().await {
+                    super::$test(db).await;
+                }
+            })*
+        }
+    };
+}
+
+on_an_adopted_table!(
+    rows_are_claimed_by_priority_then_run_at_then_id,
+    eight_claimers_at_once_take_every_row_once_and_never_too_many,
+    a_job_goes_its_way_with_every_column_and_event,
+    a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time,
+    a_run_that_never_started_is_put_back_uncounted,
+    a_run_whose_token_is_not_current_writes_nothing,
+    a_whole_batch_may_be_repeated,
+    a_job_can_be_cancelled_in_every_open_status,
+    an_open_unique_key_is_enqueued_once_also_in_a_race,
+    times_are_kept_to_the_millisecond_past_2038,
+    open_rows_are_found_whoever_wrote_them,
+    a_foreign_commit_wakes_and_an_own_one_does_not,
+    no_table_is_read_from_its_start_to_claim,
 );
 
 async fn a_row_with_a_type_and_an_identifier_is_a_complete_enqueue(db: Db) {
@@ -1175,8 +1230,13 @@ async fn a_foreign_commit_wakes_and_an_own_one_does_not(db: Db) {
 /// SQLite's plans are held by `src/store/plans.rs`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_reads_no_table_from_its_start_to_claim_before_a_large_backlog() {
-    const SCANS: &str = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'jobs'";
-    let Some(mut db) = Db::postgres().await else { return };
+    if let Some(db) = Db::postgres().await {
+        no_table_is_read_from_its_start_to_claim(db).await;
+    }
+}
+
+async fn no_table_is_read_from_its_start_to_claim(mut db: Db) {
+    const SCANS: &str = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname IN ('jobs', 'Job')";
     // Pending, delayed before them in the order, ended, and of another type.
     for (kind, status, priority, run_at) in [
         ("RENDER", "PENDING", "0", "n"),
@@ -1305,6 +1365,9 @@ mod store_latency {
         measure("sqlite", Db::sqlite().await.unwrap()).await;
         if let Some(db) = Db::postgres().await {
             measure("postgres", db).await;
+        }
+        if let Some(db) = Db::adopted().await {
+            measure("adopted", db).await;
         }
     }
 }

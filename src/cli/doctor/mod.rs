@@ -135,7 +135,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
 async fn open(config: &Config, report: &mut Report<'_>) -> Option<Store> {
     const NAME: &str = "database";
     let opened = async {
-        let store = Store::connect(&config.database_url, Use::Tool).await?;
+        let store = Store::of(config, Use::Tool).await?;
         store.check_schema().await?;
         Ok::<_, crate::store::Error>(store)
     };

@@ -87,6 +87,8 @@ impl Stage {
         let worker: WorkerId = format!("doctor-{mark}").parse()?;
         let own = match (&config.database_url, users) {
             (_, None) => false,
+            // A table that somebody already had may be looked at by more than Callsheet.
+            _ if config.adopted.is_some() => false,
             (DatabaseUrl::Sqlite(path), Some(store)) => {
                 no_service_on(path) && store.open_jobs(&worker, None).await?.is_empty()
             }

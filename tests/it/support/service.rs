@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use callsheet::config::{Config, Overrides};
 use callsheet::domain::database_url::DatabaseUrl;
 use callsheet::domain::{JobId, JobStatus};
 use callsheet::store::{EventRow, JobRow, RunRow, Store, Use};
@@ -78,20 +79,8 @@ impl Service {
     }
 
     async fn prepare_with(url: Option<String>, flows: &str, other: Option<&Path>) -> Self {
-        let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
+        let scratch = scratch(flows);
         let url = url.unwrap_or_else(|| format!("sqlite://{}/data/callsheet.db", scratch.path().display()));
-        fs::create_dir(scratch.path().join("evidence")).unwrap();
-        fs::create_dir(scratch.path().join("data")).unwrap();
-        fs::write(scratch.path().join("job.sh"), JOB).unwrap();
-        let command = format!(
-            "command = [\"/bin/bash\", \"{0}/job.sh\", \"{0}/evidence\", \"{{job_id}}\", \"{{attempt}}\", \"{{identifier}}\"]",
-            scratch.path().display()
-        );
-        let config = format!(
-            "# more\ndata_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[defaults]\nschedule = \"0 0 1 1 *\"\n{}",
-            flows.replace("{job}", &command)
-        );
-        fs::write(scratch.path().join("callsheet.toml"), config).unwrap();
         let program = other.unwrap_or(Path::new(env!("CARGO_BIN_EXE_callsheet"))).to_owned();
         if other.is_some() {
             let mut migrate = Command::new(&program);
@@ -104,6 +93,22 @@ impl Service {
             store.migrate().await.unwrap();
         }
         Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), program, child: None }
+    }
+
+    /// A scratch directory with these flows and tables, one of them adopted as `section` says, of which nothing is checked.
+    pub async fn prepare_adopted(flows: &str, tables: &str, section: &str) -> Option<Self> {
+        let url = super::postgres::database()?;
+        let scratch = scratch(&format!("{flows}{section}"));
+        let overrides = Overrides {
+            config: Some(scratch.path().join("callsheet.toml")),
+            database_url: Some(url.clone()),
+            data_dir: None,
+        };
+        let store = Store::of(&Config::load(&overrides).unwrap(), Use::Service).await.unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_callsheet")).to_owned();
+        let service = Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), program, child: None };
+        service.sql(tables).await;
+        Some(service)
     }
 
     /// [`Self::prepare`], and the service started and ready.
@@ -366,6 +371,24 @@ impl Drop for Service {
             eprintln!("the service's log:\n{}", self.log());
         }
     }
+}
+
+/// The directory with everything but the database.
+fn scratch(flows: &str) -> TempDir {
+    let scratch = tempfile::Builder::new().prefix("cs").tempdir().unwrap();
+    fs::create_dir(scratch.path().join("evidence")).unwrap();
+    fs::create_dir(scratch.path().join("data")).unwrap();
+    fs::write(scratch.path().join("job.sh"), JOB).unwrap();
+    let command = format!(
+        "command = [\"/bin/bash\", \"{0}/job.sh\", \"{0}/evidence\", \"{{job_id}}\", \"{{attempt}}\", \"{{identifier}}\"]",
+        scratch.path().display()
+    );
+    let config = format!(
+        "# more\ndata_dir = \"data\"\n[http]\nlisten = \"127.0.0.1:0\"\n[defaults]\nschedule = \"0 0 1 1 *\"\n{}",
+        flows.replace("{job}", &command)
+    );
+    fs::write(scratch.path().join("callsheet.toml"), config).unwrap();
+    scratch
 }
 
 fn read_evidence(path: &Path) -> Evidence {
