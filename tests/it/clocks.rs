@@ -27,8 +27,14 @@ fn library() -> Option<PathBuf> {
 
 /// A service whose wall clock is `offset` seconds ahead of the real one.
 async fn with_clock(offset: i64) -> Option<Service> {
+    with_clock_and(offset, "").await
+}
+
+/// The same with more in its configuration.
+async fn with_clock_and(offset: i64, more: &str) -> Option<Service> {
     let library = library()?;
     let mut service = Service::prepare(On::Sqlite, FLOWS).await?;
+    service.configure(more);
     set(&service, offset);
     service.env = [
         ("LD_PRELOAD", library.display().to_string()),
@@ -54,6 +60,23 @@ async fn enqueue(service: &Service, flow: &str, identifier: &str) -> callsheet::
     let output = service.command().envs(variables).args(["enqueue", flow, identifier]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     callsheet::domain::JobId(String::from_utf8_lossy(&output.stdout).trim().parse().unwrap())
+}
+
+const HOUR: i64 = 3600;
+
+/// When the jobs that there are could run, in Unix seconds.
+async fn fires(service: &Service) -> Vec<i64> {
+    let filter = callsheet::store::JobFilter { limit: 100, ..Default::default() };
+    let rows = service.store.list(&filter).await.unwrap().rows;
+    let mut fires: Vec<i64> = rows.iter().map(|job| job.run_at.unix_millis() / 1000).collect();
+    fires.sort_unstable();
+    fires
+}
+
+/// The full hours since `began` up to so many hours ahead of the real clock.
+async fn hours(service: &Service, began: i64, ahead: i64) -> Vec<i64> {
+    let now = service.store.now().await.unwrap().unix_millis() / 1000;
+    (began / HOUR + 1..=now / HOUR + ahead).map(|hour| hour * HOUR).collect()
 }
 
 async fn deadlines_and_durations_hold_when_the_clock_is_set(from: i64, to: i64) {
@@ -95,6 +118,28 @@ async fn an_hour_forward_moves_no_deadline() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_hour_back_moves_no_deadline() {
     deadlines_and_durations_hold_when_the_clock_is_set(3600, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recurring_job_comes_once_for_each_fire_however_the_clock_is_set() {
+    let entry =
+        "[[flows.GRACE.recurring]]\nschedule = \"0 * * * *\"\nidentifier = \"say:hourly\"\ncatch_up = \"all\"\n";
+    let Some(mut service) = with_clock_and(0, entry).await else { return };
+    eventually("the entry to be known", async || !service.store.recurring().await.unwrap().is_empty()).await;
+    let began = service.store.recurring().await.unwrap()[0].fired_until.unix_millis() / 1000;
+    set(&service, 2 * HOUR);
+    eventually("two fires", async || fires(&service).await == hours(&service, began, 2).await).await;
+    // Back again, and looked at anew, as a service does when it starts; then on to an hour that has not been.
+    set(&service, 0);
+    service.kill_9();
+    service.serve().await;
+    let probe = enqueue(&service, "ONE", "say:hello").await;
+    service.until(probe, JobStatus::Completed).await;
+    service.sql(&format!("DELETE FROM jobs WHERE id = {probe}")).await;
+    assert_eq!(fires(&service).await, hours(&service, began, 2).await, "nothing comes twice");
+    set(&service, 3 * HOUR);
+    eventually("the third fire", async || fires(&service).await == hours(&service, began, 3).await).await;
+    eventually("three commands", async || service.evidence().len() == fires(&service).await.len() + 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,9 @@
 //! What is kept for how long: jobs by their status, logs, the audit trail; and what is never removed.
 
+#![allow(clippy::print_stdout, reason = "a measurement prints")]
+
 use callsheet::domain::{JobId, JobStatus};
+use callsheet::store::DeliveryFilter;
 
 use crate::on_each_database;
 use crate::support::eventually;
@@ -46,7 +49,7 @@ async fn jobs(service: &Service, days: &[i64]) -> (Vec<[JobId; 3]>, [JobId; 2]) 
 
 async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
-    service.configure("[retention]\ncompleted = \"10d\"\nerror = \"20d\"\ncancelled = \"off\"\naudit = \"10d\"\n");
+    service.configure("[retention]\ncompleted = \"10d\"\nerror = \"20d\"\ncancelled = \"off\"\naudit = \"10d\"\ndeliveries = \"10d\"\n");
     service.serve().await;
     let (ended, open) = jobs(&service, &[9, 11, 21]).await;
     let deed = |days: i64| {
@@ -58,6 +61,17 @@ async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     for days in [11, 11, 9] {
         service.sql(&deed(days)).await;
     }
+    // Those that have ended; one that is still to be sent has no age.
+    for (event, state, days) in [(1, "DELIVERED", 11), (2, "FAILED", 11), (3, "DELIVERED", 9), (4, "WAITING", 99)] {
+        let ended = format!("(SELECT max(created_time) FROM jobs) - {}", days * DAY);
+        let ended = if state == "WAITING" { "NULL" } else { &ended };
+        service
+            .sql(&format!(
+                "INSERT INTO deliveries (webhook, event_id, job_id, state, next_time, ended_time, body) \
+                 VALUES ('x', {event}, 1, '{state}', 0, {ended}, '{{}}')"
+            ))
+            .await;
+    }
     service.sql("INSERT INTO sessions VALUES ('x', 'x', 'x', 0, 1)").await;
 
     // Asked first, then done: by the command line, and told in the audit trail.
@@ -67,7 +81,7 @@ async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     };
     let asked = told(service.cli(&["prune", "--dry-run", "--json"]));
     let wanted = serde_json::json!({
-        "completed": 2, "error": 1, "cancelled": 0, "deliveries": 0, "audit": 2, "sessions": 1, "logs": 0, "more": false, "dry_run": true,
+        "completed": 2, "error": 1, "cancelled": 0, "deliveries": 2, "audit": 2, "sessions": 1, "logs": 0, "more": false, "dry_run": true,
     });
     assert_eq!(asked, wanted);
     assert_eq!(service.store.list(&Default::default()).await.unwrap().rows.len(), 1, "nothing has gone by asking");
@@ -80,9 +94,11 @@ async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     let deeds = service.store.audit(&audit).await.unwrap().rows;
     assert_eq!(
         (deeds[0].action.as_str(), deeds[0].outcome.as_str()),
-        ("prune", "6 rows and the logs of 0 runs removed")
+        ("prune", "8 rows and the logs of 0 runs removed")
     );
 
+    let left = service.store.deliveries(&DeliveryFilter { limit: 10, ..Default::default() }).await.unwrap().rows;
+    assert_eq!(left.iter().map(|row| row.event_id).collect::<Vec<_>>(), [4, 3]);
     let gone = [ended[1][0], ended[2][0], ended[2][1]];
     for job in ended.iter().flatten().chain(&open) {
         assert_eq!(is_there(&service, *job).await, !gone.contains(job), "{job} of {ended:?}");
@@ -120,7 +136,14 @@ async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
         service.sql(&insert).await;
     }
     service.sql("INSERT INTO job_events (job_id, attempt, to_status, time) SELECT id, 1, status, 0 FROM jobs").await;
+    service
+        .sql(
+            "INSERT INTO deliveries (webhook, event_id, job_id, state, next_time, ended_time, body) \
+             SELECT 'x', id, job_id, 'DELIVERED', 0, id, '{}' FROM job_events",
+        )
+        .await;
     let answer = service.request("POST", "/api/v1/prune", &[], b"");
+    assert_eq!(answer.json()["deliveries"], 3000, "{}", answer.text());
     let job = service.insert("ONE", &["say:hello"]).await[0];
     service.until(job, JobStatus::Completed).await;
     assert_eq!(
@@ -134,3 +157,103 @@ async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
     assert_eq!(service.store.events_after(0, 10).await.unwrap().events.len(), 3, "the events of the one that is left");
 }
 on_each_database!(a_long_history_goes_in_batches_while_jobs_run);
+
+/// Not a test: prints what claims cost beside a million rows, and while a million old ones are removed.
+/// `cargo test --test it -- --ignored --nocapture retention::cost`
+mod cost {
+    use std::time::{Duration, Instant};
+
+    use callsheet::domain::RunToken;
+    use callsheet::domain::retention::Horizon;
+    use callsheet::store::Write;
+
+    use crate::store::{Db, at, completed, new};
+
+    fn say(name: &str, what: &str, mut times: Vec<Duration>) {
+        times.sort_unstable();
+        let of = |part: usize| times[(times.len() - 1) * part / 1000];
+        println!("{name}, {what}: {} times, p50 {:?} p99 {:?} most {:?}", times.len(), of(500), of(990), of(1000));
+    }
+
+    /// Enqueues, claims and settles one job after the other, and notes how long each claim took.
+    async fn claims(db: &Db, first: usize, goes_on: impl Fn(usize) -> bool) -> Vec<Duration> {
+        let mut times = Vec::new();
+        while goes_on(times.len()) {
+            db.store.enqueue(&[new("x")]).await.unwrap();
+            let mut token = [7; 16];
+            token[..8].copy_from_slice(&(first + times.len()).to_be_bytes());
+            let start = Instant::now();
+            let job = db.claim(&[RunToken::from_bytes(token)]).await.jobs.remove(0);
+            times.push(start.elapsed());
+            db.apply(Write::Settle(completed(&job))).await;
+        }
+        times
+    }
+
+    fn numbered(db: &Db, insert: &str, select: &str) -> String {
+        if db.is_sqlite() {
+            let numbers = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000000)";
+            format!("INSERT INTO {insert} {numbers} SELECT {select} FROM n")
+        } else {
+            format!("INSERT INTO {insert} SELECT {select} FROM generate_series(1, 1000000) AS n")
+        }
+    }
+
+    async fn measure(name: &str, db: Db) {
+        say(name, "claim in an empty table", claims(&db, 0, |done| done < 300).await);
+        let columns = "jobs (type, identifier, status, run_at, created_time, completed_time)";
+        let rows = "'RENDER', 'old', CASE WHEN n % 10 = 0 THEN 'ERROR' ELSE 'COMPLETED' END, 1, 1, n";
+        db.sql(&numbered(&db, columns, rows)).await.unwrap();
+        for insert in [
+            "runs (job_id, attempt, run_token, outcome) SELECT id, 1, 'old ' || id, 'COMPLETED' FROM jobs WHERE identifier = 'old'",
+            "job_events (job_id, attempt, to_status, time) SELECT id, 1, 'INQUEUE', 1 FROM jobs WHERE identifier = 'old'",
+            "job_events (job_id, attempt, to_status, time) SELECT id, 1, 'COMPLETED', 1 FROM jobs WHERE identifier = 'old'",
+        ] {
+            db.sql(&format!("INSERT INTO {insert}")).await.unwrap();
+        }
+        db.sql("ANALYZE").await.unwrap();
+        say(name, "claim beside 1 M ended jobs", claims(&db, 1000, |done| done < 300).await);
+        let (store, start) = (db.store.clone(), Instant::now());
+        let old = Some(at(2_000_000));
+        let horizon = Horizon { completed: old, error: old, cancelled: old, deliveries: None, audit: None };
+        let pruning = tokio::spawn(async move { store.prune(&horizon, Duration::from_secs(60)).await.unwrap() });
+        say(name, "claim while they are removed", claims(&db, 2000, |_| !pruning.is_finished()).await);
+        println!("{name}, removed: {:?} in {:?}", pruning.await.unwrap(), start.elapsed());
+
+        let columns = "jobs (type, identifier, priority, run_at)";
+        // Half of them not due for years, in a hundred priorities.
+        let rows = "'RENDER', 'waits', n % 100, CASE WHEN n % 2 = 0 THEN 90000000000000 ELSE 9000000000000 END";
+        db.sql(&numbered(&db, columns, rows)).await.unwrap();
+        db.sql("ANALYZE").await.unwrap();
+        say(name, "claim behind 1 M jobs that are not due", claims(&db, 100_000, |done| done < 300).await);
+        let awaited = db.store.enqueue(&[new("first")]).await.unwrap()[0].id;
+        let mut after = Vec::new();
+        for _ in 0..20_000 {
+            after.push(new("after"));
+        }
+        let all = (0..after.len()).map(|place| (place, vec![awaited])).collect();
+        let start = Instant::now();
+        db.store.enqueue_after(&after, &all).await.unwrap();
+        println!("{name}, 20,000 jobs that wait for one enqueued in {:?}", start.elapsed());
+        let job = db.claim(&[RunToken::from_bytes([9; 16])]).await.jobs.remove(0);
+        assert_eq!(job.id, awaited);
+        let start = Instant::now();
+        db.apply(Write::Settle(completed(&job))).await;
+        println!("{name}, the end of that one in {:?}", start.elapsed());
+        let start = Instant::now();
+        let claimed = db.claim(&[]).await;
+        println!("{name}, the first claim after that in {:?}: {} released", start.elapsed(), claimed.waited.released);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "a measurement"]
+    async fn print() {
+        measure("sqlite", Db::sqlite().await.unwrap()).await;
+        if let Some(db) = Db::postgres().await {
+            measure("postgres", db).await;
+        }
+        if let Some(db) = Db::adopted().await {
+            measure("adopted", db).await;
+        }
+    }
+}
