@@ -28,7 +28,7 @@ const OPEN: [JobStatus; 3] = [JobStatus::Pending, JobStatus::InQueue, JobStatus:
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let mut filter = args.selection.filter("cancelled", &OPEN, &OPEN)?;
     let config = context.config()?;
-    let store = context.operated_store(&config).await?;
+    let store = context.store(&config).await?;
     if args.selection.dry_run {
         return args.selection.show(context, &store, filter, "cancelled", &OPEN).await;
     }

@@ -51,7 +51,7 @@ impl State {
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let config = context.config()?;
-    let store = context.operated_store(&config).await?;
+    let store = context.store(&config).await?;
     if !args.again.is_empty() {
         let mut failures = Vec::new();
         for id in &args.again {

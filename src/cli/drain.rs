@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             )
         })?,
     };
-    let store = context.operated_store(&config).await?;
+    let store = context.store(&config).await?;
     let live = live_workers(&store).await?.into_iter().find(|live| live.worker_id == worker.as_str());
     let Some(live) = live else {
         return Err(Failure::new(Exit::NotFound, format!("no running service of worker {worker} was seen"))

@@ -198,16 +198,12 @@ impl Context {
         Ok(Config::load(&self.overrides)?)
     }
 
-    /// The tables, for a short look or write beside a service that may be running.
+    /// The tables, for a short look or write beside a service that may be running; what is done is put down to whoever runs
+    /// this command.
     async fn store(&self, config: &Config) -> Result<Store> {
         let store = Store::of(config, Use::Tool).await?;
         store.check_schema().await?;
         Ok(store.on_behalf_of(this_user()))
-    }
-
-    /// The same for what operators do, which is put down to whoever runs this command.
-    async fn operated_store(&self, config: &Config) -> Result<Store> {
-        Ok(self.store(config).await?.on_behalf_of(Who { actor: user(), via: "cli", address: None }))
     }
 }
 
@@ -238,30 +234,19 @@ async fn live_workers(store: &Store) -> Result<Vec<WorkerRow>> {
 
 /// Whoever runs this command, for what is kept of who asked.
 fn who() -> String {
-    format!("{} (cli)", user())
-}
-
-fn user() -> String {
-    let uid = rustix::process::getuid().as_raw().to_string();
-    // passwd(5): name, password, user id; what the environment says may be anything, but is all there is elsewhere.
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let named = users.lines().find(|line| line.split(':').nth(2) == Some(&uid)).and_then(|line| line.split(':').next());
-    let user = named.map(str::to_owned).or_else(|| std::env::var("LOGNAME").ok().filter(|name| !name.is_empty()));
-    let user = user.unwrap_or_else(|| format!("uid {uid}"));
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{user}@{host}")
+    let Who { actor, address, .. } = this_user();
+    format!("{actor}@{} (cli)", address.unwrap_or_default())
 }
 
 /// Who runs this command, for the audit trail.
 fn this_user() -> Who {
-    let uid = rustix::process::geteuid().as_raw();
-    // Read from the file rather than from $USER, which says what its owner likes.
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    // passwd(5): name, password, user id. Read from the file rather than from $USER, which says what its owner likes.
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let fields = |line: &str| line.split(':').map(ToOwned::to_owned).collect::<Vec<_>>();
-    let name = users.lines().map(fields).find(|user| user.get(2).is_some_and(|id| *id == uid.to_string()));
-    let name = name.and_then(|user| user.into_iter().next()).unwrap_or_else(|| format!("uid {uid}"));
+    let named = users.lines().find(|line| line.split(':').nth(2) == Some(&uid)).and_then(|line| line.split(':').next());
+    let actor = named.map_or_else(|| format!("uid {uid}"), str::to_owned);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Who { actor: name, via: "cli", address: Some(host) }
+    Who { actor, via: "cli", address: Some(host) }
 }
 
 fn make_private_directory(directory: &std::path::Path) -> Result {

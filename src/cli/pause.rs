@@ -42,7 +42,7 @@ pub(super) async fn resume(context: &Context, args: &ResumeArgs) -> Result {
 
 async fn set(context: &Context, types: &[FlowType], paused: bool) -> Result {
     let config = context.config()?;
-    let store = context.operated_store(&config).await?;
+    let store = context.store(&config).await?;
     // A flow of the configuration may be paused before any service has served it.
     let configured = types.iter().filter(|flow| config.flows.contains_key(flow)).cloned().collect();
     store.apply(&[Write::RegisterFlows(configured)]).await?;

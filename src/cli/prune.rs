@@ -30,7 +30,7 @@ const NO_END: Duration = Duration::from_secs(7 * 86_400);
 
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let config = context.config()?;
-    let store = context.operated_store(&config).await?;
+    let store = context.store(&config).await?;
     let horizon = config.retention.horizon(store.now().await?);
     let pruned = if args.dry_run { store.prunable(&horizon).await? } else { store.prune(&horizon, NO_END).await? };
     let logs = logs(&config, &store, args.dry_run).await?;

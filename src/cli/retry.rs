@@ -26,7 +26,7 @@ const RETRYABLE: [JobStatus; 2] = [JobStatus::Error, JobStatus::Cancelled];
 pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let mut filter = args.selection.filter("retried", &RETRYABLE, &[JobStatus::Error])?;
     let config = context.config()?;
-    let store = context.operated_store(&config).await?;
+    let store = context.store(&config).await?;
     if args.selection.dry_run {
         return args.selection.show(context, &store, filter, "retried", &RETRYABLE).await;
     }

@@ -148,5 +148,7 @@ async fn the_command_line_follows_them_with_the_service_down(on: On) {
     assert_eq!((&told["type"], &told["to_status"]), (&json!("TWO"), &json!("CANCELLED")));
     let by = service.store.audit(&callsheet::store::AuditFilter { limit: 1, ..Default::default() }).await.unwrap().rows;
     assert_eq!((by[0].via.as_str(), by[0].action.as_str()), ("cli", "cancel"));
+    // Who and from where, apart, whatever was done.
+    assert!(!by[0].actor.contains('@') && by[0].address.as_ref().is_some_and(|host| !host.is_empty()), "{:?}", by[0]);
 }
 on_each_database!(the_command_line_follows_them_with_the_service_down);

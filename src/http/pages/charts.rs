@@ -17,8 +17,8 @@ type Area<'a> = DrawingArea<Lent<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<Infallible>>;
 
 /// In pixels; narrow enough that its text can be read on a phone.
-const WIDTH: i32 = 520;
-const THROUGHPUT_HEIGHT: i32 = 190;
+const WIDTH: i32 = 460;
+const THROUGHPUT_HEIGHT: i32 = 180;
 const LEFT: i32 = 44;
 const RIGHT: i32 = 8;
 const TOP: i32 = 10;
@@ -84,15 +84,19 @@ pub(super) fn durations(flows: &[Durations]) -> Markup {
     let lengths = || flows.iter().flat_map(|flow| flow.runs.iter().map(|(_, length)| (*length).max(1)));
     let ticks = ticks_around(lengths().min().unwrap_or(1), lengths().max().unwrap_or(1));
     let (first, last) = (ticks.first().copied().unwrap_or(1), ticks.last().copied().unwrap_or(2));
-    const NAMES: i32 = 150;
+    const NAMES: i32 = 176;
     let x = |length: i64| {
         let part = (logarithm(length) - logarithm(first)) / (logarithm(last) - logarithm(first)).max(f64::EPSILON);
         NAMES + rounded(part.clamp(0.0, 1.0) * f64::from(WIDTH - NAMES - 16))
     };
     svg("chart", (WIDTH, height), &durations_summary(flows), |area| {
-        for tick in &ticks {
+        // Where there are many, every second one is enough, and fits on a phone.
+        let is_labelled = |place: usize| ticks.len() <= 6 || (ticks.len() - 1 - place).is_multiple_of(2);
+        for (place, tick) in ticks.iter().enumerate() {
             area.draw(&PathElement::new([(x(*tick), TOP), (x(*tick), height - BOTTOM)], GRID.stroke_width(1)))?;
-            text(area, &round_duration(*tick), (x(*tick), height - BOTTOM + 8), HPos::Center, VPos::Top)?;
+            if is_labelled(place) {
+                text(area, &round_duration(*tick), (x(*tick), height - BOTTOM + 8), HPos::Center, VPos::Top)?;
+            }
         }
         for (row, flow) in (0..rows).zip(flows) {
             let y = TOP + row * ROW + ROW / 2;
@@ -199,7 +203,7 @@ fn median(runs: &[(JobStatus, i64)]) -> Option<i64> {
 }
 
 fn short(name: &str) -> String {
-    const ROOM: usize = 19;
+    const ROOM: usize = 18;
     if name.chars().nth(ROOM).is_some() {
         name.chars().take(ROOM - 1).chain(['…']).collect()
     } else {

@@ -61,7 +61,12 @@ fn head(view: JobView<'_>, visitor: &Visitor) -> Markup {
         h1 { span.muted { "#" (job.id) } " " (name(&job.identifier)) }
         div.state {
             (badge(job.status))
-            @if let Some(maximum) = job.maximum_attempts { span { "attempt " (job.attempt) " of " (maximum) } } @else if job.attempt.0 > 0 { span { "attempt " (job.attempt) } }
+            @match (job.attempt.0, job.maximum_attempts) {
+                (0, None) => {},
+                (0, Some(maximum)) => span { "at most " (maximum) @if maximum == 1 { " attempt" } @else { " attempts" } },
+                (attempt, None) => span { "attempt " (attempt) },
+                (attempt, Some(maximum)) => span { "attempt " (attempt) " of " (maximum) },
+            }
             @if let Some(worker) = &job.worker_id { span { "on " (name(worker)) } }
             @if job.cancel_requested_time.is_some() && !job.status.is_final() { span.badge.cancelled { (icon("cancelled")) "cancelling" } }
             @if visitor.operator {
@@ -78,8 +83,18 @@ fn head(view: JobView<'_>, visitor: &Visitor) -> Markup {
             }
         } @else {
             div.summary { (what(job, now)) @if let Some(code) = job.exit_code { span.muted { " exit code " (code) } } }
+            // What a command said last is most often why it failed, and is far down in what it said.
+            @if job.status == JobStatus::Error && let Some(last) = last_line(job.error.as_deref().unwrap_or_default()) {
+                p.last-line { code { (remark(&last, 300)) } }
+            }
         }
     }
+}
+
+/// The last line behind the sentence that an error begins with.
+fn last_line(error: &str) -> Option<String> {
+    let error = said(error);
+    error.lines().skip(1).filter(|line| !line.trim().is_empty()).last().map(ToOwned::to_owned)
 }
 
 /// The statuses that the job went through, with the times between them.

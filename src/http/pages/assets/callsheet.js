@@ -38,6 +38,9 @@ document.addEventListener("pointerover", (event) => {
   }
 });
 
+// Of a long error the end is what matters.
+for (const error of document.querySelectorAll("pre.error")) error.scrollTop = error.scrollHeight;
+
 // What was just done is not told again when the page is reloaded.
 if (location.search.includes("done=")) {
   const address = new URL(location.href);
@@ -123,6 +126,8 @@ class Log {
     box.addEventListener("wheel", (event) => event.deltaY < 0 && away(), { passive: true });
     box.addEventListener("touchmove", away, { passive: true });
     box.addEventListener("keydown", (event) => ["ArrowUp", "PageUp", "Home"].includes(event.key) && setTimeout(away));
+    // What is out of sight has no layout, so where its end is turns out only when somebody scrolls here.
+    new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.follow.checked && this.toEnd()).observe(box);
   }
 
   /** Adds what a stream has written; it may begin and end within a line. */
