@@ -4,6 +4,8 @@
 //! and the claim of one batch. A row is locked first and looked at in a later statement, which sees what other transactions
 //! had noted by then; what they note after that is looked at once more.
 
+use std::collections::BTreeSet;
+
 use sea_orm::ConnectionTrait;
 use serde_json::json;
 
@@ -17,6 +19,8 @@ const ACTION: &str = "look at the jobs that wait for others";
 const AT_MOST: usize = 500;
 /// The links of a chain that fail in one claim; the rest follows with the next.
 const ROUNDS: usize = 20;
+/// Jobs that are looked at in one claim: 500 take some tens of milliseconds, and other claims and settlements wait meanwhile.
+const PORTION: usize = 1000;
 
 /// What became of jobs that waited for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,15 +56,22 @@ pub struct DependencyRow {
 }
 
 impl Store {
-    /// Lets the job wait for these; the triggers refuse what can't be.
-    pub(super) async fn make_wait(&self, transaction: &Transaction, job: JobId, after: &[JobId]) -> Result<(), Error> {
-        let items: Vec<_> = after.iter().map(|after| json!({ "awaited": after.0 })).collect();
+    /// Lets the first job of each pair wait for the second; the triggers refuse what can't be.
+    pub(super) async fn make_wait(
+        &self,
+        transaction: &Transaction,
+        pairs: &BTreeSet<(JobId, JobId)>,
+    ) -> Result<(), Error> {
+        let pairs: Vec<_> = pairs.iter().map(|(job, after)| json!({ "job": job.0, "awaited": after.0 })).collect();
         let insert = format!(
-            "INSERT INTO job_dependencies (job_id, after_id) SELECT DISTINCT CAST($2 AS bigint), item.awaited FROM {} ORDER BY 2",
-            self.dialect().items("$1", &[("awaited", "bigint")])
+            "INSERT INTO job_dependencies (job_id, after_id) SELECT item.job, item.awaited FROM {} ORDER BY 1, 2",
+            self.dialect().items("$1", &[("job", "bigint"), ("awaited", "bigint")])
         );
-        let values = [serde_json::Value::from(items).to_string().into(), job.0.into()];
-        transaction.execute_raw(self.statement(insert, values)).await.doing("enqueue jobs")?;
+        for items in pairs.chunks(AT_MOST) {
+            let items = serde_json::Value::from(items).to_string();
+            let insert = self.statement(insert.as_str(), [items.into()]);
+            transaction.execute_raw(insert).await.doing("enqueue jobs")?;
+        }
         Ok(())
     }
 
@@ -99,11 +110,16 @@ impl Store {
     /// Releases the jobs all of whose dependencies are COMPLETED, and ends those one of whose dependencies ended otherwise.
     pub(super) async fn settle_waiting(&self, transaction: &Transaction, now: Timestamp) -> Result<Waited, Error> {
         let mut waited = Waited::default();
+        let mut looked_at = 0;
         for _ in 0..ROUNDS {
+            if looked_at >= PORTION {
+                break;
+            }
             let jobs = self.lock_waiting(transaction).await?;
             if jobs.is_empty() {
                 return Ok(waited);
             }
+            looked_at += jobs.len();
             let ids: sea_orm::Value = json!(jobs).to_string().into();
             // First of all, so that what is noted after this is looked at again.
             let looked = format!(

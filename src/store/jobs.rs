@@ -72,11 +72,13 @@ impl Store {
                 _ => enqueued.extend(ids.into_iter().map(|id| Enqueued { id, existing: false })),
             }
         }
+        let mut pairs = BTreeSet::new();
         for (place, after) in after {
             if let Some(job) = enqueued.get(*place).filter(|job| !job.existing) {
-                self.make_wait(&transaction, job.id, after).await?;
+                pairs.extend(after.iter().map(|after| (job.id, *after)));
             }
         }
+        self.make_wait(&transaction, &pairs).await?;
         self.deed(&transaction, "enqueue", &enqueued_target(new, &enqueued), "done").await?;
         crash::before(Step::EnqueueCommit);
         transaction.commit().await.doing(ENQUEUE)?;
