@@ -89,7 +89,7 @@ impl Store {
         // Whoever inserts into `job_dependencies` looks for tables elsewhere.
         let functions = format!(
             "SELECT format('ALTER FUNCTION %s SET search_path = {OWN_SCHEMA}, pg_temp', oid::regprocedure) AS a FROM pg_proc \
-             WHERE pronamespace = '{OWN_SCHEMA}'::regnamespace AND proconfig IS NULL"
+             WHERE pronamespace = '{OWN_SCHEMA}'::regnamespace AND proconfig IS NULL AND proname NOT LIKE 'adopted_%'"
         );
         for [alter] in self.texts(transaction, &functions, ["a"]).await? {
             self.run(transaction, &alter).await?;
@@ -110,6 +110,8 @@ impl Store {
                 ["a", "b"],
             )
             .await?;
+        // A foreign key locks the table, and whoever waits for a lock has others wait behind it.
+        self.run(transaction, "SET LOCAL lock_timeout = '5s'").await?;
         let from = format!("REFERENCES {MODEL}(id)");
         let to = format!("REFERENCES {}({id})", statements::table(adopted));
         for [alter, definition] in references {
@@ -170,6 +172,9 @@ impl Store {
     async fn adoption_in(&self, transaction: &Transaction, adopted: &AdoptedTable) -> Result<Adoption, Error> {
         let look = self.look(transaction, adopted).await?;
         let mut adoption = Adoption { table: statements::table(adopted), unfit: look.unfit, ..Adoption::default() };
+        if adoption.unfit.is_empty() {
+            adoption.unfit.extend(self.other_table(transaction, &adoption.table, &look.columns).await?);
+        }
         if !adoption.unfit.is_empty() {
             return Ok(adoption);
         }
@@ -184,14 +189,14 @@ impl Store {
                 .texts(
                     transaction,
                     &format!(
-                        "SELECT proname::text AS a, prosrc AS b FROM pg_proc WHERE pronamespace = '{OWN_SCHEMA}'::regnamespace \
-                         AND proname LIKE 'adopted_%' AND prosecdef"
+                        "SELECT proname::text AS a, prosecdef::text AS b, prosrc AS c FROM pg_proc \
+                         WHERE pronamespace = '{OWN_SCHEMA}'::regnamespace AND proname LIKE 'adopted_%'"
                     ),
-                    ["a", "b"],
+                    ["a", "b", "c"],
                 )
                 .await?
                 .into_iter()
-                .map(|[name, body]| (name, body))
+                .map(|[name, definer, body]| (name, definer == "true", body))
                 .collect(),
             columns: look.theirs,
         };
@@ -199,6 +204,30 @@ impl Store {
         adoption.unfillable =
             statements::unfillable(&look.columns, &present.columns).into_iter().map(str::to_owned).collect();
         Ok(adoption)
+    }
+
+    /// Whether runs and events that are there are those of another table's rows, or go by another id.
+    async fn other_table(
+        &self,
+        transaction: &Transaction,
+        table: &str,
+        columns: &[Column],
+    ) -> Result<Option<Unfit>, Error> {
+        let id = columns.iter().find(|column| column.ours.name == "id").map(Column::stored).unwrap_or_default();
+        let select = format!(
+            "SELECT DISTINCT confrelid::regclass::text AS a, quote_ident(attname) AS b FROM pg_constraint \
+             JOIN pg_attribute ON attrelid = confrelid AND attnum = confkey[1] JOIN pg_class ON pg_class.oid = confrelid \
+             WHERE contype = 'f' AND connamespace = '{OWN_SCHEMA}'::regnamespace AND relnamespace <> connamespace \
+             AND (confrelid <> {}::regclass OR format('\"%s\"', replace(attname, '\"', '\"\"')) <> {})",
+            literal(table),
+            literal(&if id.starts_with('"') { id } else { quoted(&id) })
+        );
+        let found = self.texts(transaction, &select, ["a", "b"]).await?;
+        Ok(found.into_iter().next().map(|[other, column]| Unfit {
+            key: "store.jobs".to_owned(),
+            reason: format!("what is in the schema {OWN_SCHEMA} is about the rows of {other} by their {column}"),
+            help: format!("name that table and column again, or start anew: DROP SCHEMA {OWN_SCHEMA} CASCADE"),
+        }))
     }
 
     /// What hangs on our own table, by the names of the other one: PostgreSQL says it, once the columns are called so.

@@ -157,6 +157,13 @@ async fn nothing_starts_before_the_table_has_what_it_needs() {
     std::fs::write(service.path("callsheet.toml"), config.replace("\"CANCELED\"", "\"STOPPED\"")).unwrap();
     assert_eq!(service.cli(&["serve"]).status.code(), Some(2));
     add_what_is_missing(&service).await;
+    // Nor can another table take the place of this one.
+    let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
+    service.sql("CREATE TABLE public.\"Other\" (LIKE public.\"Job\" INCLUDING DEFAULTS INCLUDING INDEXES)").await;
+    std::fs::write(service.path("callsheet.toml"), config.replace("\"Job\"", "\"Other\"")).unwrap();
+    let (_, told) = check(&service);
+    assert!(told["problems"][0]["message"].as_str().unwrap().contains("about the rows of public.\"Job\""), "{told}");
+    std::fs::write(service.path("callsheet.toml"), config).unwrap();
     // A step of the schema that comes later is made beside the table, and the view is put back.
     service
         .sql(

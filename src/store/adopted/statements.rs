@@ -27,7 +27,8 @@ pub(super) struct Present {
     pub(super) indexes: Vec<(String, bool, String)>,
     pub(super) checks: Vec<(String, String)>,
     pub(super) triggers: Vec<String>,
-    pub(super) functions: Vec<(String, String)>,
+    /// Name, whether it runs with its owner's rights, and body.
+    pub(super) functions: Vec<(String, bool, String)>,
 }
 
 /// The table, quoted and with its schema.
@@ -40,16 +41,16 @@ pub(super) fn missing(adopted: &AdoptedTable, columns: &[Column], model: &Model,
     let table = table(adopted);
     let mut statements = Vec::new();
     statements.extend(missing_words(adopted, columns, &present.columns));
-    let body = in_step(columns);
-    let wanted: Vec<(String, String)> = std::iter::once((IN_STEP_FUNCTION.to_owned(), body))
-        .chain(model.functions.iter().map(|(name, body)| (adopted_name(name), adopted_body(body, columns))))
+    // Whoever writes a row need have no right to Callsheet's tables, nor know where they are.
+    let wanted: Vec<(String, bool, String)> = std::iter::once((IN_STEP_FUNCTION.to_owned(), false, in_step(columns)))
+        .chain(model.functions.iter().map(|(name, body)| (adopted_name(name), true, adopted_body(body, columns))))
         .collect();
     let old: Vec<_> = wanted.iter().filter(|function| !present.functions.contains(function)).collect();
     if !old.is_empty() {
         statements.push(format!("CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}"));
     }
     let was_in_step = present.columns.iter().any(|column| column.name == "callsheet_status");
-    let other_words = was_in_step && old.iter().any(|(name, _)| name == IN_STEP_FUNCTION);
+    let other_words = was_in_step && old.iter().any(|(name, ..)| name == IN_STEP_FUNCTION);
     let mut triggers_there = present.triggers.clone();
     if other_words {
         // What depends on a column stands in the way of filling it anew.
@@ -73,12 +74,12 @@ pub(super) fn missing(adopted: &AdoptedTable, columns: &[Column], model: &Model,
         statements.push(format!("ALTER TABLE {table} ADD CONSTRAINT {} {check}", quoted(&name)));
     }
     statements.extend(missing_indexes(adopted, &table, columns, model, &present.indexes));
-    for (name, body) in old {
+    for (name, reads_tables, body) in old {
         let quote = dollars(body);
-        // Whoever writes a row need have no right to Callsheet's tables, nor know where they are.
+        let how = format!("SECURITY DEFINER SET search_path = {OWN_SCHEMA}, pg_temp ");
         statements.push(format!(
-            "CREATE OR REPLACE FUNCTION {OWN_SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
-             SET search_path = {OWN_SCHEMA}, pg_temp AS {quote}{body}{quote}"
+            "CREATE OR REPLACE FUNCTION {OWN_SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql {}AS {quote}{body}{quote}",
+            if *reads_tables { &how } else { "" }
         ));
     }
     let in_step = format!(
