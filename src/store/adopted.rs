@@ -181,7 +181,13 @@ impl Store {
         let model = self.model(transaction, &look.columns).await?;
         let table = literal(&adoption.table);
         let of = |name: &str| format!("{name} = {table}::regclass");
+        let rights: Vec<String> =
+            statements::RIGHTS.split(", ").map(|right| format!("has_table_privilege({table}, '{right}')")).collect();
+        let service = format!("SELECT quote_ident(current_user) AS a, ({})::text AS b", rights.join(" AND "));
+        let [service, has_rights] = self.texts(transaction, &service, ["a", "b"]).await?.pop().unwrap_or_default();
         let present = Present {
+            service,
+            has_rights: has_rights == "true",
             indexes: self.indexes(transaction, &of("indrelid"), "AND indisvalid").await?,
             checks: self.checks(transaction, &of("conrelid")).await?,
             triggers: self.triggers(transaction, &of("tgrelid")).await?,

@@ -7,6 +7,9 @@ use crate::config::{AdoptedTable, OWN_SCHEMA};
 const IN_STEP: &str = "zz_callsheet_in_step";
 const IN_STEP_FUNCTION: &str = "adopted_in_step";
 
+/// What a service needs to be allowed to do with the table.
+pub(super) const RIGHTS: &str = "SELECT, INSERT, UPDATE, DELETE, REFERENCES";
+
 /// What hangs on Callsheet's own table once its columns are called as in the adopted one, as PostgreSQL tells it.
 #[derive(Debug, Default)]
 pub(super) struct Model {
@@ -23,6 +26,10 @@ pub(super) struct Model {
 /// What the adopted table has already.
 #[derive(Debug, Default)]
 pub(super) struct Present {
+    /// The role that the service works as, quoted.
+    pub(super) service: String,
+    /// Whether it may do with the table what a service does.
+    pub(super) has_rights: bool,
     pub(super) columns: Vec<Theirs>,
     pub(super) indexes: Vec<(String, bool, String)>,
     pub(super) checks: Vec<(String, String)>,
@@ -47,7 +54,10 @@ pub(super) fn missing(adopted: &AdoptedTable, columns: &[Column], model: &Model,
         .collect();
     let old: Vec<_> = wanted.iter().filter(|function| !present.functions.contains(function)).collect();
     if !old.is_empty() {
-        statements.push(format!("CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA}"));
+        statements.push(format!("CREATE SCHEMA IF NOT EXISTS {OWN_SCHEMA} AUTHORIZATION {}", present.service));
+    }
+    if !present.has_rights {
+        statements.push(format!("GRANT {RIGHTS} ON {table} TO {}", present.service));
     }
     let was_in_step = present.columns.iter().any(|column| column.name == "callsheet_status");
     let other_words = was_in_step && old.iter().any(|(name, ..)| name == IN_STEP_FUNCTION);
@@ -81,6 +91,7 @@ pub(super) fn missing(adopted: &AdoptedTable, columns: &[Column], model: &Model,
             "CREATE OR REPLACE FUNCTION {OWN_SCHEMA}.{name}() RETURNS trigger LANGUAGE plpgsql {}AS {quote}{body}{quote}",
             if *reads_tables { &how } else { "" }
         ));
+        statements.push(format!("ALTER FUNCTION {OWN_SCHEMA}.{name}() OWNER TO {}", present.service));
     }
     let in_step = format!(
         "CREATE TRIGGER {IN_STEP} BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {IN_STEP_FUNCTION}()"
