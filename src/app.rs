@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorRef};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -27,6 +27,7 @@ use crate::crash::{self, Step};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
+use crate::identity::Starts;
 use crate::metrics::{self, Metrics, Role};
 use crate::outgoing::{self, Receiver};
 use crate::process::upkeep::RunDirectories;
@@ -69,6 +70,19 @@ pub enum Error {
         what: &'static str,
         /// The lock's file.
         path: PathBuf,
+    },
+    /// A service with another data directory has this worker's name.
+    #[error(
+        "a service on {hostname} that was started from another data directory is worker {worker} of this database (its last \
+         sign of life came {silent} ago); give this one a worker_id of its own, or where that service is gone, wait 30 s"
+    )]
+    WorkerTaken {
+        /// The name.
+        worker: WorkerId,
+        /// The other one's machine.
+        hostname: String,
+        /// How long it has been silent, in words.
+        silent: String,
     },
     /// The lock's file can't be made.
     #[error("can't lock {path}", path = path.display())]
@@ -222,6 +236,7 @@ impl Service {
         store.check_schema().await?;
         let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
         let local_key = config::local_key(&config)?;
+        let starts = not_another_ones(&store, &worker, &config).await?;
         let processes = Processes::open(&config.data_dir, config.http.token_variables())?;
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
@@ -235,7 +250,11 @@ impl Service {
             None => None,
         };
         let retired = retired_flows(&store, &worker, &config).await?;
-        let note = register(&store, &worker, config.flows.keys().chain(retired.iter().map(|flow| &flow.flow))).await?;
+        let incarnation = new_incarnation()?;
+        starts.remember(&config.data_dir, &incarnation).map_err(|source| data_dir_error(&config.data_dir, source))?;
+        let note =
+            register(&store, &worker, incarnation, config.flows.keys().chain(retired.iter().map(|flow| &flow.flow)))
+                .await?;
         let shared = Arc::new(Shared {
             store,
             launcher: Arc::new(processes.clone()),
@@ -490,7 +509,7 @@ impl Service {
             drop(tokio::time::timeout_at(deadline, answered).await);
         }
         match on_stop {
-            OnStop::Leave => {}
+            OnStop::Leave => self.keep_runs(deadline).await,
             OnStop::Wait => self.wait_for_runs(deadline, || ()).await,
             // Asked again and again: a run may just be between two actors.
             OnStop::Cancel => {
@@ -509,6 +528,16 @@ impl Service {
         self.shared.status.cast(StatusMessage::Barrier(reply));
         drop(tokio::time::timeout_at(last, answered).await);
         crash::after(Step::WindDown);
+    }
+
+    /// Has the runs' leases made long enough for an upgrade, where other workers live.
+    async fn keep_runs(&self, deadline: Instant) {
+        let (kept, mut all_kept) = mpsc::unbounded_channel();
+        if self.root.cast(RootMessage::KeepRuns(kept)).is_ok() {
+            // Nothing is ever sent: it is closed by the last run that has no use for it any more. Bounded, for the database
+            // may be away, and then the leases end when they end.
+            drop(tokio::time::timeout_at(deadline.min(Instant::now() + LAST_WRITES), all_kept.recv()).await);
+        }
     }
 
     async fn wait_for_runs(&self, deadline: Instant, each_time: impl Fn()) {
@@ -683,14 +712,41 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Refuses a worker's name under which a service with another data directory lives.
+async fn not_another_ones(store: &Store, worker: &WorkerId, config: &Config) -> Result<Starts, Error> {
+    let starts = Starts::of(&config.data_dir).map_err(|source| data_dir_error(&config.data_dir, source))?;
+    if matches!(config.database_url, DatabaseUrl::Sqlite(_)) {
+        // Its lock keeps every other service out.
+        return Ok(starts);
+    }
+    let (now, workers) = (store.now().await?, store.workers().await?);
+    match workers.into_iter().find(|row| row.worker_id == worker.as_str()) {
+        Some(row) if starts.is_another(&row, now) => Err(Error::WorkerTaken {
+            worker: worker.clone(),
+            hostname: row.hostname,
+            silent: humantime::format_duration(Duration::from_secs(now.since(row.heartbeat_time).as_secs()))
+                .to_string(),
+        }),
+        Some(_) | None => Ok(starts),
+    }
+}
+
+fn data_dir_error(data_dir: &Path, source: io::Error) -> Error {
+    Error::DataDir { path: data_dir.to_owned(), source }
+}
+
+fn new_incarnation() -> Result<String, Error> {
+    let mut incarnation = [0; 8];
+    getrandom::fill(&mut incarnation)?;
+    Ok(format!("{:016x}", u64::from_be_bytes(incarnation)))
+}
+
 async fn register<'a>(
     store: &Store,
     worker: &WorkerId,
+    incarnation: String,
     flows: impl Iterator<Item = &'a FlowType>,
 ) -> Result<WorkerNote, Error> {
-    let mut incarnation = [0; 8];
-    getrandom::fill(&mut incarnation)?;
-    let incarnation = format!("{:016x}", u64::from_be_bytes(incarnation));
     let this = Worker {
         worker: worker.clone(),
         incarnation: incarnation.clone(),

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::{DatabaseUrl, InvalidDatabaseUrl};
+use crate::domain::heartbeat::LeaseTerms;
 use crate::domain::limits::Limits;
 use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retention::Horizon;
@@ -170,6 +171,18 @@ pub struct FlowConfig {
     pub limits: Limits,
     /// The jobs that enqueue themselves, each by a name of its own.
     pub recurring: Vec<RecurringConfig>,
+}
+
+impl FlowConfig {
+    /// What this flow says about the leases of its runs.
+    #[must_use]
+    pub fn lease_terms(&self) -> LeaseTerms {
+        LeaseTerms {
+            heartbeat_timeout: self.heartbeat_timeout,
+            start_to_close_timeout: self.start_to_close_timeout,
+            kill_grace: self.kill_grace,
+        }
+    }
 }
 
 /// `[[flows.TYPE.recurring]]`: a job that is enqueued by the clock.

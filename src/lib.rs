@@ -52,6 +52,7 @@ pub mod config;
 pub mod crash;
 pub mod domain;
 pub mod http;
+pub mod identity;
 pub mod metrics;
 pub mod outgoing;
 pub mod process;

@@ -62,6 +62,7 @@ pub struct Model {
     pub traceparent: Option<String>,
     #[sea_orm(column_type = "Text", nullable)]
     pub tracestate: Option<String>,
+    pub lease_time: Option<i64>,
     #[sea_orm(has_many)]
     pub runs: HasMany<super::runs::Entity>,
     #[sea_orm(has_many)]

@@ -14,6 +14,7 @@ mod m20261125_000009_dependencies;
 mod m20261125_000010_webhooks;
 mod m20261125_000011_tracestate;
 mod m20261125_000012_undelivered;
+mod m20261125_000013_lease;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -33,6 +34,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000010_webhooks::Migration),
             Box::new(m20261125_000011_tracestate::Migration),
             Box::new(m20261125_000012_undelivered::Migration),
+            Box::new(m20261125_000013_lease::Migration),
         ]
     }
 }

@@ -17,11 +17,13 @@ use super::status::{Pending, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::admission::{Request, admit};
+use crate::domain::retry::Jitter;
+use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, conclude};
 use crate::domain::trace::JobTrace;
-use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
-use crate::metrics::Role;
+use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
+use crate::metrics::{RecoveryVerdict, Role};
 use crate::process;
-use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, FailedWaiter, Write, Written};
+use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, FailedWaiter, LapsedRun, Settlement, Write, Written};
 
 /// The most rows that one claim asks for, so that its transaction stays short.
 const LARGEST_CLAIM: u32 = 64;
@@ -51,6 +53,8 @@ pub enum DispatcherMessage {
     Claim,
     /// Write the end of a run; its slot is free with that, so the next claim goes into the same transaction.
     Settle(Pending),
+    /// The store's answer to the takeover of a run, and what was to become of its job.
+    TakenOver(Box<(LapsedRun, Next)>, Option<Vec<Written>>),
     /// Start this run's JobActor (again).
     Start(Box<JobArgs>),
     /// The flow's settings are these from now on; runs that have been claimed keep those that they were claimed with.
@@ -177,10 +181,15 @@ impl Actor for DispatcherActor {
                 state.retry_wait = ASK_AGAIN;
                 for answer in answers {
                     if let Written::Claimed(claimed) = answer {
-                        state.claimed(&myself, claimed).await?;
+                        state.claimed(&myself, *claimed).await?;
                     }
                 }
                 state.claim_over(&myself)?;
+            }
+            DispatcherMessage::TakenOver(taken, answer) => {
+                let (run, next) = *taken;
+                state.taken_over(&run, next, answer.as_deref());
+                state.wake(&myself)?;
             }
             DispatcherMessage::Start(job) => state.start(&myself, *job).await?,
             DispatcherMessage::Reconfigure(flow) => {
@@ -270,6 +279,7 @@ impl DispatcherState {
             } else {
                 self.args.flow.schedule_to_close_timeout
             },
+            terms: self.args.flow.lease_terms(),
             tokens: self.tokens.clone(),
         });
         Pending { writes: vec![claim], reply: Reply::to(myself, DispatcherMessage::Claimed) }
@@ -292,9 +302,21 @@ impl DispatcherState {
         }
         // Where every token was used there may be more at once; else the next row says when.
         self.woken |= !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
+        if self.args.claims {
+            for run in claimed.lapsed {
+                self.take_over(myself, run, claimed.now);
+            }
+        }
         for job in claimed.jobs {
             self.note(job.id, job.attempt, Some(&job.token), JobStatus::InQueue, "claimed");
-            let args = self.job_args(job, claimed.now);
+            let claim = JobStart::Launch {
+                noticed: self.noticed,
+                claimed: claimed.now,
+                waited: false,
+                begun: claimed.begun,
+                lease: claimed.lease,
+            };
+            let args = self.job_args(job, claimed.now, claim);
             self.start(myself, args).await?;
         }
         for waiter in &claimed.waited.failed {
@@ -309,7 +331,7 @@ impl DispatcherState {
                 "timed out: schedule_to_close_timeout passed while it waited",
             );
         }
-        let next = claimed.next_due.into_iter().chain(claimed.next_expiry).min();
+        let next = claimed.next_due.into_iter().chain(claimed.next_expiry).chain(claimed.next_lapse).min();
         self.timer = next.map(|due| {
             let wait = due.since(claimed.now).clamp(Duration::from_millis(1), LONGEST_SLEEP);
             let port = self.args.port.clone();
@@ -351,14 +373,14 @@ impl DispatcherState {
         }
     }
 
-    fn job_args(&self, job: ClaimedJob, now: Timestamp) -> JobArgs {
+    fn job_args(&self, job: ClaimedJob, now: Timestamp, claim: JobStart) -> JobArgs {
         let request = Request {
             identifier: job.identifier.as_deref().map_err(|unreadable| unreadable.0.as_str()),
             payload: job.payload.as_ref().map(|_| ()).map_err(|unreadable| unreadable.0.as_str()),
             schedule_deadline: job.schedule_time.plus(self.args.flow.schedule_to_close_timeout),
         };
         let start = match admit(request, &self.args.flow.identifier_pattern, now) {
-            Ok(()) => JobStart::Launch { noticed: self.noticed, claimed: now, waited: false },
+            Ok(()) => claim,
             Err(reason) => JobStart::Refuse(reason),
         };
         JobArgs {
@@ -384,6 +406,68 @@ impl DispatcherState {
             settle: settle_through(&self.args.port),
             slot_freed: wake_through(&self.args.port),
         }
+    }
+
+    /// Settles a run as lost whose worker has not confirmed it for so long that its command has been ended wherever it was.
+    fn take_over(&self, myself: &ActorRef<DispatcherMessage>, run: LapsedRun, now: Timestamp) {
+        let (flow, shared) = (&self.args.flow, &self.args.shared);
+        let reason = format!(
+            "its worker {} has not confirmed it for so long (heartbeat_timeout is {}) that its command has been ended; \
+             {} has taken the job over",
+            run.worker,
+            humantime::format_duration(flow.heartbeat_timeout),
+            shared.worker
+        );
+        let context = RunContext {
+            attempt: Attempt(run.attempt.0.saturating_sub(run.attempts_before)),
+            maximum_attempts: run.maximum_attempts.unwrap_or_else(|| flow.retry.maximum_attempts()),
+            jitter: Jitter::of(&run.token),
+            retry: &flow.retry,
+            cancel_requested: run.cancel_requested,
+            start_to_close_timeout: flow.start_to_close_timeout,
+            schedule_deadline: run.schedule_time.plus(flow.schedule_to_close_timeout),
+        };
+        let Conclusion { next, outcome, error, .. } = conclude(&RunEnd::Lost(reason), &context, now);
+        let settlement = Settlement {
+            job: run.job,
+            token: run.token.clone(),
+            attempt: run.attempt,
+            worker: run.worker.parse().unwrap_or_else(|_| shared.worker.clone()),
+            next,
+            outcome,
+            message: error.clone(),
+            error,
+            exit_code: None,
+            signal: None,
+            pid: None,
+            started_time: None,
+            completed_time: now,
+            execution_ms: None,
+            usage: None,
+            lapsed: true,
+        };
+        let reply = Reply::to(myself, move |answer| DispatcherMessage::TakenOver(Box::new((run, next)), answer));
+        shared.status.cast(StatusMessage::Write(vec![Write::Settle(settlement)], reply));
+    }
+
+    /// A run was taken over, unless its worker has come back meanwhile; where nobody knows, the next claim looks again.
+    fn taken_over(&self, run: &LapsedRun, next: Next, answer: Option<&[Written]>) {
+        if !matches!(answer, Some([Written::Applied])) {
+            return;
+        }
+        let (flow, shared) = (&self.args.flow.flow, &self.args.shared);
+        shared.metrics.heartbeat_timeout(flow);
+        shared.metrics.recovered(flow, RecoveryVerdict::Lost);
+        shared.metrics.run_ended(flow, Outcome::Lost, Duration::ZERO, None);
+        shared.note(&Transition {
+            flow,
+            job: run.job,
+            attempt: run.attempt,
+            token: Some(&run.token),
+            from: run.status,
+            to: next.status(),
+            message: &format!("taken over from {}, which has not confirmed it for too long", run.worker),
+        });
     }
 
     async fn start(&mut self, myself: &ActorRef<DispatcherMessage>, job: JobArgs) -> Result<(), ActorProcessingErr> {

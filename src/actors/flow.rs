@@ -16,7 +16,7 @@ use super::job_supervisor::{JobSupervisor, JobSupervisorMessage, RunOrphaned};
 use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use crate::config::FlowConfig;
-use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
+use crate::domain::restart::{NamedBudgets, RestartBudget, RestartDecision, RestartPolicy};
 use crate::metrics::Role;
 
 const RESTARTS: RestartPolicy = RestartPolicy {
@@ -24,6 +24,13 @@ const RESTARTS: RestartPolicy = RestartPolicy {
     window: Duration::from_secs(60),
     initial_backoff: Duration::from_millis(100),
     maximum_backoff: Duration::from_secs(5),
+};
+/// The same for the actor of one run, which is never given up: its command may run for two days.
+const ORPHANS: RestartPolicy = RestartPolicy {
+    intensity: 10,
+    window: Duration::from_secs(600),
+    initial_backoff: Duration::from_millis(100),
+    maximum_backoff: Duration::from_secs(60),
 };
 /// How long the end of a killed child may take.
 const CHILD_ENDS: Duration = Duration::from_secs(5);
@@ -102,6 +109,8 @@ pub struct FlowState {
     scheduler: Option<ActorRef<SchedulerMessage>>,
     children: BTreeMap<ActorId, Role>,
     budgets: BTreeMap<Role, RestartBudget>,
+    /// The runs whose actors died of late, by workflow id.
+    orphans: NamedBudgets,
     since: Instant,
     timers: Vec<AbortOnDrop>,
 }
@@ -119,6 +128,7 @@ impl Actor for FlowActor {
             jobs,
             scheduler: None,
             budgets: BTreeMap::new(),
+            orphans: NamedBudgets::default(),
             since: Instant::now(),
             timers: Vec::new(),
         };
@@ -141,9 +151,14 @@ impl Actor for FlowActor {
         match message {
             FlowMessage::Dispatcher(DispatcherEvent::WantsRecovery(done)) => state.recover(None, done),
             FlowMessage::RunOrphaned(RunOrphaned { name, why }) => {
-                tracing::error!(workflow_id = name, why, "a JobActor died; its run is handed to a successor");
+                let wait = state.orphans.wait_after_failure(&name, &ORPHANS, state.since.elapsed());
+                tracing::error!(workflow_id = name, why, ?wait, "a JobActor died; its run is handed to a successor");
                 state.args.site.shared.metrics.actor_restarted(Role::Job);
-                state.settle_orphan(&myself, name);
+                if wait.is_zero() {
+                    state.settle_orphan(&myself, name);
+                } else {
+                    state.timers.push(after(&myself, wait, || FlowMessage::SettleOrphan(name)));
+                }
             }
             FlowMessage::SettleOrphan(name) => state.settle_orphan(&myself, name),
             FlowMessage::OrphanSettled(name, None) => {

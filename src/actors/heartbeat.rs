@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{AbortOnDrop, Port, Reply, Upward};
 use crate::actors::status::StatusMessage;
-use crate::domain::heartbeat::{confirmation_interval, is_overdue};
+use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing, Tell, confirmation_interval, is_overdue};
 use crate::domain::{FlowType, RunToken};
 use crate::metrics::Metrics;
-use crate::store::{Write, Written};
+use crate::process::LeaseUntil;
+use crate::store::{Confirm, Write, Written};
 
 /// The confirmer of one run.
 pub struct HeartbeatActor;
@@ -23,16 +25,25 @@ pub struct HeartbeatActor;
 pub enum HeartbeatMessage {
     /// It may be time to confirm.
     Tick,
-    /// The store's answer to a confirmation, or `None` where the StatusActor died over it.
-    Answered(Option<Vec<Written>>),
+    /// The store's answer to a confirmation that wrote this lease, or `None` where the StatusActor died over it.
+    Answered(Lease, Option<Vec<Written>>),
+    /// The shim has acknowledged the lease that it was told of last.
+    Leased,
+    /// The service stops and leaves the command running: have it keep its run for a while.
+    Leave(Kept),
     /// Fail in the way that a test asks for.
     #[cfg(test)]
     Panic,
 }
 
+/// Dropped once a run's lease is long enough for its service to be away, or where it needs none.
+pub type Kept = mpsc::UnboundedSender<()>;
+
 /// What a HeartbeatActor tells its JobActor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum HeartbeatEvent {
+    /// The shim is to be told of this lease, or that it needs none; then whoever waits may go on.
+    Lease(Option<LeaseUntil>, Option<Kept>),
     /// Somebody has asked to cancel the job.
     CancelRequested,
     /// The store says that another token is current, or that the job has ended.
@@ -47,7 +58,9 @@ pub struct HeartbeatArgs {
     /// Its flow, for the metrics.
     pub flow: FlowType,
     /// How long the run may go unconfirmed.
-    pub timeout: Duration,
+    pub terms: LeaseTerms,
+    /// How its lease stands.
+    pub leasing: Leasing,
     /// The way to the StatusActor.
     pub status: Port<StatusMessage>,
     /// Where confirmations are counted.
@@ -61,6 +74,8 @@ pub struct HeartbeatArgs {
 /// What a HeartbeatActor knows.
 pub struct HeartbeatState {
     args: HeartbeatArgs,
+    leasing: Leasing,
+    kept: Option<Kept>,
     waiting: bool,
     overdue: bool,
     confirmed: Instant,
@@ -77,8 +92,22 @@ impl Actor for HeartbeatActor {
         myself: ActorRef<Self::Msg>,
         args: HeartbeatArgs,
     ) -> Result<HeartbeatState, ActorProcessingErr> {
-        let ticks = myself.send_interval(confirmation_interval(args.timeout), || HeartbeatMessage::Tick);
-        Ok(HeartbeatState { args, waiting: false, overdue: false, confirmed: Instant::now(), _ticks: ticks.into() })
+        let interval = confirmation_interval(args.terms.heartbeat_timeout);
+        let ticks = myself.send_interval(interval, || HeartbeatMessage::Tick);
+        let mut state = HeartbeatState {
+            leasing: args.leasing,
+            args,
+            kept: None,
+            waiting: false,
+            overdue: false,
+            confirmed: Instant::now(),
+            _ticks: ticks.into(),
+        };
+        if state.leasing != Leasing::Long {
+            // Who has just come back may have little time left.
+            state.tick(&myself);
+        }
+        Ok(state)
     }
 
     async fn handle(
@@ -89,8 +118,20 @@ impl Actor for HeartbeatActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             HeartbeatMessage::Tick => state.tick(&myself),
-            HeartbeatMessage::Answered(None) => state.waiting = false,
-            HeartbeatMessage::Answered(Some(answers)) => state.answered(&answers),
+            HeartbeatMessage::Answered(_, None) => state.waiting = false,
+            HeartbeatMessage::Answered(wrote, Some(answers)) => state.answered(wrote, &answers),
+            HeartbeatMessage::Leased => {
+                state.leasing = state.leasing.acknowledged();
+                state.tick(&myself);
+            }
+            HeartbeatMessage::Leave(kept) => {
+                state.leasing = state.leasing.left();
+                if state.leasing == Leasing::Planned {
+                    // Also where another one is under way: they are written in their order.
+                    state.kept = Some(kept);
+                    state.confirm(&myself);
+                }
+            }
             #[cfg(test)]
             HeartbeatMessage::Panic => panic!("asked to by a test"),
         }
@@ -100,23 +141,33 @@ impl Actor for HeartbeatActor {
 
 impl HeartbeatState {
     fn tick(&mut self, myself: &ActorRef<HeartbeatMessage>) {
-        if !self.overdue && is_overdue(self.confirmed.elapsed(), self.args.timeout) {
+        if !self.overdue && is_overdue(self.confirmed.elapsed(), self.args.terms.heartbeat_timeout) {
             self.overdue = true;
             self.args.metrics.heartbeat_timeout(&self.args.flow);
+            let what = match self.leasing {
+                Leasing::Long | Leasing::Shortening | Leasing::Planned => "its command runs on",
+                Leasing::Short | Leasing::Lengthening => "other workers live, so its shim ends its command",
+            };
             tracing::warn!(
                 parent: &self.args.span,
-                "a run has gone unconfirmed for longer than its heartbeat_timeout; its command runs on"
+                "a run has gone unconfirmed for longer than its heartbeat_timeout; {what}"
             );
         }
         // One confirmation at a time: while the database is away they must not pile up.
         if !self.waiting {
-            let confirm = vec![Write::Confirm(vec![self.args.token.clone()])];
-            self.waiting =
-                self.args.status.cast(StatusMessage::Write(confirm, Reply::to(myself, HeartbeatMessage::Answered)));
+            self.confirm(myself);
         }
     }
 
-    fn answered(&mut self, answers: &[Written]) {
+    fn confirm(&mut self, myself: &ActorRef<HeartbeatMessage>) {
+        let lease = self.leasing.to_write();
+        let untouched = self.args.terms.untouched(lease);
+        let confirm = vec![Write::Confirm(vec![Confirm { token: self.args.token.clone(), untouched }])];
+        let reply = Reply::to(myself, move |answer| HeartbeatMessage::Answered(lease, answer));
+        self.waiting = self.args.status.cast(StatusMessage::Write(confirm, reply));
+    }
+
+    fn answered(&mut self, wrote: Lease, answers: &[Written]) {
         self.waiting = false;
         for answer in answers {
             let Written::Confirmed(current) = answer else { continue };
@@ -128,9 +179,29 @@ impl HeartbeatState {
                     if run.cancel_requested {
                         (self.args.parent)(HeartbeatEvent::CancelRequested);
                     }
+                    // Where the row was locked the lease is as it was, and so the shim's has to stay.
+                    if run.written {
+                        let (leasing, tell) = self.leasing.confirmed(wrote, run.shared);
+                        self.leasing = leasing;
+                        self.tell(tell, run.begun);
+                    }
                 }
                 None => (self.args.parent)(HeartbeatEvent::OwnershipLost),
             }
         }
+    }
+
+    fn tell(&mut self, tell: Tell, begun: Duration) {
+        let lease = match tell {
+            Tell::Nothing => return,
+            Tell::Freely => None,
+            Tell::Until(lease) => self
+                .args
+                .terms
+                .runs_on(lease)
+                .map(|timeout| LeaseUntil { until: begun.saturating_add(timeout), timeout }),
+        };
+        let kept = if tell == Tell::Until(Lease::Planned) { self.kept.take() } else { None };
+        (self.args.parent)(HeartbeatEvent::Lease(lease, kept));
     }
 }

@@ -16,11 +16,12 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent};
+use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatMessage, Kept};
 use super::retention::RetentionMessage;
 use super::status::{ErrorChain, Pending, StatusMessage};
 use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
+use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, conclude};
@@ -29,8 +30,8 @@ use crate::domain::trace::{JobTrace, RunPart, TraceParent};
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role, WatchedRun};
 use crate::process::upkeep::{RunDirectory, is_worth_compressing};
-use crate::process::{self, CommandSpec, Evidence, RunControl, RunLink, RunReport};
-use crate::store::{ProgressNote, Settlement, Started, Write, Written};
+use crate::process::{self, CommandSpec, Evidence, LeaseUntil, RunControl, RunLink, RunReport};
+use crate::store::{Confirm, ProgressNote, Settlement, Started, Write, Written};
 use crate::telemetry::Span;
 
 /// The wait before a write that the store did not take is asked for again.
@@ -76,6 +77,8 @@ pub enum JobMessage {
     Cancel,
     /// The heartbeat learned something.
     Heartbeat(HeartbeatEvent),
+    /// The service stops and leaves the command running.
+    Keep(Kept),
     /// The store's answer to the start.
     StartRecorded(Option<Vec<Written>>),
     /// The store's answer to the end.
@@ -140,6 +143,11 @@ pub enum JobStart {
         claimed: Timestamp,
         /// Whether the claim may be outdated by now: the launch had to wait for an earlier actor of the job to leave.
         waited: bool,
+        /// When the claim was begun, by [`boottime`](crate::clock::boottime), where the database is shared; the command is
+        /// started within `heartbeat_timeout` of it or not at all.
+        begun: Option<Duration>,
+        /// The lease that the claim wrote.
+        lease: Lease,
     },
     /// Settle a row that can't be run as asked, with this reason.
     Refuse(String),
@@ -173,7 +181,7 @@ pub struct JobState {
     start_recorded: bool,
     start_noted: bool,
     end: Option<(RunEnd, Conclusion, Timestamp)>,
-    heartbeat: Option<ActorRef<super::heartbeat::HeartbeatMessage>>,
+    heartbeat: Option<ActorRef<HeartbeatMessage>>,
     heartbeat_restarts: RestartBudget,
     spawned: Instant,
     reports: Option<AbortOnDrop>,
@@ -186,10 +194,20 @@ pub struct JobState {
     ask: Option<AbortOnDrop>,
     ask_wait: Duration,
     heartbeat_timer: Option<AbortOnDrop>,
+    /// What the shim was told of its lease, and whether it has one.
+    told: Told,
+    leased: bool,
     progress: Progress,
     watched: WatchedRun,
     /// Every line about the run stands in it.
     span: tracing::Span,
+}
+
+/// What a shim was told last of its lease by this actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Lease(Option<LeaseUntil>),
 }
 
 /// What a command said last about itself, on its way to the store: one note at a time, so that none pile up there.
@@ -233,6 +251,8 @@ impl Actor for JobActor {
             ask: None,
             ask_wait: ASK_AGAIN,
             heartbeat_timer: None,
+            told: Told::Nothing,
+            leased: false,
             progress: Progress::Written,
             watched,
             span,
@@ -289,6 +309,11 @@ impl JobState {
                 self.step(myself, RunEvent::CancelRequested);
             }
             JobMessage::Heartbeat(HeartbeatEvent::OwnershipLost) => self.step(myself, RunEvent::OwnershipLost),
+            JobMessage::Heartbeat(HeartbeatEvent::Lease(lease, kept)) => {
+                self.tell_lease(lease);
+                drop(kept);
+            }
+            JobMessage::Keep(kept) => self.keep(myself, kept).await?,
             JobMessage::RecordStart => self.record_start(myself),
             JobMessage::StartRecorded(answer) => self.start_recorded(myself, answer),
             JobMessage::RecordEnd => self.record_end(myself),
@@ -300,7 +325,7 @@ impl JobState {
             #[cfg(test)]
             JobMessage::PanicHeartbeat => {
                 if let Some(heartbeat) = &self.heartbeat {
-                    heartbeat.cast(super::heartbeat::HeartbeatMessage::Panic)?;
+                    heartbeat.cast(HeartbeatMessage::Panic)?;
                 }
             }
         }
@@ -315,14 +340,22 @@ impl JobState {
     /// A claim whose actor had to wait may have been given up meanwhile: nothing is launched for a token that is not
     /// current.
     fn confirm_claim(&mut self, myself: &ActorRef<JobMessage>) {
-        let confirm = vec![Write::Confirm(vec![self.args.run.token.clone()])];
+        let untouched = self.terms().untouched(self.claimed_lease());
+        let confirm = vec![Write::Confirm(vec![Confirm { token: self.args.run.token.clone(), untouched }])];
         self.args.shared.status.cast(StatusMessage::Write(confirm, Reply::to(myself, JobMessage::ClaimConfirmed)));
     }
 
     fn claim_confirmed(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
         match answer.as_deref() {
             None => self.ask_again(myself, JobMessage::ConfirmClaim),
-            Some([Written::Confirmed(current)]) if current.iter().any(|run| run.token == self.args.run.token) => {
+            Some([Written::Confirmed(current)])
+                if let Some(run) = current.iter().find(|run| run.token == self.args.run.token) =>
+            {
+                if run.written
+                    && let JobStart::Launch { begun: Some(begun), .. } = &mut self.args.start
+                {
+                    *begun = run.begun;
+                }
                 self.launch(myself);
             }
             Some(_) => {
@@ -341,6 +374,7 @@ impl JobState {
         let guard = self.args.shared.launches.enter(self.args.run.token.clone());
         let launcher = Arc::clone(&self.args.shared.launcher);
         let spec = self.command_spec();
+        self.leased = spec.lease.is_some();
         // A panic in there drops it, which answers `None`; the guard, declared after it, is dropped first.
         let launched = Reply::to(myself, JobMessage::Launched);
         tokio::spawn(
@@ -392,7 +426,8 @@ impl JobState {
                 format!("timed out: schedule_to_close_timeout ({timeout}) passed before the command could be launched");
             return self.ended(myself, RunEnd::Refused(reason));
         }
-        self.again(myself, JobMessage::Launch);
+        // By then the claim may be another worker's.
+        self.again(myself, JobMessage::ConfirmClaim);
     }
 
     /// Has this done after a wait that grows from time to time.
@@ -447,6 +482,11 @@ impl JobState {
             watchdog: flow.watchdog.then_some(flow.heartbeat_timeout),
             silence_timeout: flow.silence_timeout,
             kill_grace: flow.kill_grace,
+            start_by: match self.args.start {
+                JobStart::Launch { begun: Some(begun), .. } => begun.saturating_add(flow.heartbeat_timeout),
+                JobStart::Launch { begun: None, .. } | JobStart::Refuse(_) | JobStart::Recover => Duration::MAX,
+            },
+            lease: self.first_lease(),
             output_limit: flow.output_limit,
             limits: flow.limits,
         }
@@ -463,6 +503,62 @@ impl JobState {
         };
         let state = trace.state.as_ref().map(|state| ("TRACESTATE".to_owned(), state.as_str().to_owned()));
         [("TRACEPARENT".to_owned(), parent.to_string())].into_iter().chain(state).collect()
+    }
+
+    fn terms(&self) -> LeaseTerms {
+        self.args.flow.lease_terms()
+    }
+
+    fn claimed_lease(&self) -> Lease {
+        if let JobStart::Launch { lease, .. } = self.args.start { lease } else { Lease::Long }
+    }
+
+    /// The lease that the command is started with.
+    fn first_lease(&self) -> Option<LeaseUntil> {
+        let JobStart::Launch { begun: Some(begun), lease, .. } = self.args.start else { return None };
+        let timeout = self.terms().runs_on(lease)?;
+        Some(LeaseUntil { until: begun.saturating_add(timeout), timeout })
+    }
+
+    fn tell_lease(&mut self, lease: Option<LeaseUntil>) {
+        self.told = Told::Lease(lease);
+        if lease.is_none() {
+            self.leased = false;
+        }
+        if let Some(control) = &self.control {
+            control.lease(lease);
+        }
+    }
+
+    /// The shim has said until when it lets its command run. What answers an earlier word than the last one counts for nothing.
+    fn lease_acknowledged(&mut self, until: Duration) {
+        match self.told {
+            // One that has been adopted.
+            Told::Nothing => self.leased = true,
+            Told::Lease(Some(lease)) if lease.until.as_millis() == until.as_millis() => {
+                self.leased = true;
+                if let Some(heartbeat) = &self.heartbeat
+                    && heartbeat.cast(HeartbeatMessage::Leased).is_err()
+                {
+                    tracing::debug!("a heartbeat ended before it heard of its lease");
+                }
+            }
+            Told::Lease(_) => {}
+        }
+    }
+
+    /// Has the run's lease made long enough for a service that is away for a while, where it has one.
+    async fn keep(&mut self, myself: &ActorRef<JobMessage>, kept: Kept) -> Result<(), ActorProcessingErr> {
+        if !self.leased {
+            return Ok(());
+        }
+        if self.heartbeat.is_none() {
+            self.start_heartbeat(myself).await?;
+        }
+        if let Some(heartbeat) = &self.heartbeat {
+            heartbeat.cast(HeartbeatMessage::Leave(kept))?;
+        }
+        Ok(())
     }
 
     fn schedule_deadline(&self) -> Timestamp {
@@ -547,6 +643,9 @@ impl JobState {
             RunPhase::Fenced => control.stop_now(),
             RunPhase::Launching | RunPhase::Running | RunPhase::Settling | RunPhase::Closed => {}
         }
+        if let Told::Lease(lease) = self.told {
+            control.lease(lease);
+        }
         self.control = Some(control);
         let listener = myself.clone();
         self.reports = Some(AbortOnDrop::spawn(async move {
@@ -579,6 +678,7 @@ impl JobState {
             RunReport::NotDying { reason } => {
                 tracing::error!(reason, "processes of a run outlive SIGKILL; the run has not ended");
             }
+            RunReport::Leased { until } => self.lease_acknowledged(until),
             RunReport::Ended(verdict) => self.ended(myself, RunEnd::Ended(verdict)),
             RunReport::LinkLost { reason } => {
                 tracing::warn!(reason, "a run's shim is gone");
@@ -789,6 +889,7 @@ impl JobState {
             execution_ms: verdict.map(|verdict| i64::try_from(verdict.execution.as_millis()).unwrap_or(i64::MAX)),
             usage: verdict.map(|verdict| verdict.usage),
             message: Some(self.end_message(conclusion)),
+            lapsed: false,
         })
     }
 
@@ -797,7 +898,7 @@ impl JobState {
         match (conclusion.next, what) {
             (Next::Final(JobStatus::Completed), _) => "the command ended with exit code 0".to_owned(),
             (Next::Requeue, _) => "the command was never started; the attempt does not count".to_owned(),
-            (Next::RetryAt(_), what) => format!(
+            (Next::RetryAfter(_), what) => format!(
                 "attempt {} of {} failed and will be retried: {}",
                 self.args.run.attempt,
                 self.args.run.attempts_before.saturating_add(self.args.run.maximum_attempts),
@@ -927,7 +1028,8 @@ impl JobState {
         let args = HeartbeatArgs {
             token: self.args.run.token.clone(),
             flow: self.args.flow.flow.clone(),
-            timeout: self.args.flow.heartbeat_timeout,
+            terms: self.terms(),
+            leasing: if self.leased { Leasing::Short } else { Leasing::Long },
             status: self.args.shared.status.clone(),
             metrics: Arc::clone(&self.args.shared.metrics),
             span: self.span.clone(),

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::dispatcher::DispatcherMessage;
 use super::flow::{FINISHED, FlowActor, FlowArgs, FlowMessage, FlowSite, RecoverRequest};
+use super::heartbeat::Kept;
 use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::retention::{RetentionActor, RetentionArgs};
@@ -75,6 +76,9 @@ pub enum RootMessage {
     StartFlows(Reply<()>),
     /// End every run, as if somebody had asked to cancel its job.
     CancelRuns,
+    /// The service stops and leaves its commands running: have every run keep its lease until it is back. The channel is
+    /// closed once all do.
+    KeepRuns(Kept),
     /// Answer, if you still do.
     GetAlive(Reply<()>),
     /// Fail in the way that a test asks for.
@@ -230,7 +234,8 @@ impl Actor for RootActor {
                 state.start_flows(&myself).await;
                 done.send(());
             }
-            RootMessage::CancelRuns => state.cancel_runs(),
+            RootMessage::CancelRuns => tell_runs(|| JobMessage::Cancel),
+            RootMessage::KeepRuns(kept) => tell_runs(|| JobMessage::Keep(kept.clone())),
             RootMessage::GetAlive(reply) => reply.send(()),
             #[cfg(test)]
             RootMessage::Panic => panic!("asked to by a test"),
@@ -272,18 +277,6 @@ impl RootState {
     fn dispatchers(&self, message: impl Fn() -> DispatcherMessage) {
         for site in self.flows.values() {
             site.dispatcher.cast(message());
-        }
-    }
-
-    fn cancel_runs(&self) {
-        for name in ractor::registry::registered() {
-            // A job's name is the only one with a parenthesis in it; see `FlowType::workflow_id`.
-            if name.ends_with(')')
-                && let Some(job) = ractor::registry::where_is(name)
-                && job.send_message(JobMessage::Cancel).is_err()
-            {
-                tracing::debug!("a run to be cancelled has just ended");
-            }
         }
     }
 
@@ -534,6 +527,19 @@ fn watch_disk(shared: &Arc<Shared>) -> AbortOnDrop {
             }
         }
     })
+}
+
+/// Tells every run's actor.
+fn tell_runs(message: impl Fn() -> JobMessage) {
+    for name in ractor::registry::registered() {
+        // A job's name is the only one with a parenthesis in it; see `FlowType::workflow_id`.
+        if name.ends_with(')')
+            && let Some(job) = ractor::registry::where_is(name)
+            && job.send_message(message()).is_err()
+        {
+            tracing::debug!("a run that was to be told something has just ended");
+        }
+    }
 }
 
 /// Writes this worker's sign of life, so that people see which workers live.

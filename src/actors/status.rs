@@ -260,16 +260,16 @@ async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Err
 /// The writes of a batch, with all confirmations of runs made one: a thousand runs are confirmed in one statement.
 fn combine(batch: &[Pending]) -> (Vec<Write>, bool) {
     let mut writes = Vec::new();
-    let mut tokens = Vec::new();
+    let mut confirms = Vec::new();
     for write in batch.iter().flat_map(|pending| &pending.writes) {
         match write {
-            Write::Confirm(more) => tokens.extend(more.iter().cloned()),
+            Write::Confirm(more) => confirms.extend(more.iter().cloned()),
             other => writes.push(other.clone()),
         }
     }
-    let confirmed = !tokens.is_empty();
+    let confirmed = !confirms.is_empty();
     if confirmed {
-        writes.push(Write::Confirm(tokens));
+        writes.push(Write::Confirm(confirms));
     }
     (writes, confirmed)
 }
@@ -282,8 +282,8 @@ fn separate(batch: &[Pending], mut written: Vec<Written>, confirmed: bool) -> Ve
     };
     let mut others = written.into_iter();
     let answers = batch.iter().flat_map(|pending| &pending.writes).map(|write| match write {
-        Write::Confirm(tokens) => {
-            let mine = |run: &&ConfirmedRun| tokens.contains(&run.token);
+        Write::Confirm(confirms) => {
+            let mine = |run: &&ConfirmedRun| confirms.iter().any(|confirm| confirm.token == run.token);
             Some(Written::Confirmed(current.iter().filter(mine).cloned().collect()))
         }
         _ => others.next(),

@@ -31,7 +31,7 @@ use crate::domain::run::{CommandEnd, EndCause, Shortage, Usage, Verdict};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::{Metrics, Role};
 use crate::process::upkeep::RunDirectories;
-use crate::process::{self, CommandSpec, Disk, Evidence, RunControl, RunLink, RunReport};
+use crate::process::{self, CommandSpec, Disk, Evidence, RunControl, RunLink, RunReport, StopLevel};
 use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
 use crate::telemetry::Telemetry;
 
@@ -89,7 +89,7 @@ impl FakeLauncher {
         let (control, mut stops) = RunControl::for_tests();
         let launcher = self.clone();
         tokio::spawn(async move {
-            if stops.changed().await.is_ok() {
+            if stops.wait_for(|wanted| wanted.level != StopLevel::Run).await.is_ok() {
                 let job = {
                     let commands = launcher.0.lock().unwrap();
                     commands.runs.get(&token).filter(|run| run.verdict.is_none()).map(|run| run.job)
@@ -513,6 +513,7 @@ async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
         completed_time: Timestamp::from_unix_millis(1),
         execution_ms: None,
         usage: None,
+        lapsed: false,
         message: None,
     };
     world.args.shared.store.apply(&[Write::Settle(settlement)]).await.unwrap();

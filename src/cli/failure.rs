@@ -235,6 +235,7 @@ impl From<app::Error> for Failure {
                 Self::new(Exit::Failed, chain(&error)).help("name another address by http.listen, or \"off\"")
             }
             app::Error::AlreadyRunning { .. }
+            | app::Error::WorkerTaken { .. }
             | app::Error::Lock { .. }
             | app::Error::Process(_)
             | app::Error::Metrics(_)

@@ -48,7 +48,7 @@ impl JobChange {
             Next::Final(JobStatus::Error) => Some(Self::Failed),
             Next::Final(JobStatus::Cancelled) => Some(Self::Cancelled),
             Next::Final(JobStatus::Pending | JobStatus::InQueue | JobStatus::Progress) => None,
-            Next::RetryAt(_) => Some(Self::WillRetry),
+            Next::RetryAfter(_) => Some(Self::WillRetry),
             Next::Requeue => Some(Self::Released),
         }
     }

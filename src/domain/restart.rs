@@ -1,6 +1,6 @@
 //! Whether a supervisor restarts a child that has failed, and after which wait.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// How many restarts a supervisor allows within which time, and how long it waits before each.
@@ -51,6 +51,28 @@ impl RestartBudget {
             }
         })
     }
+
+    /// Whether no failure counts any more at `now`.
+    fn is_whole(&self, policy: &RestartPolicy, now: Duration) -> bool {
+        self.recent.back().is_none_or(|last| now.saturating_sub(*last) > policy.window)
+    }
+}
+
+/// The budgets of children that come and go, by name, and that nobody gives up.
+#[derive(Clone, Debug, Default)]
+pub struct NamedBudgets {
+    recent: BTreeMap<String, RestartBudget>,
+}
+
+impl NamedBudgets {
+    /// How long this child waits for its next start after a failure at `now`; at the end of its budget the longest time.
+    pub fn wait_after_failure(&mut self, name: &str, policy: &RestartPolicy, now: Duration) -> Duration {
+        self.recent.retain(|_, budget| !budget.is_whole(policy, now));
+        match self.recent.entry(name.to_owned()).or_default().on_failure(policy, now) {
+            RestartDecision::After(wait) => wait,
+            RestartDecision::GiveUp => policy.maximum_backoff,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +102,17 @@ mod tests {
             budget.on_failure(&POLICY, Duration::from_secs(second));
         }
         assert_eq!(budget.on_failure(&POLICY, Duration::from_secs(120)), RestartDecision::After(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_child_that_is_not_given_up_waits_the_longest_time_and_is_forgotten_once_it_is_well() {
+        let mut budgets = NamedBudgets::default();
+        let mut wait =
+            |name, second| budgets.wait_after_failure(name, &POLICY, Duration::from_secs(second)).as_millis();
+        let waits: Vec<_> = (0..8).map(|second| wait("bad", second)).collect();
+        assert_eq!(waits, [0, 100, 200, 400, 800, 1000, 1000, 1000]);
+        assert_eq!((wait("other", 8), wait("bad", 100)), (0, 0));
+        assert_eq!(budgets.recent.len(), 1);
     }
 
     proptest! {

@@ -45,11 +45,14 @@ pub enum Timeout {
     Watchdog,
     /// The command has to write something so often.
     Silence,
+    /// The service has to confirm the run in the store so often, where other workers might take it over.
+    Heartbeat,
 }
 
 impl Timeout {
     /// Every one.
-    pub const ALL: [Self; 4] = [Self::StartToClose, Self::ScheduleToClose, Self::Watchdog, Self::Silence];
+    pub const ALL: [Self; 5] =
+        [Self::StartToClose, Self::ScheduleToClose, Self::Watchdog, Self::Silence, Self::Heartbeat];
 
     /// The label's value in metrics.
     #[must_use]
@@ -59,6 +62,7 @@ impl Timeout {
             Self::ScheduleToClose => "schedule_to_close",
             Self::Watchdog => "watchdog",
             Self::Silence => "silence",
+            Self::Heartbeat => "heartbeat",
         }
     }
 }
@@ -176,8 +180,9 @@ pub struct RunContext<'a> {
 pub enum Next {
     /// It has ended with this status.
     Final(JobStatus),
-    /// It waits for another attempt, which is due then.
-    RetryAt(Timestamp),
+    /// It waits for another attempt, which is due so long after this is written: by the clock of the database, which
+    /// decides when a row is due.
+    RetryAfter(Duration),
     /// It waits again as if it had never been claimed; the attempt does not count.
     Requeue,
 }
@@ -188,7 +193,7 @@ impl Next {
     pub const fn status(self) -> JobStatus {
         match self {
             Self::Final(status) => status,
-            Self::RetryAt(_) | Self::Requeue => JobStatus::Pending,
+            Self::RetryAfter(_) | Self::Requeue => JobStatus::Pending,
         }
     }
 }
@@ -248,9 +253,9 @@ pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Concl
 fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Next {
     let attempts_left = context.attempt.0 < context.maximum_attempts;
     let retryable = exit_code.is_none_or(|code| context.retry.is_retryable_exit_code(code));
-    let due = now.plus(context.retry.wait_after(context.attempt, context.jitter));
-    if attempts_left && retryable && due < context.schedule_deadline {
-        Next::RetryAt(due)
+    let wait = context.retry.wait_after(context.attempt, context.jitter);
+    if attempts_left && retryable && now.plus(wait) < context.schedule_deadline {
+        Next::RetryAfter(wait)
     } else {
         Next::Final(JobStatus::Error)
     }
@@ -309,6 +314,11 @@ fn told(timed_out: TimedOut, verdict: &Verdict) -> String {
             format!("the command had not sent WATCHDOG=1 for {limit} (watchdog = true, within heartbeat_timeout)")
         }
         Timeout::Silence => format!("the command had written nothing for {limit} (silence_timeout)"),
+        Timeout::Heartbeat => {
+            format!(
+                "its worker had not confirmed the run for {limit} (heartbeat_timeout; its service was gone or cut off from the database)"
+            )
+        }
     }
 }
 
@@ -485,12 +495,12 @@ mod tests {
     #[test]
     fn failures_are_retried_until_the_last_attempt() {
         let end = verdict(CommandEnd::Exited(1), EndCause::Itself);
-        assert_eq!(concluded(&end, 1, false).next, Next::RetryAt(Timestamp::from_unix_millis(11_000)));
-        assert_eq!(concluded(&end, 2, false).next, Next::RetryAt(Timestamp::from_unix_millis(12_000)));
+        assert_eq!(concluded(&end, 1, false).next, Next::RetryAfter(Duration::from_secs(1)));
+        assert_eq!(concluded(&end, 2, false).next, Next::RetryAfter(Duration::from_secs(2)));
         assert_eq!(concluded(&end, 3, false).next, Next::Final(JobStatus::Error));
         assert_eq!(concluded(&end, 1, true).next, Next::Final(JobStatus::Cancelled));
         let temporary = verdict(CommandEnd::Exited(75), EndCause::Itself);
-        assert!(matches!(concluded(&temporary, 2, false).next, Next::RetryAt(_)));
+        assert!(matches!(concluded(&temporary, 2, false).next, Next::RetryAfter(_)));
         assert_eq!(concluded(&temporary, 3, false).next, Next::Final(JobStatus::Error));
         let forbidden = verdict(CommandEnd::Exited(3), EndCause::Itself);
         assert_eq!(concluded(&forbidden, 1, false).next, Next::Final(JobStatus::Error));
@@ -528,6 +538,7 @@ mod tests {
             concluded(Timeout::Watchdog, 20),
             concluded(Timeout::Watchdog, 0),
             concluded(Timeout::Silence, 600),
+            concluded(Timeout::Heartbeat, 20),
         ];
         insta::assert_snapshot!(all.join("\n"), @r"
         timed out: the command had run for 5s (start_to_close_timeout is 5s) and was ended with signal 15 (SIGTERM)
@@ -535,6 +546,7 @@ mod tests {
         timed out: the command had not sent WATCHDOG=1 for 20s (watchdog = true, within heartbeat_timeout) and was ended with signal 15 (SIGTERM)
         timed out: the command said itself that it hangs (WATCHDOG=trigger) and was ended with signal 15 (SIGTERM)
         timed out: the command had written nothing for 10m (silence_timeout) and was ended with signal 15 (SIGTERM)
+        timed out: its worker had not confirmed the run for 20s (heartbeat_timeout; its service was gone or cut off from the database) and was ended with signal 15 (SIGTERM)
         ");
     }
 
@@ -641,7 +653,7 @@ mod tests {
             prop_assert_eq!(conclusion.exit_code, code);
             // Attempts are bounded.
             if attempt >= policy().maximum_attempts() {
-                prop_assert!(!matches!(conclusion.next, Next::RetryAt(_)));
+                prop_assert!(!matches!(conclusion.next, Next::RetryAfter(_)));
             }
         }
     }

@@ -134,7 +134,7 @@ impl Metrics {
             run_cpu,
             run_timeouts: counter(
                 "callsheet_run_timeouts_total",
-                "Runs that were ended by the clock, by what ran out: start_to_close, schedule_to_close, watchdog or silence.",
+                "Runs that were ended by the clock, by what ran out: start_to_close, schedule_to_close, watchdog, silence or heartbeat.",
                 &["type", "cause"],
             )?,
             run_io: counter(

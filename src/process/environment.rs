@@ -116,6 +116,8 @@ mod tests {
 
     fn spec() -> CommandSpec {
         CommandSpec {
+            start_by: Duration::MAX,
+            lease: None,
             flow: "VEO_3".parse().unwrap(),
             job: JobId(7),
             attempt: Attempt(2),

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::process::{Pid, Signal};
 
-use super::link::ToShim;
-use super::run_dir::boottime;
+use super::link::{LeaseOrder, ToShim};
 use super::tree;
+use crate::clock::boottime;
 
 /// How long the shim may take to do something by itself after its time, or about what it was told.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub(super) struct Guarded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Struck {
     TimeIsUp,
+    /// The lease of this length was over.
+    Unconfirmed(Duration),
     Requested,
 }
 
@@ -57,6 +59,8 @@ struct Shared {
 struct State {
     /// The shim has begun to end the run, so that SIGKILL is due then.
     kill_at: Option<Duration>,
+    /// When the run's lease is over, where it has one.
+    lease: Option<LeaseOrder>,
     /// The guard's own copy of the shim's end of the link.
     link: Option<OwnedFd>,
     over: bool,
@@ -75,6 +79,16 @@ impl Guard {
     /// The shim has asked the run's processes to end and will kill them then.
     pub(super) fn ending(&self, kill_at: Duration) {
         self.change(|state| state.kill_at = Some(kill_at));
+    }
+
+    /// The run is to end then; `None` where it has no lease.
+    pub(super) fn lease(&self, lease: Option<LeaseOrder>) {
+        self.change(|state| state.lease = lease);
+    }
+
+    /// What the run's lease is by now: the guard may have heard more of it than a shim that hung.
+    pub(super) fn leased(&self) -> Option<LeaseOrder> {
+        self.0.state().lease
     }
 
     /// The service is heard over this link from now on; `None` where there is none.
@@ -120,18 +134,32 @@ impl Shared {
                 if state.kill_at.is_none()
                     && let Some(order) = state.waiting_order()
                 {
-                    state.strike(Struck::Requested, guarded, now);
-                    if order == ToShim::StopNow {
-                        state.kill_at = Some(now.saturating_sub(PATIENCE));
+                    match order {
+                        // Behind it there may be more. The shim never sees it, and is renewed by the next one.
+                        ToShim::Lease(lease) => {
+                            state.lease = lease;
+                            state.take_order();
+                        }
+                        ToShim::Stop => state.strike(Struck::Requested, guarded, now),
+                        ToShim::StopNow => {
+                            state.strike(Struck::Requested, guarded, now);
+                            state.kill_at = Some(now.saturating_sub(PATIENCE));
+                        }
                     }
                 }
             }
-            // By the shim's own plan where it has one, or else by the limit.
-            let due = state.kill_at.unwrap_or(guarded.limit_at) + PATIENCE;
+            // By the shim's own plan where it has one, or else by the limit or the lease.
+            let leased = state.lease.map(|lease| (Duration::from_millis(lease.until_ms), lease));
+            let unconfirmed = leased.filter(|(until, _)| *until < guarded.limit_at);
+            let limit_at = unconfirmed.map_or(guarded.limit_at, |(until, _)| until);
+            let due = state.kill_at.unwrap_or(limit_at) + PATIENCE;
             let pause = if now < due {
                 due - now
             } else if state.kill_at.is_none() {
-                state.strike(Struck::TimeIsUp, guarded, now);
+                let why = unconfirmed.map_or(Struck::TimeIsUp, |(_, lease)| {
+                    Struck::Unconfirmed(Duration::from_millis(lease.timeout_ms))
+                });
+                state.strike(why, guarded, now);
                 guarded.kill_grace
             } else {
                 tree::kill_all(guarded.root);
@@ -184,6 +212,14 @@ impl State {
         let mut packet = [0_u8; 256];
         let (length, _) = recv(self.link.as_ref()?, &mut packet, RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
         packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())
+    }
+
+    /// Takes out what the shim has not read.
+    fn take_order(&self) {
+        if let Some(link) = &self.link {
+            // A shim that has just woken up may have read it first, and this takes the next one: it will be said again.
+            let _ = recv(link, &mut [0_u8; 256], RecvFlags::DONTWAIT);
+        }
     }
 
     fn strike(&mut self, why: Struck, guarded: Guarded, now: Duration) {

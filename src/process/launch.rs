@@ -20,12 +20,15 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::link::{LARGEST_ORDER, LARGEST_REPORT, Order, ToService, ToShim};
+use super::link::{LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
-use super::{CommandSpec, Error, Evidence, RunControl, RunLink, RunReport, StopLevel, ZYGOTE_NAME, ZYGOTE_WORD};
+use super::{
+    CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted, WantedLease,
+    ZYGOTE_NAME, ZYGOTE_WORD,
+};
 use super::{cgroup, environment, memory_dir, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
@@ -34,6 +37,8 @@ use crate::domain::{RunToken, Timestamp};
 
 /// How long a shim that has lost its service may take until it listens for a new one.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
+/// So many looks at run directories are taken at once.
+const LOOKS: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -46,6 +51,7 @@ pub(super) struct Launcher {
     /// See [`memory_dir`].
     in_memory: Option<PathBuf>,
     zygote: Mutex<Option<Zygote>>,
+    looks: Semaphore,
 }
 
 /// A run on its way to the zygote, or refused on the way.
@@ -71,7 +77,8 @@ impl Launcher {
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
         let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
-        Ok(Self { executable, secrets, boot_id: run_dir::boot_id(), in_memory, zygote })
+        let looks = Semaphore::new(LOOKS);
+        Ok(Self { executable, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, looks })
     }
 
     /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
@@ -94,7 +101,7 @@ impl Launcher {
                 let (reports, receiver) = mpsc::unbounded_channel();
                 // The receiver is right here, so this can't fail.
                 let _ = reports.send(RunReport::SpawnFailed { reason });
-                RunLink { reports: receiver, control: RunControl { level: watch::Sender::new(StopLevel::Run) } }
+                RunLink { reports: receiver, control: RunControl { wanted: watch::Sender::new(Wanted::NOTHING) } }
             }
         })
     }
@@ -113,6 +120,8 @@ impl Launcher {
             watchdog_ms: spec.watchdog.map(millis),
             silence_timeout_ms: spec.silence_timeout.map(millis),
             kill_grace_ms: millis(spec.kill_grace),
+            start_by_ms: millis(spec.start_by),
+            lease: spec.lease.map(lease_order),
             output_limit: spec.output_limit,
             memory_limit: spec.limits.memory,
             cpu_millis: spec.limits.cpu_millis,
@@ -193,11 +202,10 @@ impl Launcher {
         let begun = tokio::time::Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            // A look is a few system calls on files that were written moments ago.
-            let look = match run_dir::look(&run_dir, token, &self.boot_id) {
+            let (look, link) = match self.look(&run_dir, token).await {
                 // It will not get better by itself, and nothing in there can be believed.
                 Err(error @ Error::Refused { .. }) => return Ok(Evidence::Gone { reason: error.to_string() }),
-                look => look?,
+                found => found?,
             };
             match look {
                 Look::Missing => return Ok(run_dir::without_a_word(token, &self.boot_id).into()),
@@ -206,7 +214,6 @@ impl Launcher {
                     if let Some(verdict) = history.verdict {
                         return Ok(Evidence::Finished(verdict.into()));
                     }
-                    let link = connect_to_shim(&run_dir).ok();
                     if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
                         return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link)));
                     }
@@ -215,6 +222,22 @@ impl Launcher {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Looks into a run's directory and, where its shim holds it and has not told how the run ended, connects to the shim.
+    ///
+    /// On a thread that may wait for the disk. On a disk that hangs, no more of them wait than may look at once.
+    async fn look(self: &Arc<Self>, run_dir: &Path, token: &RunToken) -> Result<(Look, Option<OwnedFd>), Error> {
+        let cant_read = |source: io::Error| Error::RunFile { action: "read", path: run_dir.to_owned(), source };
+        let _turn = self.looks.acquire().await.map_err(|closed| cant_read(io::Error::other(closed)))?;
+        let (launcher, run_dir, token) = (Arc::clone(self), run_dir.to_owned(), token.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let look = run_dir::look(&run_dir, &token, &launcher.boot_id)?;
+            let asks = matches!(&look, Look::Held(history) if history.verdict.is_none());
+            let link = if asks { connect_to_shim(&run_dir).ok() } else { None };
+            Ok((look, link))
+        });
+        looked.await.map_err(|error| cant_read(error.into()))?
     }
 
     pub(super) async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
@@ -235,11 +258,11 @@ impl Launcher {
 
     fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>) -> RunLink {
         let (reports, receiver) = mpsc::unbounded_channel();
-        let level = watch::Sender::new(StopLevel::Run);
-        let follower =
-            Follower { launcher: Arc::clone(self), run_dir, token, reports, wanted: level.subscribe(), started: false };
+        let sender = watch::Sender::new(Wanted::NOTHING);
+        let wanted = sender.subscribe();
+        let follower = Follower { launcher: Arc::clone(self), run_dir, token, reports, wanted, started: false };
         tokio::spawn(follower.run(link));
-        RunLink { reports: receiver, control: RunControl { level } }
+        RunLink { reports: receiver, control: RunControl { wanted: sender } }
     }
 }
 
@@ -385,7 +408,7 @@ struct Follower {
     run_dir: PathBuf,
     token: RunToken,
     reports: mpsc::UnboundedSender<RunReport>,
-    wanted: watch::Receiver<StopLevel>,
+    wanted: watch::Receiver<Wanted>,
     /// Whether `Started` was reported: a shim repeats it to every new connection.
     started: bool,
 }
@@ -421,16 +444,16 @@ impl Follower {
     /// Passes on what the shim says, and to the shim what is wanted, until the connection or the run is over.
     async fn listen(&mut self, link: &AsyncFd<OwnedFd>) -> Goes {
         let mut may_change = true;
-        let level = *self.wanted.borrow_and_update();
-        ask(link.get_ref(), level);
+        let wanted = *self.wanted.borrow_and_update();
+        ask(link.get_ref(), wanted);
         loop {
             tokio::select! {
                 biased;
                 () = self.reports.closed() => return Goes::Over,
                 changed = self.wanted.changed(), if may_change => {
                     may_change = changed.is_ok();
-                    let level = *self.wanted.borrow_and_update();
-                    ask(link.get_ref(), level);
+                    let wanted = *self.wanted.borrow_and_update();
+                    ask(link.get_ref(), wanted);
                 }
                 ready = link.readable() => {
                     let Ok(mut ready) = ready else { return Goes::On };
@@ -461,6 +484,7 @@ impl Follower {
                 (RunReport::Progress { progress, status_message }, Goes::On)
             }
             ToService::NotDying { reason } => (RunReport::NotDying { reason }, Goes::On),
+            ToService::Leased { until_ms } => (RunReport::Leased { until: Duration::from_millis(until_ms) }, Goes::On),
             ToService::SpawnFailed { reason } => (RunReport::SpawnFailed { reason }, Goes::Over),
             ToService::Ended(verdict) => (RunReport::Ended(verdict.into()), Goes::Over),
             ToService::Replaced => {
@@ -480,22 +504,22 @@ impl Follower {
     async fn find_link(&mut self) -> Option<OwnedFd> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match run_dir::look(&self.run_dir, &self.token, &self.launcher.boot_id) {
-                Ok(Look::Missing) => {
+            match self.launcher.look(&self.run_dir, &self.token).await {
+                Ok((Look::Missing, _)) => {
                     self.report(RunReport::LinkLost { reason: "its run directory is gone".to_owned() });
                     return None;
                 }
-                Ok(Look::Free(ended)) => {
+                Ok((Look::Free(ended), _)) => {
                     self.report(ended.into());
                     return None;
                 }
-                Ok(Look::Held(history)) => {
+                Ok((Look::Held(history), link)) => {
                     if let Some(verdict) = history.verdict {
                         self.report(RunReport::Ended(verdict.into()));
                         return None;
                     }
-                    if let Ok(link) = connect_to_shim(&self.run_dir) {
-                        return Some(link);
+                    if link.is_some() {
+                        return link;
                     }
                 }
                 Err(error @ (Error::Refused { .. } | Error::NewerFormat { .. })) => {
@@ -524,15 +548,26 @@ fn registered(link: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Tells the shim what is wanted; a shim that is gone is noticed by whoever reads.
-fn ask(link: &OwnedFd, level: StopLevel) {
-    let message = match level {
-        StopLevel::Run => return,
-        StopLevel::Stop => ToShim::Stop,
-        StopLevel::StopNow => ToShim::StopNow,
+fn ask(link: &OwnedFd, wanted: Wanted) {
+    let lease = match wanted.lease {
+        WantedLease::AsItIs => None,
+        WantedLease::None => Some(ToShim::Lease(None)),
+        WantedLease::Until(lease) => Some(ToShim::Lease(Some(lease_order(lease)))),
     };
-    if let Ok(packet) = serde_json::to_vec(&message) {
-        let _ = send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+    let stop = match wanted.level {
+        StopLevel::Run => None,
+        StopLevel::Stop => Some(ToShim::Stop),
+        StopLevel::StopNow => Some(ToShim::StopNow),
+    };
+    for message in stop.into_iter().chain(lease) {
+        if let Ok(packet) = serde_json::to_vec(&message) {
+            let _ = send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        }
     }
+}
+
+fn lease_order(lease: LeaseUntil) -> LeaseOrder {
+    LeaseOrder { until_ms: millis(lease.until), timeout_ms: millis(lease.timeout) }
 }
 
 /// The next message that is understood; `None` where the other end is closed.

@@ -28,6 +28,9 @@ pub(super) struct Order {
     pub(super) watchdog_ms: Option<u64>,
     pub(super) silence_timeout_ms: Option<u64>,
     pub(super) kill_grace_ms: u64,
+    /// The command is not started later than this; by the time since boot, as below.
+    pub(super) start_by_ms: u64,
+    pub(super) lease: Option<LeaseOrder>,
     pub(super) output_limit: u64,
     pub(super) memory_limit: Option<u64>,
     pub(super) cpu_millis: Option<u32>,
@@ -55,6 +58,10 @@ pub(super) enum ToService {
     NotDying {
         reason: String,
     },
+    /// It will end its command then.
+    Leased {
+        until_ms: u64,
+    },
     Ended(VerdictRecord),
     /// Another service (or another part of this one) has taken the run over; this connection ends.
     Replaced,
@@ -66,4 +73,15 @@ pub(super) enum ToService {
 pub(super) enum ToShim {
     Stop,
     StopNow,
+    /// End the command then; `None` for never. A shim of an earlier release does not know it and says nothing.
+    Lease(Option<LeaseOrder>),
+}
+
+/// When a command is to be ended that nobody confirms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LeaseOrder {
+    /// By the time since boot.
+    pub(super) until_ms: u64,
+    /// How long after the last confirmation that is.
+    pub(super) timeout_ms: u64,
 }

@@ -51,12 +51,13 @@ mod launch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
 pub use self::error::Error;
 use self::launch::Launcher;
-pub use self::spec::CommandSpec;
+pub use self::spec::{CommandSpec, LeaseUntil};
 use crate::domain::limits::Limits;
 use crate::domain::run::Verdict;
 use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};
@@ -122,6 +123,11 @@ pub enum RunReport {
         /// Which ones, for a person.
         reason: String,
     },
+    /// The shim will end its command then, unless it hears otherwise.
+    Leased {
+        /// By [`boottime`](crate::clock::boottime).
+        until: Duration,
+    },
     /// The run is over: nothing that it started is alive, and the verdict is on disk.
     Ended(Verdict),
     /// The shim is gone and left no verdict; the run is over as far as anybody can say.
@@ -139,10 +145,32 @@ pub(crate) enum StopLevel {
     StopNow,
 }
 
+/// What a shim is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) level: StopLevel,
+    pub(crate) lease: WantedLease,
+}
+
+/// What a shim is to know about its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WantedLease {
+    /// Nothing was said.
+    AsItIs,
+    /// It needs none.
+    None,
+    /// Until then.
+    Until(LeaseUntil),
+}
+
+impl Wanted {
+    const NOTHING: Self = Self { level: StopLevel::Run, lease: WantedLease::AsItIs };
+}
+
 /// Asks a run's shim to end the run; may be kept after the run has ended, and then does nothing.
 #[derive(Clone, Debug)]
 pub struct RunControl {
-    level: watch::Sender<StopLevel>,
+    wanted: watch::Sender<Wanted>,
 }
 
 impl RunControl {
@@ -158,15 +186,21 @@ impl RunControl {
 
     /// A control without a shim, and where its requests arrive: for fakes of this layer.
     #[cfg(test)]
-    pub(crate) fn for_tests() -> (Self, watch::Receiver<StopLevel>) {
-        let (level, receiver) = watch::channel(StopLevel::Run);
-        (Self { level }, receiver)
+    pub(crate) fn for_tests() -> (Self, watch::Receiver<Wanted>) {
+        let (wanted, receiver) = watch::channel(Wanted::NOTHING);
+        (Self { wanted }, receiver)
+    }
+
+    /// Has the shim end its command then, unless it hears otherwise; `None` where it may let it run. Acknowledged by
+    /// [`RunReport::Leased`].
+    pub fn lease(&self, lease: Option<LeaseUntil>) {
+        self.wanted.send_modify(|wanted| wanted.lease = lease.map_or(WantedLease::None, WantedLease::Until));
     }
 
     fn raise(&self, to: StopLevel) {
-        self.level.send_if_modified(|level| {
-            let raised = *level < to;
-            *level = to.max(*level);
+        self.wanted.send_if_modified(|wanted| {
+            let raised = wanted.level < to;
+            wanted.level = to.max(wanted.level);
             raised
         });
     }

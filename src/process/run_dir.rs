@@ -143,6 +143,7 @@ enum WhichTimeout {
     ScheduleToClose,
     Watchdog,
     Silence,
+    Heartbeat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +160,7 @@ impl From<TimedOut> for TimeoutRecord {
             Timeout::ScheduleToClose => WhichTimeout::ScheduleToClose,
             Timeout::Watchdog => WhichTimeout::Watchdog,
             Timeout::Silence => WhichTimeout::Silence,
+            Timeout::Heartbeat => WhichTimeout::Heartbeat,
         };
         Self { which, limit_ms: u64::try_from(timed_out.limit.as_millis()).unwrap_or(u64::MAX) }
     }
@@ -171,6 +173,7 @@ impl From<TimeoutRecord> for TimedOut {
             WhichTimeout::ScheduleToClose => Timeout::ScheduleToClose,
             WhichTimeout::Watchdog => Timeout::Watchdog,
             WhichTimeout::Silence => Timeout::Silence,
+            WhichTimeout::Heartbeat => Timeout::Heartbeat,
         };
         Self { timeout, limit: Duration::from_millis(record.limit_ms) }
     }
@@ -558,12 +561,6 @@ pub(super) fn judged(history: History, token: &RunToken, boot_id: &str) -> Ended
     }
     // The line that can't be read may have been the one that says that it was started.
     if history.unreadable { gone("its journal is damaged") } else { Ended::NeverStarted }
-}
-
-/// Time since boot, suspension included; nobody can set it.
-pub(super) fn boottime() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// What names this boot of the machine (proc(5), `boot_id`); empty where the system has no such name.

@@ -25,13 +25,14 @@ use rustix::time::{
 use super::arrival::Arrival;
 use super::cgroup::{RunGroup, Site};
 use super::guard::{Guard, Guarded, Struck};
-use super::link::{Order, ToService, ToShim};
+use super::link::{LeaseOrder, Order, ToService, ToShim};
 use super::logs::Stream;
 use super::notify::Inbox;
 use super::output::Log;
-use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, boottime};
+use super::run_dir::{Journal, Record, StartedRecord, StartingRecord};
 use super::spawn::{self, Outlets, Prepared, Refusal};
 use super::{environment, oom, tree};
+use crate::clock::boottime;
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::limits::Limits;
@@ -184,6 +185,8 @@ struct Shim {
     control: Option<OwnedFd>,
     children: OwnedFd,
     time_limit: Option<OwnedFd>,
+    /// As the service has said; see [`Self::lease`].
+    lease: Option<LeaseOrder>,
     guarded: Guarded,
     guard: Option<Guard>,
     /// What is to be recorded about the start, until it is.
@@ -293,6 +296,11 @@ impl Shim {
             cgroup: group.as_ref().map(RunGroup::procs),
             may_run_outside: limits.is_unlimited(),
         };
+        if boottime() >= Duration::from_millis(order.start_by_ms) {
+            // Its lease may be over, and its job another worker's.
+            let reason = "it came to be started too long after its claim".to_owned();
+            return Err(Refusal { reason, shortage: true });
+        }
         crash::before(Step::CommandSpawn);
         let command = match spawn::start(&prepared, outlets) {
             Ok(command) => command,
@@ -324,7 +332,7 @@ impl Shim {
             kill_grace: Duration::from_millis(order.kill_grace_ms),
         };
         let limit = order.output_limit;
-        Ok(Self {
+        let mut shim = Self {
             own_pid,
             command,
             started_time,
@@ -337,7 +345,8 @@ impl Shim {
             link: None,
             control: None,
             children,
-            time_limit: alarm_after(Duration::from_millis(order.time_limit_ms)),
+            time_limit: None,
+            lease: order.lease,
             guarded,
             guard: None,
             start: Some(record),
@@ -362,7 +371,9 @@ impl Shim {
             memory: (!group.as_ref().is_some_and(RunGroup::counts_memory)).then(|| MemoryWatch::from(boottime())),
             group,
             buffer: Vec::new(),
-        })
+        };
+        shim.set_alarm();
+        Ok(shim)
     }
 
     /// Until nothing that the command started is alive, and all that it wrote is in its files.
@@ -373,8 +384,7 @@ impl Shim {
                 self.reap();
             }
             if ready.time_limit {
-                self.time_limit = None;
-                self.end(EndCause::TimedOut(Some(self.time_is_up)), false);
+                self.alarm();
             }
             if ready.stdout {
                 self.read_output(Stream::Stdout);
@@ -461,12 +471,54 @@ impl Shim {
         phase.into_iter().chain(start).chain(progress).chain(arrival).chain(memory).min()
     }
 
+    /// Until when the command may run without word from the service.
+    fn lease(&self) -> Option<LeaseOrder> {
+        self.guard.as_ref().map_or(self.lease, Guard::leased)
+    }
+
+    /// Wakes up when the command has to end.
+    fn set_alarm(&mut self) {
+        let lease = self.lease().map(|lease| Duration::from_millis(lease.until_ms));
+        let at = lease.map_or(self.guarded.limit_at, |until| until.min(self.guarded.limit_at));
+        self.time_limit = alarm_after(at.saturating_sub(boottime()));
+    }
+
+    fn alarm(&mut self) {
+        self.time_limit = None;
+        let now = boottime();
+        let lease = self.lease().filter(|lease| now >= Duration::from_millis(lease.until_ms));
+        if now >= self.guarded.limit_at {
+            self.end(EndCause::TimedOut(Some(self.time_is_up)), false);
+        } else if let Some(lease) = lease {
+            let limit = Duration::from_millis(lease.timeout_ms);
+            self.end(EndCause::TimedOut(Some(TimedOut { timeout: Timeout::Heartbeat, limit })), false);
+        } else {
+            self.set_alarm();
+        }
+    }
+
+    fn renew(&mut self, lease: Option<LeaseOrder>) {
+        self.lease = lease;
+        if let Some(guard) = &self.guard {
+            guard.lease(lease);
+        }
+        self.set_alarm();
+        self.report_lease();
+    }
+
+    fn report_lease(&mut self) {
+        if let Some(lease) = self.lease() {
+            self.report(&ToService::Leased { until_ms: lease.until_ms });
+        }
+    }
+
     /// Before anything is written while the command runs: a disk may hang.
     fn stand_guard(&mut self) {
         if self.guard.is_none() && !matches!(self.phase, Phase::Draining { .. }) {
             self.guard = Guard::start(self.guarded);
             if let Some(guard) = &self.guard {
                 guard.listen_to(self.link.as_ref());
+                guard.lease(self.lease);
                 if let Phase::Terminating { kill_at } = self.phase {
                     guard.ending(kill_at);
                 }
@@ -551,6 +603,7 @@ impl Shim {
         if let Some(struck) = self.guard.as_ref().and_then(Guard::struck) {
             self.cause.get_or_insert(match struck {
                 Struck::TimeIsUp => EndCause::TimedOut(Some(self.time_is_up)),
+                Struck::Unconfirmed(limit) => EndCause::TimedOut(Some(TimedOut { timeout: Timeout::Heartbeat, limit })),
                 Struck::Requested => EndCause::Requested,
             });
         }
@@ -690,6 +743,7 @@ impl Shim {
                 match packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
                     Some(ToShim::Stop) => self.end(EndCause::Requested, false),
                     Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
+                    Some(ToShim::Lease(lease)) => self.renew(lease),
                     None => {}
                 }
             }
@@ -730,6 +784,8 @@ impl Shim {
             tell(&earlier, &ToService::Replaced);
         }
         crash::after(Step::ControlAccept);
+        // First, so that whoever hears of the start knows about the lease.
+        self.report_lease();
         self.report_started();
         if self.said != Said::default() {
             self.report_progress();

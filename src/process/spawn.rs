@@ -453,6 +453,8 @@ mod tests {
 
     fn refusal(argv: &[&str], working_dir: Option<&Path>, path: &str) -> String {
         let order = Order {
+            start_by_ms: u64::MAX,
+            lease: None,
             token: String::new(),
             run_dir: OsString::new(),
             argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),

@@ -8,6 +8,15 @@ use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
 use crate::domain::{Attempt, FlowType, JobId, RunToken, WorkerId};
 
+/// Until when a command may run without word from its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseUntil {
+    /// By [`boottime`](crate::clock::boottime).
+    pub until: Duration,
+    /// How long that is after the last confirmation, to be told.
+    pub timeout: Duration,
+}
+
 /// Everything that a shim needs; `Debug` shows neither environment nor payload.
 #[derive(Clone)]
 pub struct CommandSpec {
@@ -41,6 +50,10 @@ pub struct CommandSpec {
     pub silence_timeout: Option<Duration>,
     /// How long after SIGTERM SIGKILL follows.
     pub kill_grace: Duration,
+    /// The command is not started later than this, by [`boottime`](crate::clock::boottime).
+    pub start_by: Duration,
+    /// Until when the command may run without word from the service; `None` where it may run as long as it does.
+    pub lease: Option<LeaseUntil>,
     /// How many bytes each of standard output and standard error are kept; older output is dropped.
     pub output_limit: u64,
     /// What the run may use of the machine.

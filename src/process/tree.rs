@@ -187,7 +187,7 @@ pub(super) fn kill_marked(token: &RunToken) -> io::Result<usize> {
     let entry = format!("CALLSHEET_RUN_TOKEN={token}");
     let mark = mark_of(token.as_str());
     let mut seen = BTreeSet::new();
-    let begun = super::run_dir::boottime();
+    let begun = crate::clock::boottime();
     loop {
         let mut alive = false;
         for pid in all_processes()? {
@@ -196,7 +196,7 @@ pub(super) fn kill_marked(token: &RunToken) -> io::Result<usize> {
                 seen.insert((pid, start_ticks));
             }
         }
-        if !alive || super::run_dir::boottime().saturating_sub(begun).as_secs() >= 10 {
+        if !alive || crate::clock::boottime().saturating_sub(begun).as_secs() >= 10 {
             return Ok(seen.len());
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -246,12 +246,9 @@ mod tests {
     fn descendants_are_found_by_both_ways() {
         let mut child = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
         let (us, pid) = (std::process::id().cast_signed(), child.id().cast_signed());
-        let begun = super::super::run_dir::boottime();
+        let begun = crate::clock::boottime();
         while descendants(pid).is_empty() {
-            assert!(
-                super::super::run_dir::boottime() - begun < std::time::Duration::from_secs(10),
-                "no grandchild was seen"
-            );
+            assert!(crate::clock::boottime() - begun < std::time::Duration::from_secs(10), "no grandchild was seen");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         let all = descendants(us);

@@ -9,9 +9,11 @@ use std::time::Duration;
 use sea_orm::ConnectionTrait;
 use serde_json::json;
 
+use super::runs::{lease_millis, others_live};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
-use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
+use super::{Claim, Claimed, ClaimedJob, Error, LapsedRun, Store, Unreadable, Waited, Write};
+use crate::domain::heartbeat::{Lease, LeaseTerms};
 use crate::domain::trace::{TraceContext, TraceState};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
@@ -61,7 +63,12 @@ impl Store {
         Ok(())
     }
 
-    pub(super) async fn claim(&self, transaction: &Transaction, claim: &Claim) -> Result<Claimed, Error> {
+    pub(super) async fn claim(
+        &self,
+        transaction: &Transaction,
+        claim: &Claim,
+        begun: Duration,
+    ) -> Result<Claimed, Error> {
         let mut tokens = claim.tokens.iter().take(AT_MOST).cloned().collect::<Vec<_>>();
         let (state, first_rows) = self.flow_now(transaction, claim, &tokens).await?;
         let mut claimed = Claimed {
@@ -73,12 +80,20 @@ impl Store {
             cancel_requested: Vec::new(),
             next_due: None,
             next_expiry: None,
+            lapsed: Vec::new(),
+            next_lapse: next_lapse(&state, claim.terms),
+            lease: if state.shared { Lease::Short } else { Lease::Long },
+            begun: (self.dialect() == Dialect::Postgres).then_some(begun),
             paused: state.paused,
             open: state.open,
             now: state.now,
         };
         if state.tokens_used {
             claimed.jobs = self.claimed_before(transaction, &mut tokens).await?;
+            self.renew(transaction, claim, &claimed).await?;
+        }
+        if state.lapse.is_some_and(|lapse| lapse < state.now) {
+            claimed.lapsed = self.lapsed(transaction, claim, state.now).await?;
         }
         if state.dependency_ended {
             claimed.waited = self.settle_waiting(transaction, state.now).await?;
@@ -133,7 +148,8 @@ impl Store {
             claimed.next_due = self.due_after(transaction, &claim.flow, Some(state.now)).await?;
         }
         if !taken.is_empty() {
-            self.take(transaction, claim, &taken, state.now).await?;
+            let lease = claim.terms.untouched(claimed.lease);
+            self.take(transaction, claim, &taken, (state.now, lease)).await?;
             claimed.open = claimed.open.saturating_add(u32::try_from(taken.len()).unwrap_or(u32::MAX));
             claimed.jobs.append(&mut taken);
         }
@@ -176,6 +192,8 @@ impl Store {
             dependency_ended: row.flag("dependency_ended")?,
             tokens_used: row.flag("tokens_used")?,
             oldest: row.maybe_time("oldest")?,
+            shared: row.flag("shared")?,
+            lapse: row.maybe_time("lapse")?,
         };
         let jobs = first_rows.iter().map(|result| claimed_job(&Row { result, dialect }));
         let first_rows = if dialect == Dialect::Sqlite { Some(jobs.collect::<Result<_, _>>()?) } else { None };
@@ -210,6 +228,54 @@ impl Store {
             }
         }
         Ok(jobs)
+    }
+
+    /// Has the lease of rows that an earlier try has taken count from now, as that of the others does.
+    async fn renew(&self, transaction: &Transaction, claim: &Claim, claimed: &Claimed) -> Result<(), Error> {
+        let dialect = self.dialect();
+        if dialect == Dialect::Sqlite || claimed.jobs.is_empty() {
+            return Ok(());
+        }
+        let tokens: Vec<_> = claimed.jobs.iter().map(|job| job.token.as_str()).collect();
+        let update = format!("UPDATE jobs SET lease_time = $2 WHERE {} AND {OPEN}", dialect.among("run_token", "$1"));
+        let until = claimed.now.plus(claim.terms.untouched(claimed.lease));
+        let values = [json!(tokens).to_string().into(), until.unix_millis().into()];
+        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        Ok(())
+    }
+
+    /// Open runs of other workers whose lease is over.
+    async fn lapsed(&self, transaction: &Transaction, claim: &Claim, now: Timestamp) -> Result<Vec<LapsedRun>, Error> {
+        let dialect = self.dialect();
+        let texts = ["run_token", "status", "worker_id"].map(|column| dialect.text(column));
+        let select = format!(
+            "SELECT id, attempt, attempts_before, maximum_attempts, created_time, run_at, schedule_time, heartbeat_time, \
+             cancel_requested_time, {} FROM jobs WHERE type = $1 AND worker_id <> $2 AND {OPEN} AND lease_time < $3 \
+             ORDER BY id LIMIT {AT_MOST}",
+            texts.join(", ")
+        );
+        let values = [claim.flow.as_str().into(), claim.worker.as_str().into(), now.unix_millis().into()];
+        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let mut lapsed = Vec::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            // Without a token it is nobody's run, which is settled otherwise.
+            let Some(token) = row.token()? else { continue };
+            let first = row.time("created_time")?.max(row.time("run_at")?);
+            lapsed.push(LapsedRun {
+                job: row.job("id")?,
+                token,
+                attempt: row.attempt()?,
+                attempts_before: row.count("attempts_before")?,
+                maximum_attempts: row.maximum_attempts()?,
+                worker: row.some_text("worker_id")?,
+                status: row.status()?,
+                schedule_time: row.maybe_time("schedule_time")?.unwrap_or(first),
+                heartbeat_time: row.maybe_time("heartbeat_time")?,
+                cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
+            });
+        }
+        Ok(lapsed)
     }
 
     /// The next due rows in claim order. Rows of one priority are ordered by `run_at`, so the first one that is not
@@ -276,15 +342,21 @@ impl Store {
         transaction: &Transaction,
         claim: &Claim,
         jobs: &[ClaimedJob],
-        now: Timestamp,
+        (now, lease): (Timestamp, Duration),
     ) -> Result<(), Error> {
         // A statement for each row: joined with a list, either database's planner may choose to read all pending rows. The
         // event goes with it: on SQLite as a second statement, where changes() is how many rows the first one has changed.
-        let job = "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
+        let lease = match self.dialect() {
+            Dialect::Sqlite => String::new(),
+            Dialect::Postgres => format!(", lease_time = $5 + {}", lease_millis(lease)),
+        };
+        let job = format!(
+            "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
              schedule_time = $6, traceparent = COALESCE(traceparent, $7), \
              tracestate = CASE WHEN traceparent IS NULL THEN $9 ELSE tracestate END, progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
-             execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL \
-             WHERE id = $1 AND status = 'PENDING'";
+             execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL{lease} \
+             WHERE id = $1 AND status = 'PENDING'"
+        );
         let event = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
              SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8";
         let statement = match self.dialect() {
@@ -524,6 +596,18 @@ impl Store {
     }
 }
 
+/// When to look again for leases that are over: when the next one will be as it stands now, or the first that may be
+/// shortened from now on.
+fn next_lapse(state: &FlowNow, terms: LeaseTerms) -> Option<Timestamp> {
+    let soonest = state.now.plus(terms.untouched(Lease::Short));
+    match state.lapse {
+        // Whoever reads it here settles it, unless another client has it locked.
+        Some(lapse) if lapse < state.now => Some(state.now.plus(LOCKED_AGAIN)),
+        Some(lapse) => Some(lapse.min(soonest)),
+        None => state.shared.then_some(soonest),
+    }
+}
+
 struct FlowNow {
     now: Timestamp,
     paused: bool,
@@ -538,6 +622,10 @@ struct FlowNow {
     tokens_used: bool,
     /// The earliest time that `schedule_to_close_timeout` counts from, of the rows that wait.
     oldest: Option<Timestamp>,
+    /// Whether other workers live.
+    shared: bool,
+    /// The earliest end of a lease, of the open runs of other workers.
+    lapse: Option<Timestamp>,
 }
 
 /// What a row says that somebody else than Callsheet had set to INQUEUE or PROGRESS.
@@ -551,6 +639,14 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
 
 fn flow_now_sql(dialect: Dialect) -> String {
     let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
+    let (shared, lapse) = match dialect {
+        // A SQLite database has one worker.
+        Dialect::Sqlite => ("1 = 0".to_owned(), "NULL".to_owned()),
+        Dialect::Postgres => (
+            others_live(dialect, "$2"),
+            format!("(SELECT min(lease_time) FROM jobs WHERE type = $1 AND worker_id <> $2 AND {OPEN})"),
+        ),
+    };
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
@@ -563,6 +659,7 @@ fn flow_now_sql(dialect: Dialect) -> String {
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE ended IS NOT NULL AND looked_at = 0) \
          THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
+         CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({lapse} AS bigint) AS lapse, \
          (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),

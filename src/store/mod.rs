@@ -257,11 +257,13 @@ impl Store {
     }
 
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
+        // What is written below says how long from later on a run is this worker's.
+        let begun = crate::clock::boottime();
         let transaction = self.begin(BATCH).await?;
         self.lock_flows(&transaction, writes).await?;
         let mut answers = Vec::with_capacity(writes.len());
         for write in writes {
-            answers.push(self.write(&transaction, write).await?);
+            answers.push(self.write(&transaction, write, begun).await?);
         }
         let steps: Vec<Step> = writes.iter().zip(&answers).filter_map(|(write, answer)| step(write, answer)).collect();
         steps.iter().copied().for_each(crash::before);
@@ -277,11 +279,13 @@ impl Store {
         Ok(answers)
     }
 
-    async fn write(&self, transaction: &Transaction, write: &Write) -> Result<Written, Error> {
+    async fn write(&self, transaction: &Transaction, write: &Write, begun: Duration) -> Result<Written, Error> {
         match write {
-            Write::Claim(claim) => self.claim(transaction, claim).await.map(Written::Claimed),
+            Write::Claim(claim) => {
+                self.claim(transaction, claim, begun).await.map(|claimed| Written::Claimed(Box::new(claimed)))
+            }
             Write::Started(started) => self.started(transaction, started).await,
-            Write::Confirm(tokens) => self.confirm(transaction, tokens).await.map(Written::Confirmed),
+            Write::Confirm(runs) => self.confirm(transaction, runs, begun).await.map(Written::Confirmed),
             Write::Progress(note) => self.progress(transaction, note).await,
             Write::Settle(settlement) => self.settle(transaction, settlement).await,
             Write::RegisterFlows(flows) => {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, Statement};
 
-use super::{Claim, ClaimedJob, Due, JobFilter, NewJob, ProgressNote, Settlement, Started, Store, Write, Written};
+use super::{
+    Claim, ClaimedJob, Confirm, Due, JobFilter, NewJob, ProgressNote, Settlement, Started, Store, Write, Written,
+};
+use crate::domain::heartbeat::LeaseTerms;
 use crate::domain::run::Next;
 use crate::domain::{JobId, JobStatus, Outcome, RunToken, Timestamp};
 
@@ -56,9 +59,13 @@ fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Write {
         completed_time: Timestamp::from_unix_millis(2),
         execution_ms: Some(1),
         usage: None,
+        lapsed: false,
         message: None,
     })
 }
+
+const WAIT: Duration = Duration::from_secs(20);
+const TERMS: LeaseTerms = LeaseTerms { heartbeat_timeout: WAIT, start_to_close_timeout: WAIT, kill_grace: WAIT };
 
 fn claim(tokens: &[u8]) -> Claim {
     Claim {
@@ -67,6 +74,7 @@ fn claim(tokens: &[u8]) -> Claim {
         concurrency: 8,
         worker_concurrency: 8,
         schedule_to_close_timeout: Duration::from_secs(1 << 40),
+        terms: TERMS,
         tokens: tokens.iter().map(|n| RunToken::from_bytes([*n; 16])).collect(),
     }
 }
@@ -92,11 +100,11 @@ async fn work(store: &Store) {
     let writes = [
         started(first),
         started(first),
-        Write::Confirm(claimed.jobs.iter().map(|job| job.token.clone()).collect()),
+        Write::Confirm(claimed.jobs.iter().map(|job| Confirm { token: job.token.clone(), untouched: WAIT }).collect()),
         Write::Progress(note),
         settlement(first, Next::Final(JobStatus::Completed), Some(Outcome::Completed)),
         settlement(first, Next::Final(JobStatus::Completed), Some(Outcome::Completed)),
-        settlement(second, Next::RetryAt(Timestamp::from_unix_millis(i64::MAX / 2)), Some(Outcome::Failed)),
+        settlement(second, Next::RetryAfter(Duration::from_secs(600)), Some(Outcome::Failed)),
         settlement(third, Next::Requeue, None),
         Write::Claim(claim(&[4])),
     ];

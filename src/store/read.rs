@@ -256,12 +256,13 @@ pub struct WorkerRow {
     pub runs: u64,
 }
 
+/// A live service writes its worker's `heartbeat_time` three times in this long.
+pub(super) const SILENCE: Duration = Duration::from_secs(30);
+
 impl WorkerRow {
     /// Whether it has not stopped and has shown a sign of life lately; `now` is the database's time.
     #[must_use]
     pub fn is_live(&self, now: Timestamp) -> bool {
-        /// A live service writes its `heartbeat_time` three times in this long.
-        const SILENCE: Duration = Duration::from_secs(30);
         self.state != WorkerState::Stopped.as_str() && now.since(self.heartbeat_time) <= SILENCE
     }
 }

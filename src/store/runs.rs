@@ -4,14 +4,17 @@
 //! names the status it comes from), the job and the run, each only where the run is still current. PostgreSQL gets it as one
 //! statement that locks the row first; SQLite, where nobody else can write meanwhile, as statements one after the other.
 
+use std::collections::BTreeMap;
+use std::iter::repeat;
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, Value};
 use serde_json::json;
 
+use super::read::SILENCE;
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
-use super::{ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
+use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
 use crate::domain::run::Next;
 use crate::domain::{JobStatus, Outcome, RunToken, Timestamp};
 
@@ -73,12 +76,30 @@ impl Store {
     pub(super) async fn confirm(
         &self,
         transaction: &Transaction,
-        tokens: &[RunToken],
+        confirms: &[Confirm],
+        begun: Duration,
+    ) -> Result<Vec<ConfirmedRun>, Error> {
+        // A statement for each length of lease, of which there are as many as flows.
+        let mut by_lease: BTreeMap<Duration, Vec<&RunToken>> = BTreeMap::new();
+        for confirm in confirms {
+            by_lease.entry(confirm.untouched).or_default().push(&confirm.token);
+        }
+        let mut confirmed = Vec::with_capacity(confirms.len());
+        for (untouched, tokens) in by_lease {
+            confirmed.extend(self.confirm_alike(transaction, &tokens, untouched, begun).await?);
+        }
+        confirmed.sort_by_key(|run| confirms.iter().position(|confirm| confirm.token == run.token));
+        Ok(confirmed)
+    }
+
+    async fn confirm_alike(
+        &self,
+        transaction: &Transaction,
+        tokens: &[&RunToken],
+        untouched: Duration,
+        begun: Duration,
     ) -> Result<Vec<ConfirmedRun>, Error> {
         const ACTION: &str = "confirm runs";
-        if tokens.is_empty() {
-            return Ok(Vec::new());
-        }
         let dialect = self.dialect();
         let these = format!("{} AND {OPEN}", dialect.among("run_token", "$1"));
         let answer = format!(
@@ -90,28 +111,36 @@ impl Store {
             Dialect::Sqlite => format!("{set} WHERE {these} RETURNING {answer}"),
             // A row that some open transaction holds, maybe for ever, must not hold up the confirmation of all others.
             Dialect::Postgres => format!(
-                "{set} WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE {these} FOR NO KEY UPDATE SKIP LOCKED)) RETURNING {answer}"
+                "{set}, lease_time = {} + $2 WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE {these} \
+                 FOR NO KEY UPDATE SKIP LOCKED)) RETURNING {answer}, CAST(CASE WHEN {} THEN 1 ELSE 0 END AS bigint) AS shared",
+                dialect.now(),
+                others_live(dialect, "jobs.worker_id"),
             ),
         };
-        let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
-        let mut results =
-            transaction.query_all_raw(self.statement(update, [names.clone().into()])).await.doing(ACTION)?;
-        if results.len() < tokens.len() && dialect == Dialect::Postgres {
-            // Gone, or only locked: then it is as it was committed last.
-            let select = format!("SELECT {answer} FROM jobs WHERE {these}");
-            results.extend(transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?);
+        let names = json!(tokens.iter().map(|token| token.as_str()).collect::<Vec<_>>()).to_string();
+        let mut values: Vec<Value> = vec![names.clone().into()];
+        if dialect == Dialect::Postgres {
+            values.push(lease_millis(untouched).into());
         }
-        let mut current: Vec<ConfirmedRun> = Vec::new();
-        for result in &results {
+        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let locked = if results.len() < tokens.len() && dialect == Dialect::Postgres {
+            // Gone, or only locked: then it is as it was committed last.
+            let select = format!("SELECT {answer}, CAST(0 AS bigint) AS shared FROM jobs WHERE {these}");
+            transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?
+        } else {
+            Vec::new()
+        };
+        let mut current: BTreeMap<RunToken, ConfirmedRun> = BTreeMap::new();
+        for (result, written) in results.iter().zip(repeat(true)).chain(locked.iter().zip(repeat(false))) {
             let row = Row { result, dialect };
-            if let Some(token) = row.token()?
-                && !current.iter().any(|run| run.token == token)
-            {
-                current.push(ConfirmedRun { token, cancel_requested: row.flag("cancel_requested")? });
+            if let Some(token) = row.token()? {
+                let cancel_requested = row.flag("cancel_requested")?;
+                let shared = dialect == Dialect::Postgres && row.flag("shared")?;
+                let run = ConfirmedRun { token: token.clone(), cancel_requested, written, shared, begun };
+                current.entry(token).or_insert(run);
             }
         }
-        current.sort_by_key(|run| tokens.iter().position(|token| *token == run.token));
-        Ok(current)
+        Ok(current.into_values().collect())
     }
 
     pub(super) async fn progress(&self, transaction: &Transaction, note: &ProgressNote) -> Result<Written, Error> {
@@ -156,8 +185,9 @@ impl Store {
             }
             None => None,
         };
+        let lapsed = if settlement.lapsed { format!(" AND lease_time < {now}") } else { String::new() };
         let change = Change {
-            current: format!("id = {job} AND run_token = {token} AND {OPEN}"),
+            current: format!("id = {job} AND run_token = {token} AND {OPEN}{lapsed}"),
             event,
             event_rest,
             job: update,
@@ -193,10 +223,10 @@ impl Store {
                 let progress = if status == JobStatus::Completed { ", progress = 100" } else { "" };
                 format!("status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}{progress}")
             }
-            Next::RetryAt(due) => {
+            Next::RetryAfter(wait) => {
                 let attempt = attempt();
-                let due = values.add(due.unix_millis());
-                format!("status = 'PENDING', run_at = {due}, worker_id = NULL, run_token = NULL, {attempt}")
+                let wait = values.add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2));
+                format!("status = 'PENDING', run_at = {now} + {wait}, worker_id = NULL, run_token = NULL, {attempt}")
             }
             Next::Requeue => {
                 "status = 'PENDING', attempt = CASE WHEN attempt > 0 THEN attempt - 1 ELSE 0 END, worker_id = NULL, \
@@ -218,7 +248,7 @@ impl Store {
                 let query = "SELECT CAST(count(*) AS bigint) AS found FROM jobs WHERE run_token = $1 AND id = $2 AND status = $3";
                 self.applied_if(transaction, query, [token.into(), job.into(), status.as_str().into()]).await
             }
-            (None, Next::RetryAt(_) | Next::Requeue) => {
+            (None, Next::RetryAfter(_) | Next::Requeue) => {
                 // The token is gone from the row, but nobody has claimed it since: the attempt's number tells.
                 let query = "SELECT CAST(count(*) AS bigint) AS found FROM jobs WHERE id = $1 AND status = 'PENDING' AND run_token IS NULL AND attempt = $2";
                 let attempt = i64::from(settlement.attempt.0) - i64::from(settlement.next == Next::Requeue);
@@ -280,6 +310,20 @@ impl Store {
         let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
         Ok(if found == 0 { Written::Fenced } else { Written::Applied })
     }
+}
+
+/// Whether another worker than this one lives: an expression without parameters.
+pub(super) fn others_live(dialect: Dialect, than: &str) -> String {
+    let (now, silence) = (dialect.now(), SILENCE.as_millis());
+    format!(
+        "EXISTS (SELECT 1 FROM workers AS other WHERE other.worker_id <> {than} AND other.state <> 'STOPPED' \
+         AND other.heartbeat_time > {now} - {silence})"
+    )
+}
+
+/// In milliseconds; configured times are far shorter than what this could not hold.
+pub(super) fn lease_millis(lease: Duration) -> i64 {
+    i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 /// The values of a statement, each by the name that it has in the text.
@@ -396,12 +440,9 @@ fn message(settlement: &Settlement) -> String {
     match settlement.next {
         Next::Final(JobStatus::Completed) => "its command ended with exit code 0".to_owned(),
         Next::Final(status) => reason.unwrap_or_else(|| format!("settled as {status}")),
-        Next::RetryAt(due) => {
-            let due = chrono::DateTime::from_timestamp_millis(due.unix_millis()).map_or_else(
-                || "a later time".to_owned(),
-                |time| time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
-            );
-            format!("{}; the next attempt is due at {due}", reason.as_deref().unwrap_or("the attempt failed"))
+        Next::RetryAfter(wait) => {
+            let reason = reason.as_deref().unwrap_or("the attempt failed");
+            format!("{reason}; the next attempt is due in {}", humantime::format_duration(wait))
         }
         Next::Requeue => reason.unwrap_or_else(|| "its command was never started; it waits again".to_owned()),
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Waited;
+use crate::domain::heartbeat::{Lease, LeaseTerms};
 use crate::domain::run::{Next, Usage};
 use crate::domain::trace::TraceContext;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
@@ -17,7 +18,7 @@ pub enum Write {
     /// INQUEUE → PROGRESS.
     Started(Started),
     /// These runs are still watched over; answered by [`Written::Confirmed`].
-    Confirm(Vec<RunToken>),
+    Confirm(Vec<Confirm>),
     /// What a command said about itself.
     Progress(ProgressNote),
     /// A run has ended, or will not start.
@@ -34,13 +35,22 @@ pub enum Write {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Written {
     /// The answer to [`Write::Claim`].
-    Claimed(Claimed),
+    Claimed(Box<Claimed>),
     /// It stands in the database.
     Applied,
     /// The run's token is no longer current, or the run is settled otherwise: nothing was written.
     Fenced,
     /// The answer to [`Write::Confirm`]: the runs that are still this worker's; one that is missing here is not.
     Confirmed(Vec<ConfirmedRun>),
+}
+
+/// Confirms a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confirm {
+    /// Which.
+    pub token: RunToken,
+    /// For how long from now on no other worker may take it over. Counts where the database is shared.
+    pub untouched: Duration,
 }
 
 /// Asks for rows of a flow to run.
@@ -56,6 +66,8 @@ pub struct Claim {
     pub worker_concurrency: u32,
     /// How long a job may take from the time when it could first run; a row that has waited so long is ended.
     pub schedule_to_close_timeout: Duration,
+    /// How long the runs are this worker's.
+    pub terms: LeaseTerms,
     /// A fresh token for each row wanted; at most 500 are used.
     pub tokens: Vec<RunToken>,
 }
@@ -79,12 +91,46 @@ pub struct Claimed {
     pub next_due: Option<Timestamp>,
     /// When the next waiting row will have waited too long; `None` where nothing waits.
     pub next_expiry: Option<Timestamp>,
+    /// Open runs of other workers whose lease is over.
+    pub lapsed: Vec<LapsedRun>,
+    /// When to look again for runs of other workers whose lease is over.
+    pub next_lapse: Option<Timestamp>,
+    /// The lease of the claimed rows: short where other workers live.
+    pub lease: Lease,
+    /// When this claim was begun, by [`boottime`](crate::clock::boottime): no later than its lease. `None` where the database
+    /// is not shared, and there are no leases.
+    pub begun: Option<Duration>,
     /// Whether the flow is paused; then nothing is claimed.
     pub paused: bool,
     /// Open runs of the flow over all workers, those of this claim included.
     pub open: u32,
     /// The database's time of the claim.
     pub now: Timestamp,
+}
+
+/// An open run of a worker that has not confirmed it for so long that another one may take its job over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LapsedRun {
+    /// Whose.
+    pub job: JobId,
+    /// The run's token.
+    pub token: RunToken,
+    /// Which attempt.
+    pub attempt: Attempt,
+    /// `jobs.attempts_before`
+    pub attempts_before: u32,
+    /// `jobs.maximum_attempts`
+    pub maximum_attempts: Option<u32>,
+    /// The worker whose run it is.
+    pub worker: String,
+    /// INQUEUE or PROGRESS.
+    pub status: JobStatus,
+    /// What `schedule_to_close_timeout` counts from.
+    pub schedule_time: Timestamp,
+    /// When it was confirmed last.
+    pub heartbeat_time: Option<Timestamp>,
+    /// Whether somebody has asked to cancel the job.
+    pub cancel_requested: bool,
 }
 
 /// A value of a row that can't be used; the sentence says why.
@@ -184,6 +230,8 @@ pub struct Settlement {
     pub usage: Option<Usage>,
     /// The event's message; `None` makes one of `next` and the first line of `error`.
     pub message: Option<String>,
+    /// Whether this is another worker's run, which may be settled only while its lease is over.
+    pub lapsed: bool,
 }
 
 /// A run that is still the worker's.
@@ -193,6 +241,12 @@ pub struct ConfirmedRun {
     pub token: RunToken,
     /// Whether somebody has asked to cancel its job.
     pub cancel_requested: bool,
+    /// Whether the confirmation was written: not, where another client has the row locked.
+    pub written: bool,
+    /// Whether other workers live that could take it over.
+    pub shared: bool,
+    /// When this confirmation was begun, by [`boottime`](crate::clock::boottime): no later than it was written.
+    pub begun: Duration,
 }
 
 /// A worker, as it presents itself when it starts.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use callsheet::domain::heartbeat::LeaseTerms;
 use callsheet::domain::run::Next;
 use callsheet::domain::{JobStatus, Outcome, RunToken};
 use callsheet::store::{Claim, Settlement, Store, Write, Written};
@@ -14,6 +15,11 @@ use super::enqueue;
 use super::report::Report;
 
 const CLAIMS: u32 = 200;
+const TERMS: LeaseTerms = LeaseTerms {
+    heartbeat_timeout: Duration::from_secs(20),
+    start_to_close_timeout: Duration::from_secs(172_800),
+    kill_grace: Duration::from_secs(10),
+};
 const FROM_A_FILE: usize = 100_000;
 const BATCH: usize = 10_000;
 
@@ -84,6 +90,7 @@ async fn claim_time(store: &Store) -> f64 {
             concurrency: 1,
             worker_concurrency: 1,
             schedule_to_close_timeout: Duration::from_secs(1 << 33),
+            terms: TERMS,
             tokens: vec![RunToken::from_bytes(bytes)],
         });
         let writes: Vec<Write> = last.take().into_iter().chain([claim]).collect();
@@ -111,6 +118,7 @@ async fn claim_time(store: &Store) -> f64 {
             completed_time: job.created_time,
             execution_ms: Some(1),
             usage: None,
+            lapsed: false,
             message: None,
         }));
     }

@@ -511,6 +511,7 @@ impl Hand {
                 concurrency: 9,
                 worker_concurrency: 9,
                 schedule_to_close_timeout: Duration::from_secs(86_400),
+                terms: crate::store::terms(),
                 tokens: vec![RunToken::from_bytes([7; 16])],
             };
             let Written::Claimed(answer) = self.store.apply(&[Write::Claim(claim)]).await.unwrap().remove(0) else {
@@ -539,6 +540,7 @@ impl Hand {
         let row = self.store.job(job).await.unwrap().unwrap();
         let failed = status != JobStatus::Completed;
         let settlement = Settlement {
+            lapsed: false,
             job,
             token,
             attempt: row.attempt,

@@ -121,7 +121,7 @@ fn ends() -> String {
             let conclusion = conclude(&end, &context, Timestamp::from_unix_millis(0));
             let next = match conclusion.next {
                 Next::Final(status) => status.to_string(),
-                Next::RetryAt(_) => "PENDING, later".to_owned(),
+                Next::RetryAfter(_) => "PENDING, later".to_owned(),
                 Next::Requeue => "PENDING, attempt not counted".to_owned(),
             };
             (conclusion.outcome, next)
@@ -162,7 +162,7 @@ fn any_ask() -> impl Strategy<Value = Ask> {
         Just(Next::Final(JobStatus::Completed)),
         Just(Next::Final(JobStatus::Error)),
         Just(Next::Final(JobStatus::Cancelled)),
-        Just(Next::RetryAt(Timestamp::from_unix_millis(1))),
+        Just(Next::RetryAfter(Duration::from_millis(1))),
         Just(Next::Requeue),
     ];
     // Three times in four the current token, or few sequences would come far.
@@ -217,6 +217,7 @@ impl OneJob {
                     worker: self.worker.clone(),
                     concurrency: 1,
                     worker_concurrency: 1,
+                    terms: crate::store::terms(),
                     tokens: vec![token],
                     schedule_to_close_timeout: Duration::from_secs(172_800),
                 });
@@ -275,6 +276,7 @@ impl OneJob {
                     completed_time: Timestamp::from_unix_millis(2),
                     execution_ms: None,
                     usage: None,
+                    lapsed: false,
                     message: None,
                 });
                 let before = self.status().await;

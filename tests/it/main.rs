@@ -27,6 +27,7 @@ mod ends;
 mod events;
 mod grafana;
 mod http;
+mod leases;
 mod lifecycle;
 mod limits;
 mod liveness;

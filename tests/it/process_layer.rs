@@ -98,6 +98,8 @@ fn command(argv: &[&str]) -> CommandSpec {
     let mut random = [0; 12];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).unwrap();
     CommandSpec {
+        start_by: Duration::MAX,
+        lease: None,
         flow: "TEST_FLOW".parse().unwrap(),
         job: JobId(job),
         attempt: Attempt(1),

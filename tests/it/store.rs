@@ -13,15 +13,16 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use callsheet::config::Config;
+use callsheet::domain::heartbeat::{Lease, LeaseTerms};
 use callsheet::domain::run::{Next, Usage};
 use callsheet::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::store::{
-    CancelResult, Claim, Claimed, ClaimedJob, Due, Enqueued, Error, JobFilter, NewJob, ProgressNote, Settlement,
-    Started, Store, Use, Wakes, Worker, WorkerNote, WorkerState, Write, Written,
+    CancelResult, Claim, Claimed, ClaimedJob, Confirm, Due, Enqueued, Error, JobFilter, NewJob, ProgressNote,
+    Settlement, Started, Store, Use, Wakes, Worker, WorkerNote, WorkerState, Write, Written,
 };
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
 
-use crate::support::postgres as server;
+use crate::support::{eventually, postgres as server};
 
 /// A database of its own, with another client beside the store.
 pub struct Db {
@@ -133,7 +134,7 @@ impl Db {
 
 pub async fn claim_with(store: &Store, claim: Claim) -> Claimed {
     match store.apply(&[Write::Claim(claim)]).await.unwrap().remove(0) {
-        Written::Claimed(claimed) => claimed,
+        Written::Claimed(claimed) => *claimed,
         other => panic!("{other:?}"),
     }
 }
@@ -167,6 +168,20 @@ pub fn new(identifier: &str) -> NewJob {
     }
 }
 
+/// As a flow has them where nothing is configured.
+pub fn terms() -> LeaseTerms {
+    LeaseTerms {
+        heartbeat_timeout: Duration::from_secs(20),
+        start_to_close_timeout: Duration::from_secs(172_800),
+        kill_grace: Duration::from_secs(10),
+    }
+}
+
+pub fn confirm(tokens: &[RunToken]) -> Write {
+    let untouched = terms().untouched(Lease::Long);
+    Write::Confirm(tokens.iter().map(|token| Confirm { token: token.clone(), untouched }).collect())
+}
+
 pub fn claim(tokens: &[RunToken]) -> Claim {
     Claim {
         flow: flow(),
@@ -174,6 +189,7 @@ pub fn claim(tokens: &[RunToken]) -> Claim {
         concurrency: 100,
         worker_concurrency: 100,
         schedule_to_close_timeout: LONG,
+        terms: terms(),
         tokens: tokens.to_vec(),
     }
 }
@@ -208,6 +224,7 @@ pub fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Set
         completed_time: at(5_000_000_001_500),
         execution_ms: None,
         usage: None,
+        lapsed: false,
         message: None,
     }
 }
@@ -451,6 +468,7 @@ async fn eight_claimers_at_once_take_every_row_once_and_never_too_many(db: Db) {
                     tokens.push(RunToken::from_bytes(bytes));
                 }
                 let claim = Claim {
+                    terms: terms(),
                     flow: flow(),
                     worker: worker.clone(),
                     concurrency: CONCURRENCY,
@@ -540,7 +558,7 @@ async fn a_job_goes_its_way_with_every_column_and_event(db: Db) {
         Written::Applied
     );
     tokio::time::sleep(Duration::from_millis(3)).await;
-    let Written::Confirmed(current) = db.apply(Write::Confirm(vec![token(9), token(1)])).await else { panic!() };
+    let Written::Confirmed(current) = db.apply(confirm(&[token(9), token(1)])).await else { panic!() };
     assert_eq!(current.iter().map(|run| (&run.token, run.cancel_requested)).collect::<Vec<_>>(), [(&token(1), false)]);
     let running = db.row(id).await;
     assert_eq!((running.progress, running.status_message.as_deref()), (Some(100), Some("frame 12\u{fffd}")));
@@ -568,12 +586,17 @@ async fn a_job_goes_its_way_with_every_column_and_event(db: Db) {
 
 async fn a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time(db: Db) {
     let job = db.running("x", 1).await;
-    let due = db.store.now().await.unwrap();
-    assert_eq!(db.apply(Write::Settle(failed(&job, Next::RetryAt(due)))).await, Written::Applied);
+    let wait = Duration::from_millis(2000);
+    let before = db.store.now().await.unwrap().plus(wait);
+    assert_eq!(db.apply(Write::Settle(failed(&job, Next::RetryAfter(wait)))).await, Written::Applied);
+    let after = db.store.now().await.unwrap().plus(wait);
     let row = db.row(job.id).await;
-    assert_eq!((row.status, row.run_at, row.attempt), (JobStatus::Pending, due, Attempt(1)));
+    assert_eq!((row.status, row.attempt), (JobStatus::Pending, Attempt(1)));
+    assert!(before <= row.run_at && row.run_at <= after, "{before:?} {:?} {after:?}", row.run_at);
     assert_eq!((row.run_token, row.worker_id, row.completed_time), (None, None, None));
     assert_eq!(row.error.as_deref(), Some("the command failed with exit code 3\nlast words\u{fffd}"));
+    assert_eq!(db.claim(&[token(2)]).await.jobs, []);
+    eventually("the next attempt is due", async || db.store.now().await.unwrap() >= row.run_at).await;
     let again = db.claim(&[token(2)]).await.jobs.remove(0);
     assert_eq!((again.attempt, again.schedule_time), (Attempt(2), job.schedule_time));
     let row = db.row(job.id).await;
@@ -621,8 +644,7 @@ async fn an_end_that_overtakes_its_start_is_told_with_it(db: Db) {
 
 async fn a_run_whose_token_is_not_current_writes_nothing(db: Db) {
     let old = db.running("x", 1).await;
-    let now = db.store.now().await.unwrap();
-    let lost = Settlement { outcome: Some(Outcome::Lost), ..failed(&old, Next::RetryAt(now)) };
+    let lost = Settlement { outcome: Some(Outcome::Lost), ..failed(&old, Next::RetryAfter(Duration::ZERO)) };
     assert_eq!(db.apply(Write::Settle(lost)).await, Written::Applied);
     let current = db.claim(&[token(2)]).await.jobs.remove(0);
     let before = (db.row(old.id).await, db.store.runs(old.id).await.unwrap(), db.store.events(old.id).await.unwrap());
@@ -631,7 +653,7 @@ async fn a_run_whose_token_is_not_current_writes_nothing(db: Db) {
         started(&old),
         Write::Progress(note.clone()),
         Write::Settle(completed(&old)),
-        Write::Settle(failed(&old, Next::RetryAt(now))),
+        Write::Settle(failed(&old, Next::RetryAfter(Duration::ZERO))),
         Write::Settle(settlement(&old, Next::Requeue, None)),
         Write::Settle(settlement(&old, Next::Final(JobStatus::Error), None)),
         // Of the right job, by a token of another one.
@@ -641,20 +663,18 @@ async fn a_run_whose_token_is_not_current_writes_nothing(db: Db) {
     ] {
         assert_eq!(db.apply(write.clone()).await, Written::Fenced, "{write:?}");
     }
-    assert_eq!(db.apply(Write::Confirm(vec![token(1)])).await, Written::Confirmed(Vec::new()));
+    assert_eq!(db.apply(confirm(&[token(1)])).await, Written::Confirmed(Vec::new()));
     let after = (db.row(old.id).await, db.store.runs(old.id).await.unwrap(), db.store.events(old.id).await.unwrap());
     assert_eq!(before, after);
     // What has ended is over, also for its own token.
     assert_eq!(db.apply(Write::Settle(completed(&current))).await, Written::Applied);
     assert_eq!(db.apply(Write::Progress(ProgressNote { token: token(2), ..note })).await, Written::Fenced);
-    assert_eq!(db.apply(Write::Settle(failed(&current, Next::RetryAt(now)))).await, Written::Fenced);
-    assert_eq!(db.apply(Write::Confirm(vec![token(2)])).await, Written::Confirmed(Vec::new()));
+    assert_eq!(db.apply(Write::Settle(failed(&current, Next::RetryAfter(Duration::ZERO)))).await, Written::Fenced);
+    assert_eq!(db.apply(confirm(&[token(2)])).await, Written::Confirmed(Vec::new()));
     assert_eq!(db.row(old.id).await.status, JobStatus::Completed);
 }
 
 async fn every_write_may_be_repeated(db: Db) {
-    let now = db.store.now().await.unwrap();
-    let due = now.plus(Duration::from_secs(1000));
     let a = db.running("a", 1).await;
     let b = db.running("b", 2).await;
     let c = db.claimed("c", 3).await;
@@ -662,7 +682,7 @@ async fn every_write_may_be_repeated(db: Db) {
         started(&a),
         Write::Progress(ProgressNote { token: token(1), progress: Some(1), status_message: None }),
         Write::Settle(completed(&a)),
-        Write::Settle(failed(&b, Next::RetryAt(due))),
+        Write::Settle(failed(&b, Next::RetryAfter(Duration::from_secs(600)))),
         Write::Settle(settlement(&c, Next::Final(JobStatus::Error), None)),
         Write::RegisterFlows(vec![flow()]),
         Write::RegisterWorker(Worker {
@@ -685,10 +705,10 @@ async fn every_write_may_be_repeated(db: Db) {
 }
 
 async fn a_whole_batch_may_be_repeated(db: Db) {
-    for (n, next) in [(1, Next::Final(JobStatus::Completed)), (2, Next::RetryAt(at(9_000_000_000_000)))] {
+    for (n, next) in [(1, Next::Final(JobStatus::Completed)), (2, Next::RetryAfter(Duration::from_secs(600)))] {
         let job = db.claimed("x", n).await;
         let end = if n == 1 { completed(&job) } else { failed(&job, next) };
-        let batch = [started(&job), Write::Settle(end), Write::Confirm(vec![job.token.clone()])];
+        let batch = [started(&job), Write::Settle(end), confirm(std::slice::from_ref(&job.token))];
         let first = db.store.apply(&batch).await.unwrap();
         assert_eq!(first, [Written::Applied, Written::Applied, Written::Confirmed(Vec::new())]);
         let events = db.store.events(job.id).await.unwrap();
@@ -719,7 +739,7 @@ async fn a_job_can_be_cancelled_in_every_open_status(db: Db) {
         assert_eq!(db.store.request_cancel(job.id).await.unwrap(), CancelResult::AlreadyRequested);
         assert_eq!(db.row(job.id).await.cancel_requested_time, first);
     }
-    let Written::Confirmed(current) = db.apply(Write::Confirm(vec![token(1), token(2)])).await else { panic!() };
+    let Written::Confirmed(current) = db.apply(confirm(&[token(1), token(2)])).await else { panic!() };
     assert_eq!(current.iter().map(|run| run.cancel_requested).collect::<Vec<_>>(), [true, true]);
     let claimed = db.claim(&[token(3)]).await;
     assert_eq!(claimed.cancel_requested, [(queued.id, token(1)), (running.id, token(2))]);
@@ -728,7 +748,7 @@ async fn a_job_can_be_cancelled_in_every_open_status(db: Db) {
 
     // A job that waits for its retry keeps the error of the attempt that it had.
     let retrying = db.running("r", 4).await;
-    db.apply(Write::Settle(failed(&retrying, Next::RetryAt(at(9_000_000_000_000))))).await;
+    db.apply(Write::Settle(failed(&retrying, Next::RetryAfter(Duration::from_secs(600))))).await;
     assert_eq!(db.store.request_cancel(retrying.id).await.unwrap(), CancelResult::Cancelled);
     let error = db.row(retrying.id).await.error.unwrap();
     assert!(
@@ -757,7 +777,7 @@ async fn a_settlement_does_not_lose_a_cancel_request(db: Db) {
         assert_eq!(db.store.request_cancel(job.id).await.unwrap(), CancelResult::Requested);
     }
     // Both were decided before the request was seen.
-    db.apply(Write::Settle(failed(&a, Next::RetryAt(at(0))))).await;
+    db.apply(Write::Settle(failed(&a, Next::RetryAfter(Duration::ZERO)))).await;
     db.apply(Write::Settle(settlement(&b, Next::Requeue, None))).await;
     let claimed = db.claim(&[token(3), token(4)]).await;
     assert_eq!((claimed.jobs.len(), claimed.cancelled_pending), (0, vec![a.id, b.id]));
@@ -1203,9 +1223,9 @@ async fn a_foreign_commit_wakes_and_an_own_one_does_not(db: Db) {
     let job = db.claim(&[token(1)]).await.jobs.remove(0);
     for write in [
         started(&job),
-        Write::Confirm(vec![token(1)]),
+        confirm(&[token(1)]),
         Write::Progress(ProgressNote { token: token(1), progress: Some(3), status_message: None }),
-        Write::Settle(failed(&job, Next::RetryAt(at(0)))),
+        Write::Settle(failed(&job, Next::RetryAfter(Duration::ZERO))),
     ] {
         db.apply(write).await;
     }
@@ -1258,8 +1278,7 @@ async fn no_table_is_read_from_its_start_to_claim(mut db: Db) {
     for n in 0..40 {
         let claimed = db.claim(&[token(n)]).await;
         assert_eq!((claimed.jobs.len(), claimed.jobs[0].priority), (1, 0));
-        let batch =
-            [started(&claimed.jobs[0]), Write::Settle(completed(&claimed.jobs[0])), Write::Confirm(vec![token(n)])];
+        let batch = [started(&claimed.jobs[0]), Write::Settle(completed(&claimed.jobs[0])), confirm(&[token(n)])];
         db.store.apply(&batch).await.unwrap();
     }
     db.store.close().await;
@@ -1333,7 +1352,7 @@ mod store_latency {
             let job = db.claim(&[RunToken::from_bytes(bytes)]).await.jobs.remove(0);
             times[0].push(start.elapsed());
             for (kind, write) in
-                [started(&job), Write::Confirm(vec![job.token.clone()]), Write::Settle(completed(&job))]
+                [started(&job), confirm(std::slice::from_ref(&job.token)), Write::Settle(completed(&job))]
                     .into_iter()
                     .enumerate()
             {

@@ -49,8 +49,7 @@ fn filter(statuses: &[JobStatus], limit: u32) -> JobFilter {
 
 async fn a_retry_by_hand_gives_a_fresh_budget_and_keeps_what_was(db: Db) {
     let first = db.running("x", 1).await;
-    let due = db.store.now().await.unwrap();
-    db.apply(Write::Settle(failed(&first, Next::RetryAt(due)))).await;
+    db.apply(Write::Settle(failed(&first, Next::RetryAfter(Duration::ZERO)))).await;
     let second = db.claim(&[token(2)]).await.jobs.remove(0);
     db.apply(Write::Settle(failed(&second, Next::Final(JobStatus::Error)))).await;
     assert_eq!((second.attempt, second.attempts_before), (Attempt(2), 0));
@@ -278,8 +277,7 @@ async fn what_waits_too_long_is_ended_wherever_it_stands_in_the_queue(db: Db) {
 
 async fn a_retry_that_waits_too_long_is_ended_with_its_last_error(db: Db) {
     let job = db.running("x", 1).await;
-    let now = db.store.now().await.unwrap();
-    db.apply(Write::Settle(failed(&job, Next::RetryAt(now.plus(HOUR))))).await;
+    db.apply(Write::Settle(failed(&job, Next::RetryAfter(HOUR)))).await;
     let soon = |n| Claim { schedule_to_close_timeout: Duration::from_millis(20), ..claim(&[token(n)]) };
     tokio::time::sleep(Duration::from_millis(30)).await;
     let claimed = claim_with(&db.store, soon(2)).await;

@@ -10,7 +10,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use callsheet::domain::heartbeat::{TAKEOVER_MARGIN, is_overdue, may_be_taken_over};
+use callsheet::domain::heartbeat::{Lease, LeaseTerms, TAKEOVER_MARGIN, is_overdue};
 use callsheet::domain::retry::{Jitter, RetryPolicy};
 use callsheet::domain::run::{
     CommandEnd, EndCause, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Shortage, Usage, Verdict, conclude,
@@ -374,10 +374,15 @@ fn settle(row: &mut Row, command: Command, attempts: u8) {
 impl Protocol {
     fn may_take_over(&self, unconfirmed: u8) -> bool {
         let unconfirmed = ticks(unconfirmed);
+        let heartbeat_timeout = ticks(HEARTBEAT_TIMEOUT);
+        let after = |kill_grace| {
+            let terms = LeaseTerms { heartbeat_timeout, start_to_close_timeout: Duration::ZERO, kill_grace };
+            is_overdue(unconfirmed, terms.untouched(Lease::Short))
+        };
         match self.broken {
-            Broken::NoGrace => may_be_taken_over(unconfirmed, ticks(HEARTBEAT_TIMEOUT), Duration::ZERO),
+            Broken::NoGrace => after(Duration::ZERO),
             Broken::NoMargin => is_overdue(unconfirmed, ticks(HEARTBEAT_TIMEOUT + KILL_GRACE)),
-            _ => may_be_taken_over(unconfirmed, ticks(HEARTBEAT_TIMEOUT), ticks(KILL_GRACE)),
+            _ => after(ticks(KILL_GRACE)),
         }
     }
 

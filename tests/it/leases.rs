@@ -1,0 +1,166 @@
+//! Two workers on one PostgreSQL: whose a run is, while services die, freeze, stop and lose the database.
+
+use std::time::Duration;
+
+use callsheet::domain::{JobId, JobStatus};
+use rustix::process::Signal;
+
+use crate::support::processes::is_alive;
+use crate::support::proxy::{Proxy, Weather};
+use crate::support::service::{On, Service};
+use crate::support::{eventually, postgres as server};
+
+const FLOW: &str = "[flows.ONE]\n{job}\nheartbeat_timeout = \"1s\"\nkill_grace = \"1s\"\nretry = { maximum_attempts = 2, initial_interval = \"0s\" }\n";
+
+/// In milliseconds: how long nobody may take an open run over.
+async fn lease_left(service: &Service, job: JobId) -> i64 {
+    use sea_orm::{ConnectionTrait, DbBackend, Statement};
+    let select = format!(
+        "SELECT CAST(lease_time - floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS left FROM jobs WHERE id = {}",
+        job.0
+    );
+    let client = service.foreign().await;
+    let row = client.query_one_raw(Statement::from_string(DbBackend::Postgres, select)).await.unwrap().unwrap();
+    client.close().await.unwrap();
+    row.try_get::<Option<i64>>("", "left").unwrap().expect("a lease")
+}
+
+/// One worker runs a job, then there is another one.
+async fn two_workers(more: &str) -> Option<(Service, Service, JobId)> {
+    let mut first = Service::prepare(On::Postgres, FLOW).await?;
+    first.configure(more);
+    first.serve().await;
+    let job = first.insert("ONE", &["note-term+wait"]).await[0];
+    first.begun(job, 1).await;
+    assert!(lease_left(&first, job).await > 100_000_000, "nobody else is there, so it may run for two days");
+    let mut second = Service::prepare_at(Some(first.url.clone()), FLOW).await;
+    second.serve().await;
+    eventually("the lease to be short", async || lease_left(&first, job).await < 10_000).await;
+    Some((first, second, job))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_workers_command_is_ended_and_its_job_taken_over() {
+    let Some((mut first, second, job)) = two_workers("").await else { return };
+    let command = first.begun(job, 1).await;
+    first.kill_9();
+    let again = second.begun(job, 2).await;
+    // The first one's shim has ended it by itself, in good time.
+    let before = &first.evidence()[&(job.0, 1)];
+    assert!(before.end.is_some_and(|end| end < again.start), "{before:?} {again:?}");
+    assert!(!is_alive(command.pid));
+    second.go();
+    second.until(job, JobStatus::Completed).await;
+    let outcomes: Vec<_> = second.runs(job).await.into_iter().map(|run| run.outcome.unwrap()).collect();
+    assert_eq!(outcomes, ["LOST", "COMPLETED"]);
+    let error = second.runs(job).await[0].error.clone().unwrap();
+    assert!(error.contains("has taken the job over"), "{error}");
+    let metrics = second.get("/metrics").text();
+    assert!(metrics.contains("callsheet_heartbeat_timeouts_total{type=\"ONE\"} 1"), "{metrics}");
+    // What the first one finds when it is back changes nothing.
+    first.serve().await;
+    assert_eq!(second.runs(job).await.len(), 2);
+    assert_eq!(second.job(job).await.status, JobStatus::Completed);
+    first.nothing_alive().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_worker_that_wakes_up_finds_its_job_taken_over_and_writes_nothing() {
+    let Some((first, second, job)) = two_workers("").await else { return };
+    first.signal(Signal::STOP);
+    let again = second.begun(job, 2).await;
+    let before = &first.evidence()[&(job.0, 1)];
+    assert!(before.end.is_some_and(|end| end < again.start), "{before:?} {again:?}");
+    first.signal(Signal::CONT);
+    eventually("the first one to see it", async || first.log().contains("no longer current")).await;
+    assert_eq!(second.job(job).await.status, JobStatus::Progress);
+    second.go();
+    second.until(job, JobStatus::Completed).await;
+    assert_eq!(second.evidence().len(), 1);
+    first.nothing_alive().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_stop_gives_the_command_time_until_its_service_is_back() {
+    let Some((mut first, second, job)) = two_workers("[service]\non_stop = \"leave\"\n").await else { return };
+    let command = first.begun(job, 1).await;
+    first.stop().await;
+    let left = lease_left(&second, job).await;
+    assert!((500_000..700_000).contains(&left), "{left}");
+    // Longer than it would have lived without its service, and than the other one would have waited.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(is_alive(command.pid));
+    first.serve().await;
+    first.go();
+    first.until(job, JobStatus::Completed).await;
+    assert_eq!(first.runs(job).await.len(), 1);
+    assert_eq!(second.evidence().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_lives_on_without_its_service_while_there_is_no_other_worker() {
+    let Some((mut first, mut second, job)) = two_workers("").await else { return };
+    second.stop().await;
+    eventually("the lease to be long", async || lease_left(&first, job).await > 100_000_000).await;
+    let command = first.begun(job, 1).await;
+    first.kill_9();
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(is_alive(command.pid));
+    // Also while there is one that came later: it can't know, and waits.
+    second.serve().await;
+    first.serve().await;
+    first.go();
+    first.until(job, JobStatus::Completed).await;
+    assert_eq!((first.runs(job).await.len(), second.evidence().len()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_whose_worker_is_cut_off_from_the_database_is_ended_with_its_own_error() {
+    let Some(server) = server::Server::start() else { return };
+    let proxy = Proxy::start(server.socket()).await;
+    let mut first = Service::prepare_at(Some(proxy.url()), FLOW).await;
+    first.serve().await;
+    let job = first.insert("ONE", &["note-term+wait"]).await[0];
+    let command = first.begun(job, 1).await;
+    // One that has no such flow, and so takes nothing over.
+    let mut second = Service::prepare_at(Some(server.url()), "[flows.OTHER]\n{job}\n").await;
+    second.serve().await;
+    eventually("the lease to be short", async || lease_left(&second, job).await < 10_000).await;
+    proxy.set(Weather::Hanging);
+    eventually("the command to be ended", async || !is_alive(command.pid)).await;
+    proxy.set(Weather::Fair);
+    // It is tried again, since its flow says so.
+    first.begun(job, 2).await;
+    let run = &first.runs(job).await[0];
+    assert_eq!(run.outcome.as_deref(), Some("TIMED_OUT"));
+    let error = run.error.clone().unwrap();
+    let expected = "timed out: its worker had not confirmed the run for 1s (heartbeat_timeout;";
+    assert!(error.starts_with(expected), "{error}");
+    let metrics = first.get("/metrics").text();
+    assert!(metrics.lines().any(|line| line.contains("cause=\"heartbeat\"") && line.ends_with(" 1")), "{metrics}");
+    first.go();
+    first.until(job, JobStatus::Completed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_living_workers_name_is_refused_to_a_service_with_another_data_directory() {
+    let Some(mut first) = Service::prepare(On::Postgres, FLOW).await else { return };
+    first.configure("worker_id = \"gpu-1\"\n");
+    first.serve().await;
+    let mut second = Service::prepare_at(Some(first.url.clone()), FLOW).await;
+    second.configure("worker_id = \"gpu-1\"\n");
+    second.spawn();
+    eventually("the second one to end", async || second.is_dead()).await;
+    let log = second.log();
+    assert!(log.contains("is worker gpu-1 of this database") && log.contains("a worker_id of its own"), "{log}");
+    // Its own start from its own directory is no other one's, however it ended.
+    for _ in 0..2 {
+        first.kill_9();
+        first.serve().await;
+    }
+    let job = first.insert("ONE", &["exit:0"]).await[0];
+    first.until(job, JobStatus::Completed).await;
+    // One that has stopped has left its name.
+    first.stop().await;
+    second.serve().await;
+}
