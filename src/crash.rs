@@ -36,6 +36,14 @@ steps! {
     EnqueueCommit = "enqueue-commit",
     /// A cancel request is committed.
     CancelCommit = "cancel-commit",
+    /// A retry by hand is committed.
+    RetryCommit = "retry-commit",
+    /// A pause or its end is committed.
+    PauseCommit = "pause-commit",
+    /// A request to drain is committed.
+    DrainCommit = "drain-commit",
+    /// Jobs that are old enough are removed.
+    PruneCommit = "prune-commit",
 
     /// The data directory is made.
     DataDir = "data-dir",
@@ -47,6 +55,8 @@ steps! {
     WorkerIdLink = "worker-id-link",
     /// The directory of the worker's id is synced.
     WorkerIdSync = "worker-id-sync",
+    /// The data directory is told of a start.
+    Incarnation = "incarnation",
     /// A migration is committed.
     MigrationCommit = "migration-commit",
     /// A start of this worker is committed.
@@ -54,7 +64,14 @@ steps! {
     /// What this worker is doing is committed.
     WorkerStateCommit = "worker-state-commit",
 
-    /// A claim that took rows is committed.
+    /// What a recurring entry has fired is committed.
+    RecurringCommit = "recurring-commit",
+    /// Events are committed as deliveries of a webhook.
+    SpreadCommit = "spread-commit",
+    /// What came of a delivery is committed.
+    DeliveryCommit = "delivery-commit",
+
+    /// A claim that took rows, or released some that had waited for others, is committed.
     ClaimCommit = "claim-commit",
     /// PROGRESS is committed.
     StartCommit = "start-commit",

@@ -7,6 +7,7 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::store::WorkerRow;
 
@@ -54,11 +55,14 @@ impl Starts {
         let mut known = if let Self::Known(known) = self { known } else { Vec::new() };
         known.push(incarnation.to_owned());
         let last = known.split_off(known.len().saturating_sub(KEPT));
+        crash::before(Step::Incarnation);
         // Renamed into place: half a file would forget the start before.
         let new = data_dir.join(format!("{FILE}.new"));
         let mut file = std::fs::File::create(&new)?;
         file.write_all((last.join("\n") + "\n").as_bytes())?;
-        std::fs::rename(new, data_dir.join(FILE))
+        std::fs::rename(new, data_dir.join(FILE))?;
+        crash::after(Step::Incarnation);
+        Ok(())
     }
 }
 

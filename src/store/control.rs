@@ -10,6 +10,7 @@ use serde_json::json;
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN_OR_PENDING, Row, storable};
 use super::{CancelResult, DrainResult, Error, JobFilter, Page, PauseResult, RetryResult, Store};
+use crate::crash::Step;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Timestamp, WorkerId};
 use crate::process::text::made_safe;
 
@@ -76,7 +77,7 @@ impl Store {
         }
         let outcome = format!("{} of {} retried", retried.len(), jobs.len());
         self.deed(&transaction, "retry", &target(jobs), &outcome).await?;
-        transaction.commit().await.doing(RETRY)?;
+        self.commit(transaction, Step::RetryCommit, RETRY).await?;
         Ok(jobs
             .iter()
             .map(|job| match (statuses.get(job), taken.get(job)) {
@@ -249,7 +250,7 @@ impl Store {
         self.tell_everybody(&transaction).await?;
         let outcome = format!("{} of {} cancelled", cancelled.len(), jobs.len());
         self.deed(&transaction, "cancel", &target(jobs), &outcome).await?;
-        transaction.commit().await.doing(CANCEL)?;
+        self.commit(transaction, Step::CancelCommit, CANCEL).await?;
         Ok(cancelled.into_iter().map(|(id, _)| id).collect())
     }
 
@@ -290,7 +291,7 @@ impl Store {
             };
             let action = if paused { "pause" } else { "resume" };
             self.deed(&transaction, action, &format!("flow {flow}"), result.as_str()).await?;
-            transaction.commit().await.doing(PAUSE)?;
+            self.commit(transaction, Step::PauseCommit, PAUSE).await?;
             Ok(result)
         };
         let result = self.in_time(PAUSE, self.retrying(once)).await?;
@@ -328,7 +329,7 @@ impl Store {
             };
             self.tell_everybody(&transaction).await?;
             self.deed(&transaction, "drain", &format!("worker {worker}"), result.as_str()).await?;
-            transaction.commit().await.doing(DRAIN)?;
+            self.commit(transaction, Step::DrainCommit, DRAIN).await?;
             Ok(result)
         };
         let result = self.in_time(DRAIN, self.retrying(once)).await?;

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::schema::Transaction;
 use super::sql::{Doing, Row, storable};
 use super::{Error, JobRow, Page, Store, StreamedEvent};
+use crate::crash::Step;
 use crate::domain::{JobId, Timestamp};
 
 const ACTION: &str = "deliver events";
@@ -173,7 +174,7 @@ impl Store {
         );
         let values = [items.into(), webhook.into(), now.unix_millis().into()];
         transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
-        transaction.commit().await.doing(ACTION)
+        self.commit(transaction, Step::SpreadCommit, ACTION).await
     }
 
     /// At most `limit` deliveries that are due, which are not due again before `lease` is over.
@@ -233,7 +234,7 @@ impl Store {
                 let [id, tries] = mine;
                 let values = [id, tries, now.plus(*wait).unix_millis().into(), storable(error).into()];
                 transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
-                return transaction.commit().await.doing(ACTION);
+                return self.commit(transaction, Step::DeliveryCommit, ACTION).await;
             }
             Sent::Delivered => ("DELIVERED", None),
             Sent::Failed(error) => ("FAILED", Some(storable(error))),
@@ -247,7 +248,7 @@ impl Store {
         if transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected() > 0 {
             self.release_next(&transaction, webhook, delivery.job, now).await?;
         }
-        transaction.commit().await.doing(ACTION)
+        self.commit(transaction, Step::DeliveryCommit, ACTION).await
     }
 
     /// Lets the next delivery of a job follow the one that has ended.

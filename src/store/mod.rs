@@ -358,6 +358,14 @@ impl Store {
         self.writer().begin_with_options(options).await.doing(action)
     }
 
+    /// Commits, as the step that a test may want to die at.
+    async fn commit(&self, transaction: Transaction, step: Step, action: &'static str) -> Result<(), Error> {
+        crash::before(step);
+        transaction.commit().await.doing(action)?;
+        crash::after(step);
+        Ok(())
+    }
+
     /// Does it again where it lost against another transaction and so certainly did not happen.
     async fn retrying<T, F: Future<Output = Result<T, Error>>>(&self, work: impl Fn() -> F) -> Result<T, Error> {
         for _ in 1..RACES {
@@ -389,10 +397,14 @@ impl Store {
 }
 
 /// The step that a commit with this write in it is, for those that a test wants to die at.
-const fn step(write: &Write, answer: &Written) -> Option<Step> {
+fn step(write: &Write, answer: &Written) -> Option<Step> {
     Some(match (write, answer) {
         // Most claims find nothing to take.
-        (Write::Claim(_), Written::Claimed(claimed)) if !claimed.jobs.is_empty() => Step::ClaimCommit,
+        (Write::Claim(_), Written::Claimed(claimed))
+            if !claimed.jobs.is_empty() || claimed.waited != Waited::default() =>
+        {
+            Step::ClaimCommit
+        }
         (Write::Claim(_) | Write::RegisterFlows(_), _) => return None,
         (Write::Started(_), _) => Step::StartCommit,
         (Write::Confirm(_), _) => Step::ConfirmCommit,

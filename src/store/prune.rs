@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::sql::{Doing, Row};
 use super::{Error, Store};
+use crate::crash::{self, Step};
 use crate::domain::retention::Horizon;
 use crate::domain::{JobStatus, Timestamp};
 
@@ -242,7 +243,10 @@ impl Store {
         );
         let delete = format!("DELETE FROM jobs WHERE {}", dialect.one_of("id", &old));
         let values = [serde_json::json!(ids).to_string().into(), status.as_str().into(), before.unix_millis().into()];
-        Ok(self.writer().execute_raw(self.statement(delete, values)).await.doing(ACTION)?.rows_affected())
+        crash::before(Step::PruneCommit);
+        let removed = self.writer().execute_raw(self.statement(delete, values)).await.doing(ACTION)?.rows_affected();
+        crash::after(Step::PruneCommit);
+        Ok(removed)
     }
 
     /// Removes those of the oldest rows of the audit trail that are old enough; ids follow the clock closely enough.

@@ -11,6 +11,7 @@ use super::schema::Transaction;
 use super::sql::{Doing, Row, storable};
 use super::{Due, Error, NewJob, Store};
 use crate::config::{FlowConfig, RecurringConfig};
+use crate::crash::Step;
 use crate::domain::recurring::{self, ON_TIME, Overlap};
 use crate::domain::{FlowType, JobId, Timestamp};
 
@@ -135,7 +136,7 @@ impl Store {
             last.map(|(_, job)| job.0).into(),
         ];
         transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
-        transaction.commit().await.doing(ACTION)?;
+        self.commit(transaction, Step::RecurringCommit, ACTION).await?;
         Ok((fires, if due.more { Some(Duration::ZERO) } else { wait(entry, due.until, now) }))
     }
 

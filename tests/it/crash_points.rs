@@ -11,12 +11,16 @@ use crate::support::eventually;
 use crate::support::service::{On, Service};
 use crate::support::truth::{all_final, untruths};
 
+const SECRET: &str = "whsec_Y2FsbHNoZWV0J3MgdGVzdCBzZWNyZXQh";
+
 /// As many attempts as there are points at which a shim can die, and some. The first lines go to `[defaults]`.
 const FLOWS: &str = "kill_grace = \"200ms\"\nlimits = { output = \"64KiB\" }\n\
     retry = { maximum_attempts = 99, initial_interval = \"10ms\", backoff_coefficient = 1.0, non_retryable_exit_codes = [7] }\n\
     [flows.ONE]\n{job}\nenv = { SLOTS = \"1\", BINARY = \"{binary}\" }\n\
     [flows.FOUR]\n{job}\nconcurrency = 4\nheartbeat_timeout = \"1s\"\nenv = { SLOTS = \"4\", BINARY = \"{binary}\" }\n\
-    [flows.NOT_THERE]\ncommand = [\"/nowhere/at-all\"]\nretry = { maximum_attempts = 3 }\n";
+    [flows.NOT_THERE]\ncommand = [\"/nowhere/at-all\"]\nretry = { maximum_attempts = 3 }\n\
+    [[flows.NOT_THERE.recurring]]\nname = \"yearly\"\nidentifier = \"y\"\nschedule = \"0 0 1 1 *\"\n\
+    [[webhooks]]\nname = \"nobody\"\nurl = \"http://127.0.0.1:1/\"\nsecret_env = \"CALLSHEET_TEST_HOOK\"\n";
 
 /// Every point that there is, by name.
 fn points() -> Vec<String> {
@@ -40,6 +44,25 @@ async fn enqueue(service: &Service, round: usize) -> Vec<JobId> {
     jobs.extend(service.insert("NOT_THERE", &["x"]).await);
     jobs.push(service.insert_row("type, identifier, payload", "'ONE', 'say:payload', '{}'").await);
     jobs
+}
+
+/// What operators do between the rounds: each command may die at its commit, and is then said again.
+async fn operate(service: &Service, failed: JobId) {
+    service.insert_row("type, identifier, status, completed_time", "'ONE', 'old', 'COMPLETED', 1").await;
+    let (after, failed) = (failed.to_string(), failed.to_string());
+    for arguments in [
+        ["pause", "FOUR"].as_slice(),
+        &["resume", "FOUR"],
+        &["enqueue", "ONE", "say:after", "--after", &after],
+        &["retry", &failed],
+        &["prune"],
+        &["drain"],
+    ] {
+        let said = Instant::now();
+        while run_cli(service, arguments).code().is_none() {
+            assert!(said.elapsed() < Duration::from_secs(60), "{arguments:?} dies again and again");
+        }
+    }
 }
 
 /// Sees to it that these jobs end, whoever dies, and that the service has no easy time meanwhile.
@@ -89,6 +112,8 @@ async fn every_crash_point_is_survived(on: On) {
     let marks = service.path("marks").display().to_string();
     service.env =
         vec![("CALLSHEET_CRASH_AT".to_owned(), points().join(",")), ("CALLSHEET_CRASH_MARKS".to_owned(), marks)];
+    let secret = ("CALLSHEET_TEST_HOOK".to_owned(), SECRET.to_owned());
+    service.env.push(secret.clone());
     // Its id is made once in a worker's life, so for these points it is made anew each time.
     while left(&service).iter().any(|point| point.contains("worker-id")) {
         fs::remove_file(service.path("data/worker_id")).ok();
@@ -107,13 +132,14 @@ async fn every_crash_point_is_survived(on: On) {
         let jobs = enqueue(&service, round).await;
         assert!(all_enqueued(&service).await >= acknowledged, "an acknowledged job is not there");
         lead_through(&mut service, &jobs, round).await;
+        operate(&service, jobs[1]).await;
         if !service.is_dead() {
             service.signal(rustix::process::Signal::TERM);
             eventually("the service to end", async || service.is_dead()).await;
         }
         round += 1;
     }
-    service.env.clear();
+    service.env = vec![secret];
     if service.is_dead() {
         service.serve().await;
     }
@@ -123,6 +149,8 @@ async fn every_crash_point_is_survived(on: On) {
     })
     .await;
     service.nothing_alive().await;
+    assert!(run_cli(&service, &["prune"]).success());
+    assert!(crate::support::truth::all_jobs(&service).await.iter().all(|job| job.identifier != "old"));
     let (tally, wrong) = untruths(&service, |_| true).await;
     assert!(wrong.is_empty(), "{tally:?}:\n{}\n{}", wrong.join("\n"), service.log());
     // Each run that was lost had its shim die once at a point.
