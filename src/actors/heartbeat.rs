@@ -121,8 +121,11 @@ impl Actor for HeartbeatActor {
             HeartbeatMessage::Answered(_, None) => state.waiting = false,
             HeartbeatMessage::Answered(wrote, Some(answers)) => state.answered(wrote, &answers),
             HeartbeatMessage::Leased => {
-                state.leasing = state.leasing.acknowledged();
-                state.tick(&myself);
+                // Each renewal is acknowledged, too.
+                if state.leasing == Leasing::Shortening {
+                    state.leasing = state.leasing.acknowledged();
+                    state.tick(&myself);
+                }
             }
             HeartbeatMessage::Leave(kept) => {
                 state.leasing = state.leasing.left();

@@ -553,6 +553,7 @@ impl JobState {
             return Ok(());
         }
         if self.heartbeat.is_none() {
+            self.heartbeat_timer = None;
             self.start_heartbeat(myself).await?;
         }
         if let Some(heartbeat) = &self.heartbeat {

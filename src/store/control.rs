@@ -143,7 +143,7 @@ impl Store {
         }
         // What the last attempt said stays readable until the next one is claimed, as between two attempts.
         let update = format!(
-            "UPDATE jobs SET status = 'PENDING', run_at = $2, schedule_time = $2, attempts_before = attempt, worker_id = NULL, \
+            "UPDATE jobs SET status = 'PENDING', run_at = $2, schedule_time = $2, attempts_before = attempt, worker_id = NULL, lease_time = NULL, \
              run_token = NULL, cancel_requested_time = NULL, progress = NULL, status_message = NULL, completed_time = NULL \
              WHERE {} AND {RETRYABLE}",
             dialect.among_ids("id", "$1")

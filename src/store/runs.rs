@@ -226,11 +226,13 @@ impl Store {
             Next::RetryAfter(wait) => {
                 let attempt = attempt();
                 let wait = values.add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2));
-                format!("status = 'PENDING', run_at = {now} + {wait}, worker_id = NULL, run_token = NULL, {attempt}")
+                format!(
+                    "status = 'PENDING', run_at = {now} + {wait}, worker_id = NULL, run_token = NULL, lease_time = NULL, {attempt}"
+                )
             }
             Next::Requeue => {
                 "status = 'PENDING', attempt = CASE WHEN attempt > 0 THEN attempt - 1 ELSE 0 END, worker_id = NULL, \
-                 run_token = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
+                 run_token = NULL, lease_time = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
                     .to_owned()
             }
         }

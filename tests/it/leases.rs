@@ -1,6 +1,6 @@
 //! Two workers on one PostgreSQL: whose a run is, while services die, freeze, stop and lose the database.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use callsheet::domain::{JobId, JobStatus};
 use rustix::process::Signal;
@@ -36,7 +36,19 @@ async fn two_workers(more: &str) -> Option<(Service, Service, JobId)> {
     let mut second = Service::prepare_at(Some(first.url.clone()), FLOW).await;
     second.serve().await;
     eventually("the lease to be short", async || lease_left(&first, job).await < 10_000).await;
+    // It is confirmed four times within its heartbeat_timeout, and no more often for being acknowledged.
+    let (before, since) = (heartbeats(&first), Instant::now());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let confirmed = heartbeats(&first) - before;
+    let most = since.elapsed().as_secs_f64() * 4.0 + 2.0;
+    assert!(confirmed >= 1.0 && confirmed <= most, "{confirmed}");
     Some((first, second, job))
+}
+
+fn heartbeats(service: &Service) -> f64 {
+    let metrics = service.get("/metrics").text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix("callsheet_heartbeats_total{type=\"ONE\"} "));
+    line.unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
