@@ -173,12 +173,16 @@ class Log {
     }
   }
 
-  /** Goes to the end, and on while what comes into sight there turns out to be higher than was thought. */
-  toEnd(tries = 8) {
+  /**
+   * Goes to the end, and on while what comes into sight there turns out to be higher than was thought. That turns out only
+   * after a frame is drawn, so it is the end where it has been for some frames.
+   */
+  toEnd(tries = 40, still = 0) {
     this.box.scrollTop = this.box.scrollHeight;
     requestAnimationFrame(() => {
       const left = this.box.scrollHeight - this.box.clientHeight - this.box.scrollTop;
-      if (left > 2 && tries > 0 && this.follow.checked) this.toEnd(tries - 1);
+      const frames = left > 2 ? 0 : still + 1;
+      if (frames < 4 && tries > 0 && this.follow.checked) this.toEnd(tries - 1, frames);
     });
   }
 
