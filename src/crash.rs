@@ -44,6 +44,16 @@ steps! {
     DrainCommit = "drain-commit",
     /// Jobs that are old enough are removed.
     PruneCommit = "prune-commit",
+    /// A deed that changes no other table is committed.
+    DeedCommit = "deed-commit",
+    /// A sign-in or its end is committed.
+    SessionCommit = "session-commit",
+    /// A delivery that is to be sent again by hand is committed.
+    AgainCommit = "again-commit",
+    /// A run directory gets the name under which it is removed.
+    DirectoryAside = "directory-aside",
+    /// A run directory is removed.
+    DirectoryRemoval = "directory-removal",
 
     /// The data directory is made.
     DataDir = "data-dir",
@@ -68,8 +78,19 @@ steps! {
     RecurringCommit = "recurring-commit",
     /// Events are committed as deliveries of a webhook.
     SpreadCommit = "spread-commit",
+    /// Deliveries are taken to be sent.
+    TakeCommit = "take-commit",
     /// What came of a delivery is committed.
     DeliveryCommit = "delivery-commit",
+
+    /// Compressed output is synced.
+    PackSync = "pack-sync",
+    /// Compressed output gets its name.
+    PackRename = "pack-rename",
+    /// The name of compressed output is synced.
+    PackNameSync = "pack-name-sync",
+    /// Output that was compressed is removed.
+    PlainRemoval = "plain-removal",
 
     /// A claim that took rows, or released some that had waited for others, is committed.
     ClaimCommit = "claim-commit",

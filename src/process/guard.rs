@@ -132,14 +132,10 @@ impl Shared {
             if unread.is_some_and(|since| now >= since + PATIENCE) {
                 unread = state.unread(now);
                 if state.kill_at.is_none()
-                    && let Some(order) = state.waiting_order()
+                    && let Some(order) = state.order()
                 {
                     match order {
-                        // Behind it there may be more. The shim never sees it, and is renewed by the next one.
-                        ToShim::Lease(lease) => {
-                            state.lease = lease;
-                            state.take_order();
-                        }
+                        ToShim::Lease(lease) => state.lease = lease,
                         ToShim::Stop => state.strike(Struck::Requested, guarded, now),
                         ToShim::StopNow => {
                             state.strike(Struck::Requested, guarded, now);
@@ -207,19 +203,19 @@ impl State {
         }
     }
 
-    /// What the service wants of the shim, which has not read it.
-    fn waiting_order(&self) -> Option<ToShim> {
-        let mut packet = [0_u8; 256];
-        let (length, _) = recv(self.link.as_ref()?, &mut packet, RecvFlags::PEEK | RecvFlags::DONTWAIT).ok()?;
-        packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())
+    /// What the service wants of the shim, which has not read it. A lease is taken out, since a stop may stand behind it.
+    fn order(&self) -> Option<ToShim> {
+        match self.received(RecvFlags::PEEK)? {
+            // A shim that has just woken up may have read it: then this is what came after it, and is done here.
+            ToShim::Lease(_) => self.received(RecvFlags::empty()),
+            stop => Some(stop),
+        }
     }
 
-    /// Takes out what the shim has not read.
-    fn take_order(&self) {
-        if let Some(link) = &self.link {
-            // A shim that has just woken up may have read it first, and this takes the next one: it will be said again.
-            let _ = recv(link, &mut [0_u8; 256], RecvFlags::DONTWAIT);
-        }
+    fn received(&self, how: RecvFlags) -> Option<ToShim> {
+        let mut packet = [0_u8; 256];
+        let (length, _) = recv(self.link.as_ref()?, &mut packet, how | RecvFlags::DONTWAIT).ok()?;
+        packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())
     }
 
     fn strike(&mut self, why: Struck, guarded: Guarded, now: Duration) {

@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::logs;
 use super::run_dir::{self, JOURNAL};
+use crate::crash::{self, Step};
 use crate::domain::run::Usage;
 use crate::domain::{Attempt, JobId, RunToken, Timestamp};
 
@@ -127,8 +128,12 @@ impl RunDirectories {
         let Some(path) = self.unwatched(directory)? else { return Ok(false) };
         // In one step, so that nobody finds half of it and takes a run without a journal for one that never started.
         let aside = self.runs.join(format!("{REMOVED}{}", directory.name()));
+        crash::before(Step::DirectoryAside);
         std::fs::rename(&path, &aside)?;
+        crash::after(Step::DirectoryAside);
+        crash::before(Step::DirectoryRemoval);
         std::fs::remove_dir_all(aside)?;
+        crash::after(Step::DirectoryRemoval);
         Ok(true)
     }
 

@@ -10,6 +10,7 @@ use super::jobs::select;
 use super::schema::Transaction;
 use super::sql::{Doing, Row, storable};
 use super::{AuditRow, Error, Page, Store};
+use crate::crash::Step;
 
 const ACTION: &str = "write the audit trail";
 
@@ -52,7 +53,7 @@ impl Store {
         let write = || async {
             let transaction = self.begin(ACTION).await?;
             self.deed(&transaction, action, target, outcome).await?;
-            transaction.commit().await.doing(ACTION)
+            self.commit(transaction, Step::DeedCommit, ACTION).await
         };
         self.in_time(ACTION, self.retrying(write)).await
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::schema::Transaction;
 use super::sql::{Doing, Row, storable};
 use super::{Error, JobRow, Page, Store, StreamedEvent};
-use crate::crash::Step;
+use crate::crash::{self, Step};
 use crate::domain::{JobId, Timestamp};
 
 const ACTION: &str = "deliver events";
@@ -198,7 +198,9 @@ impl Store {
         let once = || async {
             let now = self.time(self.writer()).await?;
             let values = [webhook.into(), now.unix_millis().into(), now.plus(lease).unix_millis().into()];
+            crash::before(Step::TakeCommit);
             let results = self.writer().query_all_raw(self.statement(update.as_str(), values)).await.doing(ACTION)?;
+            crash::after(Step::TakeCommit);
             let read = |row: Row<'_>| {
                 Ok(Delivery {
                     id: row.int("id")?,
@@ -370,7 +372,7 @@ impl Store {
             };
             self.deed(&transaction, "deliver_again", &format!("delivery {id}"), outcome).await?;
             self.tell_everybody(&transaction).await?;
-            transaction.commit().await.doing(ACTION)?;
+            self.commit(transaction, Step::AgainCommit, ACTION).await?;
             Ok(result)
         };
         let result = self.in_time(ACTION, self.retrying(once)).await?;

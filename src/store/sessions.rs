@@ -6,6 +6,7 @@ use sea_orm::ConnectionTrait;
 
 use super::sql::{Doing, Row};
 use super::{Error, Store};
+use crate::crash::Step;
 
 /// A session, by hashes only: nothing that is kept here gives anybody one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ impl Store {
             ];
             transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
             self.deed(&transaction, "sign_in", "page", "done").await?;
-            transaction.commit().await.doing(ACTION)
+            self.commit(transaction, Step::SessionCommit, ACTION).await
         };
         self.in_time(ACTION, self.retrying(write)).await
     }
@@ -87,7 +88,7 @@ impl Store {
             if transaction.execute_raw(delete).await.doing(ACTION)?.rows_affected() > 0 {
                 self.deed(&transaction, "sign_out", "page", "done").await?;
             }
-            transaction.commit().await.doing(ACTION)
+            self.commit(transaction, Step::SessionCommit, ACTION).await
         };
         self.in_time(ACTION, self.retrying(write)).await
     }

@@ -1,16 +1,20 @@
 //! The service, its helper and its shims die at every crash point there is; nothing is lost, doubled or mislabelled.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use callsheet::crash::Step;
 use callsheet::domain::JobId;
+use sha2::{Digest, Sha256};
 
 use crate::on_each_database;
 use crate::support::eventually;
 use crate::support::service::{On, Service};
 use crate::support::truth::{all_final, untruths};
 
+const TOKEN: &str = "a-token-of-the-tests-long-enough";
 const SECRET: &str = "whsec_Y2FsbHNoZWV0J3MgdGVzdCBzZWNyZXQh";
 
 /// As many attempts as there are points at which a shim can die, and some. The first lines go to `[defaults]`.
@@ -46,8 +50,31 @@ async fn enqueue(service: &Service, round: usize) -> Vec<JobId> {
     jobs
 }
 
+/// Signs in at the page, whether or not the service lives to answer.
+fn sign_in(service: &Service) {
+    let form = format!("token={TOKEN}&next=%2F");
+    let request = format!(
+        "POST /sign-in HTTP/1.1\r\nHost: {0}\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+         Content-Length: {1}\r\nConnection: close\r\n\r\n{form}",
+        service.address(),
+        form.len()
+    );
+    if let Ok(mut stream) = TcpStream::connect(service.address()) {
+        stream.write_all(request.as_bytes()).ok();
+        stream.read_to_end(&mut Vec::new()).ok();
+    }
+}
+
 /// What operators do between the rounds: each command may die at its commit, and is then said again.
-async fn operate(service: &Service, failed: JobId) {
+async fn operate(service: &mut Service, failed: JobId, round: usize) {
+    if service.is_dead() {
+        service.try_serve().await;
+    }
+    sign_in(service);
+    // The directory of a run of long ago, which `prune` removes.
+    let old = service.path(&format!("data/runs/{}-1-0123abcd", 900_000 + round));
+    fs::create_dir(&old).unwrap();
+    fs::File::open(&old).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     service.insert_row("type, identifier, status, completed_time", "'ONE', 'old', 'COMPLETED', 1").await;
     let (after, failed) = (failed.to_string(), failed.to_string());
     for arguments in [
@@ -56,6 +83,7 @@ async fn operate(service: &Service, failed: JobId) {
         &["enqueue", "ONE", "say:after", "--after", &after],
         &["retry", &failed],
         &["prune"],
+        &["deliveries", "--again", "999999"],
         &["drain"],
     ] {
         let said = Instant::now();
@@ -106,7 +134,9 @@ fn run_cli(service: &Service, arguments: &[&str]) -> std::process::ExitStatus {
 }
 
 async fn every_crash_point_is_survived(on: On) {
-    let flows = FLOWS.replace("{binary}", env!("CARGO_BIN_EXE_callsheet"));
+    let token: String = Sha256::digest(TOKEN).iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = format!("[[http.tokens]]\nname = \"ops\"\nrole = \"operator\"\ntoken_sha256 = \"{token}\"\n");
+    let flows = FLOWS.replace("{binary}", env!("CARGO_BIN_EXE_callsheet")) + &token;
     let Some(mut service) = Service::prepare(on, &flows).await else { return };
     fs::create_dir(service.path("marks")).unwrap();
     let marks = service.path("marks").display().to_string();
@@ -123,7 +153,7 @@ async fn every_crash_point_is_survived(on: On) {
     }
     let (mut round, mut acknowledged) = (0, 0);
     while !left(&service).is_empty() {
-        assert!(round < 12, "nobody came to {:?}\n{}", left(&service), service.log());
+        assert!(round < 24, "nobody came to {:?}\n{}", left(&service), service.log());
         if service.is_dead() {
             service.try_serve().await;
         }
@@ -132,7 +162,7 @@ async fn every_crash_point_is_survived(on: On) {
         let jobs = enqueue(&service, round).await;
         assert!(all_enqueued(&service).await >= acknowledged, "an acknowledged job is not there");
         lead_through(&mut service, &jobs, round).await;
-        operate(&service, jobs[1]).await;
+        operate(&mut service, jobs[1], round).await;
         if !service.is_dead() {
             service.signal(rustix::process::Signal::TERM);
             eventually("the service to end", async || service.is_dead()).await;

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::kept::{Kept, packed_name};
 use super::{Stream, file_names, packed, plain_file};
+use crate::crash::{self, Step};
 
 /// Segments smaller than this take no less room on the disk when they are compressed, in bytes.
 pub(in crate::process) const WORTH_IT: u64 = 16 * 1024;
@@ -29,7 +30,9 @@ pub(in crate::process) fn compress(run_dir: &Path) -> io::Result<()> {
             let plain = run_dir.join(segment.name(kept.stream()));
             if let Some(source) = plain_file(&plain)? {
                 pack(run_dir, &source, |length| packed_name(stream, segment.offset, length))?;
+                crash::before(Step::PlainRemoval);
                 std::fs::remove_file(plain)?;
+                crash::after(Step::PlainRemoval);
             }
         }
     }
@@ -44,9 +47,16 @@ fn pack(run_dir: &Path, mut source: &File, name: impl Fn(u64) -> String) -> io::
     }
     let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
     let done = packed::pack(&mut source, &mut target).and_then(|length| {
+        crash::before(Step::PackSync);
         target.sync_all()?;
+        crash::after(Step::PackSync);
+        crash::before(Step::PackRename);
         std::fs::rename(&unfinished, run_dir.join(name(length)))?;
-        File::open(run_dir)?.sync_all()
+        crash::after(Step::PackRename);
+        crash::before(Step::PackNameSync);
+        File::open(run_dir)?.sync_all()?;
+        crash::after(Step::PackNameSync);
+        Ok(())
     });
     done.inspect_err(|_| {
         // A full disk needs the room; the error that counts is the first.
