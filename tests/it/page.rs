@@ -302,6 +302,10 @@ async fn every_view_is_accessible_and_small() {
             let wider =
                 browser.run("const page = document.documentElement; return page.scrollWidth > page.clientWidth");
             assert_eq!(wider, json!(false), "{view} is wider than the window at {width}");
+            if view == "/jobs" {
+                let job = browser.run("return document.querySelector('.jobs td.job').clientWidth");
+                assert!(job.as_f64().unwrap() > 250.0, "a job's name has {job} pixels at {width}");
+            }
             browser.devtools("Runtime.evaluate", &json!({ "expression": axe }));
             let tags = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']";
             let found = browser.run_async(&format!(

@@ -155,6 +155,8 @@ class Log {
       const some = lines.slice(start, start + LINES_OF_A_BLOCK - this.last.count);
       this.last.node.appendData((this.last.count ? "\n" : "") + some.join("\n"));
       this.last.count += some.length;
+      // As high as it will be where no line is broken (`.log` has lines of 1.5em), so that the end is where it seems to be.
+      this.last.node.parentNode.style.containIntrinsicBlockSize = `auto ${this.last.count * 1.5}em`;
       this.last.whole = whole || start + some.length < lines.length;
       start += some.length;
     }
