@@ -9,11 +9,11 @@ use std::time::Duration;
 use sea_orm::ConnectionTrait;
 use serde_json::json;
 
-use super::runs::{lease_millis, others_live};
+use super::leases::{lease_millis, next_lapse, others_live};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
-use super::{Claim, Claimed, ClaimedJob, Error, LapsedRun, Store, Unreadable, Waited, Write};
-use crate::domain::heartbeat::{Lease, LeaseTerms};
+use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
+use crate::domain::heartbeat::Lease;
 use crate::domain::trace::{TraceContext, TraceState};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
@@ -81,7 +81,7 @@ impl Store {
             next_due: None,
             next_expiry: None,
             lapsed: Vec::new(),
-            next_lapse: next_lapse(&state, claim.terms),
+            next_lapse: next_lapse(state.now, state.lapse, state.shared, claim.terms),
             lease: if state.shared { Lease::Short } else { Lease::Long },
             begun: (self.dialect() == Dialect::Postgres).then_some(begun),
             paused: state.paused,
@@ -228,54 +228,6 @@ impl Store {
             }
         }
         Ok(jobs)
-    }
-
-    /// Has the lease of rows that an earlier try has taken count from now, as that of the others does.
-    async fn renew(&self, transaction: &Transaction, claim: &Claim, claimed: &Claimed) -> Result<(), Error> {
-        let dialect = self.dialect();
-        if dialect == Dialect::Sqlite || claimed.jobs.is_empty() {
-            return Ok(());
-        }
-        let tokens: Vec<_> = claimed.jobs.iter().map(|job| job.token.as_str()).collect();
-        let update = format!("UPDATE jobs SET lease_time = $2 WHERE {} AND {OPEN}", dialect.among("run_token", "$1"));
-        let until = claimed.now.plus(claim.terms.untouched(claimed.lease));
-        let values = [json!(tokens).to_string().into(), until.unix_millis().into()];
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
-        Ok(())
-    }
-
-    /// Open runs of other workers whose lease is over.
-    async fn lapsed(&self, transaction: &Transaction, claim: &Claim, now: Timestamp) -> Result<Vec<LapsedRun>, Error> {
-        let dialect = self.dialect();
-        let texts = ["run_token", "status", "worker_id"].map(|column| dialect.text(column));
-        let select = format!(
-            "SELECT id, attempt, attempts_before, maximum_attempts, created_time, run_at, schedule_time, heartbeat_time, \
-             cancel_requested_time, {} FROM jobs WHERE type = $1 AND worker_id <> $2 AND {OPEN} AND lease_time < $3 \
-             ORDER BY id LIMIT {AT_MOST}",
-            texts.join(", ")
-        );
-        let values = [claim.flow.as_str().into(), claim.worker.as_str().into(), now.unix_millis().into()];
-        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
-        let mut lapsed = Vec::new();
-        for result in &results {
-            let row = Row { result, dialect };
-            // Without a token it is nobody's run, which is settled otherwise.
-            let Some(token) = row.token()? else { continue };
-            let first = row.time("created_time")?.max(row.time("run_at")?);
-            lapsed.push(LapsedRun {
-                job: row.job("id")?,
-                token,
-                attempt: row.attempt()?,
-                attempts_before: row.count("attempts_before")?,
-                maximum_attempts: row.maximum_attempts()?,
-                worker: row.some_text("worker_id")?,
-                status: row.status()?,
-                schedule_time: row.maybe_time("schedule_time")?.unwrap_or(first),
-                heartbeat_time: row.maybe_time("heartbeat_time")?,
-                cancel_requested: row.maybe_int("cancel_requested_time")?.is_some(),
-            });
-        }
-        Ok(lapsed)
     }
 
     /// The next due rows in claim order. Rows of one priority are ordered by `run_at`, so the first one that is not
@@ -593,18 +545,6 @@ impl Store {
     /// Where the database fails.
     pub async fn next_due(&self, flow: &FlowType) -> Result<Option<Timestamp>, Error> {
         self.in_time(ACTION, self.due_after(self.reader(), flow, None)).await
-    }
-}
-
-/// When to look again for leases that are over: when the next one will be as it stands now, or the first that may be
-/// shortened from now on.
-fn next_lapse(state: &FlowNow, terms: LeaseTerms) -> Option<Timestamp> {
-    let soonest = state.now.plus(terms.untouched(Lease::Short));
-    match state.lapse {
-        // Whoever reads it here settles it, unless another client has it locked.
-        Some(lapse) if lapse < state.now => Some(state.now.plus(LOCKED_AGAIN)),
-        Some(lapse) => Some(lapse.min(soonest)),
-        None => state.shared.then_some(soonest),
     }
 }
 

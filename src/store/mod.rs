@@ -12,6 +12,7 @@ mod dependencies;
 mod error;
 mod events;
 mod jobs;
+mod leases;
 mod overview;
 mod place;
 #[cfg(test)]

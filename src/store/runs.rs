@@ -11,7 +11,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait, Value};
 use serde_json::json;
 
-use super::read::SILENCE;
+use super::leases::{lease_millis, others_live};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
 use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
@@ -312,20 +312,6 @@ impl Store {
         let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
         Ok(if found == 0 { Written::Fenced } else { Written::Applied })
     }
-}
-
-/// Whether another worker than this one lives: an expression without parameters.
-pub(super) fn others_live(dialect: Dialect, than: &str) -> String {
-    let (now, silence) = (dialect.now(), SILENCE.as_millis());
-    format!(
-        "EXISTS (SELECT 1 FROM workers AS other WHERE other.worker_id <> {than} AND other.state <> 'STOPPED' \
-         AND other.heartbeat_time > {now} - {silence})"
-    )
-}
-
-/// In milliseconds; configured times are far shorter than what this could not hold.
-pub(super) fn lease_millis(lease: Duration) -> i64 {
-    i64::try_from(lease.as_millis()).unwrap_or(i64::MAX / 4)
 }
 
 /// The values of a statement, each by the name that it has in the text.

@@ -176,3 +176,21 @@ async fn a_living_workers_name_is_refused_to_a_service_with_another_data_directo
     first.stop().await;
     second.serve().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_whose_worker_dies_at_once_is_taken_over() {
+    let Some(second) = Service::start(On::Postgres, FLOW).await else { return };
+    let mut first = Service::prepare_at(Some(second.url.clone()), FLOW).await;
+    first.env = vec![("CALLSHEET_CRASH_AT".to_owned(), "after-claim-commit".to_owned())];
+    first.serve().await;
+    // So that the first one claims it.
+    second.signal(Signal::STOP);
+    let job = first.insert("ONE", &["exit:0"]).await[0];
+    eventually("the first one to die", async || first.is_dead()).await;
+    second.signal(Signal::CONT);
+    second.until(job, JobStatus::Completed).await;
+    // Nobody but the first one could know that its command was never started.
+    let outcomes: Vec<_> = second.runs(job).await.into_iter().map(|run| run.outcome.unwrap()).collect();
+    assert_eq!(outcomes, ["LOST", "COMPLETED"]);
+    assert!(first.evidence().is_empty());
+}
