@@ -34,9 +34,12 @@ pub(super) fn run(context: &Context, args: &Args) -> Result {
     Ok(service_runtime()?.block_on(app::serve(config, options))?)
 }
 
-/// The runtime of a service: a thread for each core.
+/// The runtime of a service: a thread for every other core. The database, the shims and the commands need the rest, and
+/// an actor that hands its word to one on another core wakes that core up first, which costs more than most of what is said
+/// (docs/performance.md).
 pub(super) fn service_runtime() -> Result<tokio::runtime::Runtime> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads((cores / 2).max(1)).enable_all().build();
     runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))
 }
 
