@@ -321,7 +321,8 @@ impl Shim {
         let pid = command.as_raw_nonzero().get();
         let record = StartedRecord {
             pid,
-            start_ticks: tree::Stat::of(pid).map_or(0, |stat| stat.start_ticks),
+            // Looked up when this is recorded: most short runs never do.
+            start_ticks: 0,
             boot_id: order.boot_id,
             time_ms: started_time.unix_millis(),
         };
@@ -527,8 +528,12 @@ impl Shim {
     }
 
     fn record_start(&mut self, journal: &mut Journal) {
-        let Some(record) = self.start.take() else { return };
+        let Some(mut record) = self.start.take() else { return };
         self.stand_guard();
+        // Only while it is not reaped is the number its own.
+        if self.ended.is_none() {
+            record.start_ticks = tree::Stat::of(record.pid).map_or(0, |stat| stat.start_ticks);
+        }
         crash::before(Step::StartedRecord);
         // Not worth ending the command for: `starting` already says that it may run.
         let _ = journal.append(&Record::Started(record));
@@ -655,25 +660,32 @@ impl Shim {
     }
 
     fn read_output(&mut self, stream: Stream) {
-        self.stand_guard();
-        let (pipe, log) = match stream {
-            Stream::Stdout => (&mut self.stdout, &mut self.stdout_log),
-            Stream::Stderr => (&mut self.stderr, &mut self.stderr_log),
+        let pipe = match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
         };
         let Some(open) = pipe.as_ref() else { return };
-        // Up to as much as a pipe holds, but only for a command that prints much: touching fresh memory costs more
-        // than the rest of a short run's reading.
-        if self.buffer.len() < 64 * 1024 {
-            self.buffer.resize(if self.buffer.is_empty() { 4096 } else { 64 * 1024 }, 0);
+        if self.buffer.is_empty() {
+            self.buffer.resize(4096, 0);
         }
         match rustix::io::read(open, &mut self.buffer[..]) {
             Ok(0) => *pipe = None,
             Ok(length) => {
+                self.stand_guard();
+                let is_full = length == self.buffer.len();
                 let bytes = self.buffer.get(..length).unwrap_or_default();
                 self.arrival.note(stream, bytes, boottime, crate::clock::now);
-                log.take(bytes);
+                match stream {
+                    Stream::Stdout => self.stdout_log.take(bytes),
+                    Stream::Stderr => self.stderr_log.take(bytes),
+                }
                 if let Some(silence) = &mut self.silence {
                     silence.heard = awake_time();
+                }
+                // As much as a pipe holds, but only for a command that prints much: touching fresh memory costs more than the
+                // rest of a short run's reading.
+                if is_full {
+                    self.buffer.resize(64 * 1024, 0);
                 }
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
