@@ -38,6 +38,9 @@ use crate::telemetry::Span;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The wait before a launch that failed for reasons of our own is tried again, or a run looked into again.
 const WORK_AGAIN: Duration = Duration::from_secs(1);
+/// A start waits so long for the run's end, which writes both in one commit: most of a short command's cost is commits.
+/// Whoever dies meanwhile leaves a claimed row and a shim that says when the command started.
+const START_HELD: Duration = Duration::from_millis(10);
 /// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);
 /// How long the slot of a run is held whose command was not started, for no fault of its own.
@@ -193,6 +196,7 @@ pub struct JobState {
     /// The wait before a write is asked for again.
     ask: Option<AbortOnDrop>,
     ask_wait: Duration,
+    start_timer: Option<AbortOnDrop>,
     heartbeat_timer: Option<AbortOnDrop>,
     /// What the shim was told of its lease, and whether it has one.
     told: Told,
@@ -250,6 +254,7 @@ impl Actor for JobActor {
             work_wait: WORK_AGAIN,
             ask: None,
             ask_wait: ASK_AGAIN,
+            start_timer: None,
             heartbeat_timer: None,
             told: Told::Nothing,
             leased: false,
@@ -758,7 +763,7 @@ impl JobState {
         match order {
             None => {}
             Some(RunOrder::RecordStart) => {
-                self.record_start(myself);
+                self.start_timer = Some(after(myself, START_HELD, || JobMessage::RecordStart));
                 self.note_dispatch();
                 self.heartbeat_timer = Some(after(myself, FIRST_HEARTBEAT, || JobMessage::StartHeartbeat));
             }
