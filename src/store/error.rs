@@ -246,8 +246,9 @@ fn classify_sqlite(code: &str, message: &str) -> Class {
 fn classify_postgres(code: &str) -> Class {
     match code {
         "42P01" | "42703" => Class::SchemaMissing, // undefined table, undefined column
-        // Deadlock and serialization failure; cancelled by a timeout; lock not available; read-only after a failover.
-        "40001" | "40P01" | "57014" | "55P03" | "25006" => Class::Unavailable,
+        // Deadlock and serialization failure; cancelled by a timeout; lock not available; read-only after a failover; a
+        // transaction that has done nothing for too long.
+        "40001" | "40P01" | "57014" | "55P03" | "25006" | "25P03" => Class::Unavailable,
         _ => match code.get(..2).unwrap_or_default() {
             "08" | "53" | "57" | "58" => Class::Unavailable, // connection, resources, operator intervention, system error
             "28" | "3D" => Class::Refused,                   // authorization, no such database

@@ -100,6 +100,10 @@ const BATCH: &str = "commit a batch";
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long PostgreSQL may work on one statement.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a transaction of ours may stand still. A worker that freezes, or whose machine or network goes, in the middle of
+/// one leaves its locks behind, and no other worker gets past them: no claim of a flow whose row is locked, and no takeover.
+/// Less than what a lease lasts beyond its `heartbeat_timeout`, with some time to spare for the claim that waited.
+const STANDSTILL: Duration = Duration::from_secs(3);
 /// How long PostgreSQL's answer to a whole call is waited for: a peer that has vanished says nothing at all.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a transaction that lost against another one is tried again.
@@ -176,6 +180,7 @@ impl Store {
         let mut options = options
             .application_name(application)
             .options([("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string())])
+            .options([("idle_in_transaction_session_timeout", STANDSTILL.as_millis().to_string())])
             // What looks dear to the planner reads a few thousand rows here; compiling it first took 0.25 s of each look.
             .options([("jit", "off")])
             .disable_statement_logging();

@@ -155,6 +155,27 @@ async fn a_command_whose_worker_is_cut_off_from_the_database_is_ended_with_its_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_goes_in_the_middle_of_a_claim_keeps_nobody_from_claiming() {
+    let Some(server) = server::Server::start() else { return };
+    let proxy = Proxy::start(server.socket()).await;
+    let mut first = Service::prepare_at(Some(proxy.url()), FLOW).await;
+    first.serve().await;
+    let mut second = Service::prepare_at(Some(server.url()), FLOW).await;
+    second.serve().await;
+    // Its connection stays open, as a frozen worker's does, with the flow's row locked.
+    proxy.halt_at("FROM flows WHERE");
+    let since = Instant::now();
+    eventually("the first one to claim", async || {
+        first.insert("ONE", &["exit:0"]).await;
+        proxy.halted() == 1
+    })
+    .await;
+    let job = second.insert("ONE", &["exit:0"]).await[0];
+    second.until(job, JobStatus::Completed).await;
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_living_workers_name_is_refused_to_a_service_with_another_data_directory() {
     let Some(mut first) = Service::prepare(On::Postgres, FLOW).await else { return };
     first.configure("worker_id = \"gpu-1\"\n");

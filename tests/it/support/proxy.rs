@@ -34,6 +34,9 @@ struct Shared {
     /// Cut between the next COMMIT of a transaction with such a statement in it and its answer.
     wanted: Mutex<Option<String>>,
     commits_cut: watch::Sender<usize>,
+    /// Hang where the next such statement is asked for.
+    halts_at: Mutex<Option<String>>,
+    halted: watch::Sender<usize>,
 }
 
 impl Proxy {
@@ -46,6 +49,8 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             wanted: Mutex::default(),
             commits_cut: watch::Sender::new(0),
+            halts_at: Mutex::default(),
+            halted: watch::Sender::new(0),
         });
         tokio::spawn(listen(listener, port, Arc::clone(&shared)));
         Self { port, shared }
@@ -68,6 +73,16 @@ impl Proxy {
     /// Has the next COMMIT of a transaction with a statement that contains this succeed, and its answer lost.
     pub fn lose_answer_to_commit_of(&self, statement: &str) {
         *self.shared.wanted.lock().unwrap() = Some(statement.to_owned());
+    }
+
+    /// Has the next statement that contains this executed, and nothing more come through on its connection, which stays.
+    pub fn halt_at(&self, statement: &str) {
+        *self.shared.halts_at.lock().unwrap() = Some(statement.to_owned());
+    }
+
+    /// How many connections were halted so.
+    pub fn halted(&self) -> usize {
+        *self.shared.halted.borrow()
     }
 
     /// How many answers were lost so.
@@ -130,6 +145,10 @@ async fn pass(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
                 if length == 0 {
                     return Ok(());
                 }
+                if talk.has_asked_for(&shared.halts_at) {
+                    shared.halted.send_modify(|halted| *halted += 1);
+                    std::future::pending::<()>().await;
+                }
                 if lose {
                     // Until ReadyForQuery: it is committed, and nobody will hear of it.
                     let mut last = Vec::new();
@@ -182,6 +201,17 @@ impl Talk {
                 lose |= self.understand(message[0], &message[5..], wanted);
             }
         }
+    }
+
+    /// Whether the last statement is the wanted one, which is then not wanted any more.
+    fn has_asked_for(&self, wanted: &Mutex<Option<String>>) -> bool {
+        let mut wanted = wanted.lock().unwrap();
+        let asked =
+            wanted.as_ref().is_some_and(|wanted| self.statements.last().is_some_and(|sql| sql.contains(wanted)));
+        if asked {
+            *wanted = None;
+        }
+        asked
     }
 
     fn understand(&mut self, kind: u8, body: &[u8], wanted: &Mutex<Option<String>>) -> bool {
