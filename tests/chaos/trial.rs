@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use callsheet::domain::JobId;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::chance::Chance;
 use crate::support::eventually;
 use crate::support::service::{On, Service};
 use crate::support::truth::{self, Tally};
@@ -51,16 +52,16 @@ pub struct Report {
     cancels: u32,
     took: Duration,
     tally: Tally,
-    pub untruths: Vec<String>,
+    untruths: Vec<String>,
 }
 
-impl Report {
-    pub fn heading() -> String {
+impl crate::Report for Report {
+    fn heading() -> String {
         "  seed  database    killed: service  helper  shims | stopped  cancels |  jobs attempts | completed  error cancelled   lost | untrue |   took"
             .to_owned()
     }
 
-    pub fn line(&self, name: &str) -> String {
+    fn line(&mut self, name: &str) -> String {
         let tally = self.tally;
         format!(
             "{name:>6}  {:<10} {:>16} {:>7} {:>6} | {:>7} {:>8} | {:>5} {:>8} | {:>9} {:>6} {:>9} {:>6} | {:>6} | {:>5}s",
@@ -81,41 +82,19 @@ impl Report {
         )
     }
 
-    pub fn add(&mut self, other: Self) {
+    fn add(&mut self, other: Self) {
         self.service += other.service;
         self.helper += other.helper;
         self.shims += other.shims;
         self.stops += other.stops;
         self.cancels += other.cancels;
         self.took += other.took;
-        self.tally.jobs += other.tally.jobs;
-        self.tally.attempts += other.tally.attempts;
-        self.tally.completed += other.tally.completed;
-        self.tally.error += other.tally.error;
-        self.tally.cancelled += other.tally.cancelled;
-        self.tally.lost += other.tally.lost;
+        self.tally.add(other.tally);
         self.untruths.extend(other.untruths);
     }
-}
 
-/// Numbers that are the same for the same seed (splitmix64).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        (!of.is_empty()).then(|| &of[usize::try_from(self.below(of.len() as u64)).unwrap()])
+    fn untruths(&self) -> &[String] {
+        &self.untruths
     }
 }
 

@@ -88,6 +88,39 @@ impl Server {
         self.cluster(Cluster::wait);
     }
 
+    /// A streaming replica of this server. From now on this one acknowledges no commit that the replica does not have.
+    #[allow(dead_code, reason = "of the chaos program only")]
+    pub fn replica(&self) -> Self {
+        let directory = new_directory();
+        let data = directory.join("data");
+        let copied = program(&self.programs.join("pg_basebackup"))
+            .args(["-R", "-X", "stream", "--checkpoint=fast", "--no-sync", "-U", "callsheet", "-D"])
+            .arg(&data)
+            .arg("-h")
+            .arg(&self.directory)
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        // The last line of a setting holds. Once it is a primary itself it waits for nobody.
+        let mut settings = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf")).unwrap();
+        settings.write_all(b"synchronous_standby_names = ''\nwal_retrieve_retry_interval = 200ms\n").unwrap();
+        let mut replica = Self { programs: self.programs.clone(), directory, watchdog: None };
+        replica.start_again();
+        self.cluster(|cluster| {
+            cluster.until("SELECT 1 / count(*) FROM pg_stat_replication WHERE state = 'streaming'");
+            cluster.psql("postgres", "ALTER SYSTEM SET synchronous_standby_names = '*'");
+            cluster.psql("postgres", "SELECT pg_reload_conf()");
+            cluster.until("SELECT 1 / count(*) FROM pg_stat_replication WHERE sync_state = 'sync'");
+        });
+        replica
+    }
+
+    /// Makes a replica a primary, and returns when it is one.
+    #[allow(dead_code, reason = "of the chaos program only")]
+    pub fn promote(&self) {
+        self.cluster(|cluster| cluster.psql("postgres", "SELECT 1 / pg_promote()::int"));
+    }
+
     fn stop_watchdog(&mut self) {
         if let Some(mut watchdog) = self.watchdog.take() {
             drop(watchdog.stdin.take());
@@ -109,15 +142,20 @@ impl Drop for Server {
 
 impl Cluster {
     fn wait(&self) {
+        self.until("SELECT 1");
+    }
+
+    /// Waits until this statement succeeds.
+    fn until(&self, sql: &str) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let output = self.try_psql("postgres", "SELECT 1");
+            let output = self.try_psql("postgres", sql);
             if output.status.success() {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "PostgreSQL does not start: {}",
+                "PostgreSQL is not as it should be by {sql}: {}",
                 String::from_utf8_lossy(&output.stderr)
             );
             std::thread::sleep(Duration::from_millis(20));
@@ -157,13 +195,18 @@ fn programs_or_skip() -> Option<PathBuf> {
     found
 }
 
-fn new_cluster(programs: &Path) -> PathBuf {
+fn new_directory() -> PathBuf {
     // Not TMPDIR: a socket's path has to be short, and `nobody` has to get there.
     let directory = tempfile::Builder::new().prefix("callsheet-pg-").tempdir_in("/tmp").unwrap().keep();
-    let data = directory.join("data");
     if is_root() {
         chown(&directory, Some(NOBODY), Some(NOBODY)).unwrap();
     }
+    directory
+}
+
+fn new_cluster(programs: &Path) -> PathBuf {
+    let directory = new_directory();
+    let data = directory.join("data");
     let initdb = program(&programs.join("initdb"))
         .args(["-A", "trust", "--no-sync", "-U", "callsheet", "-E", "UTF8", "--locale=C", "-D"])
         .arg(&data)
@@ -176,7 +219,7 @@ fn new_cluster(programs: &Path) -> PathBuf {
 /// Starts the server; what is returned is its watchdog.
 fn serve(programs: &Path, directory: &Path, remove: bool) -> Child {
     // `cat` ends when the last writing end of its standard input is closed, and only this process has one.
-    let script = r#""$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync=off -c max_connections=60 \
+    let script = r#""$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync=off -c max_connections=120 \
         >>"$2/log" 2>&1 & server=$!; cat >/dev/null; kill -QUIT $server; wait $server; [ "$3" = keep ] || rm -rf "$2""#;
     program(Path::new("/bin/sh"))
         .args(["-c", script, "sh"])

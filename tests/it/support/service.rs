@@ -33,6 +33,8 @@ pub struct Service {
     pub arguments: Vec<String>,
     /// The binary; another one for tests of upgrades.
     pub program: PathBuf,
+    /// A program that becomes it, with its arguments; none as a rule.
+    pub through: Vec<String>,
     child: Option<Child>,
 }
 
@@ -92,7 +94,7 @@ impl Service {
         if other.is_none() {
             store.migrate().await.unwrap();
         }
-        Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), program, child: None }
+        Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), program, through: Vec::new(), child: None }
     }
 
     /// A scratch directory with these flows and tables, one of them adopted as `section` says, of which nothing is checked.
@@ -106,7 +108,16 @@ impl Service {
         };
         let store = Store::of(&Config::load(&overrides).unwrap(), Use::Service).await.unwrap();
         let program = Path::new(env!("CARGO_BIN_EXE_callsheet")).to_owned();
-        let service = Self { scratch, store, url, env: Vec::new(), arguments: Vec::new(), program, child: None };
+        let service = Self {
+            scratch,
+            store,
+            url,
+            env: Vec::new(),
+            arguments: Vec::new(),
+            program,
+            through: Vec::new(),
+            child: None,
+        };
         service.sql(tables).await;
         Some(service)
     }
@@ -227,7 +238,10 @@ impl Service {
 
     /// The binary, with this service's configuration.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let words: Vec<_> =
+            self.through.iter().map(Into::into).chain([self.program.clone().into_os_string()]).collect();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command.arg("--config").arg(self.path("callsheet.toml")).env("DATABASE_URL", &self.url).env_remove("NO_COLOR");
         command
     }
@@ -418,7 +432,7 @@ pub fn most_at_once(evidence: &BTreeMap<(i64, u32), Evidence>) -> usize {
 pub const A_MOMENT: Duration = Duration::from_millis(300);
 
 /// What `read` gives, once the database is there: a connection of ours may have died with a server that a test has killed.
-async fn patiently<T>(read: impl AsyncFn() -> Result<T, callsheet::store::Error>) -> T {
+pub async fn patiently<T>(read: impl AsyncFn() -> Result<T, callsheet::store::Error>) -> T {
     let mut found = None;
     eventually("the database to be read", async || match read().await {
         Ok(rows) => {

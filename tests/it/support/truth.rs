@@ -6,7 +6,7 @@ use std::fs;
 use callsheet::domain::{JobId, JobStatus};
 use callsheet::store::{JobFilter, JobRow};
 
-use super::service::Service;
+use super::service::{Service, patiently};
 
 /// How many of what was found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,6 +20,19 @@ pub struct Tally {
     pub never_reached_a_command: usize,
 }
 
+impl Tally {
+    #[allow(dead_code, reason = "of the chaos program only")]
+    pub fn add(&mut self, other: Self) {
+        self.jobs += other.jobs;
+        self.attempts += other.attempts;
+        self.completed += other.completed;
+        self.error += other.error;
+        self.cancelled += other.cancelled;
+        self.lost += other.lost;
+        self.never_reached_a_command += other.never_reached_a_command;
+    }
+}
+
 /// What a command's own lines say about one attempt.
 #[derive(Clone, Debug, Default)]
 struct Told {
@@ -31,7 +44,7 @@ struct Told {
 pub async fn all_jobs(service: &Service) -> Vec<JobRow> {
     let (mut jobs, mut filter) = (Vec::new(), JobFilter { limit: 1000, ..Default::default() });
     loop {
-        let page = service.store.list(&filter).await.unwrap();
+        let page = patiently(async || service.store.list(&filter).await).await;
         jobs.extend(page.rows);
         filter.cursor = page.next_cursor;
         if filter.cursor.is_none() {
@@ -86,7 +99,7 @@ pub async fn untruths(service: &Service, may_be_lost: impl Fn(&str) -> bool) -> 
             }
         }
         wrong.extend(wrong_end(&job, runs.last().and_then(|run| run.outcome.as_deref())));
-        let events = service.store.events(id).await.unwrap();
+        let events = patiently(async || service.store.events(id).await).await;
         for pair in events.windows(2) {
             if pair[1].from_status.as_deref() != Some(pair[0].to_status.as_str()) {
                 wrong.push(format!("job {id} has events that do not follow one another: {pair:?}"));
