@@ -138,6 +138,8 @@ pub struct FlowConfig {
     pub flow: FlowType,
     /// The program and its arguments; never empty.
     pub command: Vec<Template>,
+    /// What is run in place of SIGTERM to end a command; never empty.
+    pub cancel_command: Option<Vec<Template>>,
     /// Where the command runs, absolute once filled in; `None` (only without a configuration file) means where the
     /// service runs.
     pub working_dir: Option<Template>,
@@ -180,7 +182,8 @@ impl FlowConfig {
         LeaseTerms {
             heartbeat_timeout: self.heartbeat_timeout,
             start_to_close_timeout: self.start_to_close_timeout,
-            kill_grace: self.kill_grace,
+            // Where the command was killed its `cancel_command` has as long again to end what it left elsewhere.
+            kill_grace: self.kill_grace * if self.cancel_command.is_some() { 2 } else { 1 },
         }
     }
 }
@@ -455,6 +458,7 @@ impl fmt::Debug for FlowConfig {
         f.debug_struct("FlowConfig")
             .field("flow", &self.flow)
             .field("command", &self.command)
+            .field("cancel_command", &self.cancel_command)
             .field("working_dir", &self.working_dir)
             .field("env", &env)
             .field("schedule", &self.schedule)

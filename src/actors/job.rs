@@ -25,12 +25,12 @@ use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, conclude};
-use crate::domain::template::Placeholder;
+use crate::domain::template::{Placeholder, Template};
 use crate::domain::trace::{JobTrace, RunPart, TraceParent};
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role, WatchedRun};
 use crate::process::upkeep::{RunDirectory, is_worth_compressing};
-use crate::process::{self, CommandSpec, Evidence, LeaseUntil, RunControl, RunLink, RunReport};
+use crate::process::{self, CancelSpec, CommandSpec, Evidence, LeaseUntil, RunControl, RunLink, RunReport};
 use crate::store::{Confirm, ProgressNote, Settlement, Started, Write, Written};
 use crate::telemetry::Span;
 
@@ -447,7 +447,7 @@ impl JobState {
         let (job, attempt) = (run.job.to_string(), run.attempt.to_string());
         let run_dir = shared.launcher.run_dir(run.job, run.attempt, &run.token);
         let run_dir = run_dir.to_string_lossy();
-        let value = |placeholder| match placeholder {
+        let value = |placeholder, signal| match placeholder {
             Placeholder::Identifier => run.identifier.as_str(),
             Placeholder::JobId => &job,
             Placeholder::Type => flow.flow.as_str(),
@@ -455,7 +455,12 @@ impl JobState {
             Placeholder::RunToken => run.token.as_str(),
             Placeholder::WorkerId => shared.worker.as_str(),
             Placeholder::RunDir => &run_dir,
+            Placeholder::Signal => signal,
         };
+        let words = |words: &[Template], signal| -> Vec<String> {
+            words.iter().map(|word| word.fill(|placeholder| value(placeholder, signal))).collect()
+        };
+        let text = |template: &Template| template.fill(|placeholder| value(placeholder, ""));
         // By the clock that set both times, so that this machine's own does not matter.
         let now = match self.args.start {
             JobStart::Launch { claimed, .. } => claimed.plus(self.since.elapsed()),
@@ -467,14 +472,13 @@ impl JobState {
             job: run.job,
             attempt: run.attempt,
             token: run.token.clone(),
-            argv: flow.command.iter().map(|argument| argument.fill(value)).collect(),
-            working_dir: flow.working_dir.as_ref().map(|path| path.fill(value).into()),
-            env: flow
-                .env
-                .iter()
-                .map(|(name, text)| (name.clone(), text.fill(value)))
-                .chain(self.trace_context())
-                .collect(),
+            argv: words(&flow.command, ""),
+            cancel: flow
+                .cancel_command
+                .as_ref()
+                .map(|cancel| CancelSpec { term: words(cancel, "TERM"), kill: words(cancel, "KILL") }),
+            working_dir: flow.working_dir.as_ref().map(|path| text(path).into()),
+            env: flow.env.iter().map(|(name, value)| (name.clone(), text(value))).chain(self.trace_context()).collect(),
             identifier: run.identifier.clone(),
             worker: shared.worker.clone(),
             payload: run.payload.clone(),

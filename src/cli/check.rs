@@ -12,6 +12,7 @@ use super::ask::{Asked, ask};
 use super::failure::{Exit, Failure, ProblemJson, Result};
 use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::database_url::DatabaseUrl;
+use crate::domain::template::Template;
 use crate::http;
 use crate::outgoing::Receiver;
 use crate::process::check_limits;
@@ -209,14 +210,21 @@ impl Findings<'_> {
                 "make it, or name another one; a relative one is relative to the configuration file",
             );
         }
+        self.program(flow, "command", &flow.command, directory);
+        if let Some(cancel) = &flow.cancel_command {
+            self.program(flow, "cancel_command", cancel, directory);
+        }
+    }
+
+    fn program(&mut self, flow: &FlowConfig, key: &str, words: &[Template], directory: Option<&Path>) {
         // With placeholders in it nobody knows the program before there is a job.
-        let Some(program) = flow.command.first().and_then(|template| template.as_plain()) else { return };
+        let Some(program) = words.first().and_then(|template| template.as_plain()) else { return };
         let own_path = flow.env.iter().find(|(name, _)| name == "PATH");
         let path = match own_path {
             Some((_, template)) => template.as_plain().map(Into::into),
             None => Some(std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())),
         };
-        let (key, kind) = (format!("flows.{}.command", flow.flow), flow.flow.clone());
+        let (key, kind) = (format!("flows.{}.{key}", flow.flow), flow.flow.clone());
         let is_relative = program.contains('/') && !program.starts_with('/');
         match find_program(program, directory, path) {
             Found::Executable => {}

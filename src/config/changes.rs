@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{AdoptedTable, Config, FlowConfig, HttpConfig, RecurringConfig, TokenConfig};
+use crate::domain::template::Template;
 
 /// What differs between the configuration that a service runs with and the one that it has read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,6 +128,7 @@ fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
     let FlowConfig {
         flow: _,
         command,
+        cancel_command,
         working_dir,
         env: _,
         schedule,
@@ -146,9 +148,12 @@ fn settings(flow: &FlowConfig) -> Vec<(&'static str, String)> {
     } = flow;
     let limit = |limit: Option<String>| limit.unwrap_or_else(|| "none".to_owned());
     let duration = |duration: &std::time::Duration| humantime::format_duration(*duration).to_string();
-    let words: Vec<String> = command.iter().map(|word| format!("{:?}", word.to_string())).collect();
+    let list = |words: &Vec<Template>| {
+        format!("[{}]", words.iter().map(|word| format!("{:?}", word.to_string())).collect::<Vec<_>>().join(", "))
+    };
     let mut settings = vec![
-        ("command", format!("[{}]", words.join(", "))),
+        ("command", list(command)),
+        ("cancel_command", limit(cancel_command.as_ref().map(list))),
         ("working_dir", working_dir.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("schedule", format!("{:?}", schedule.line())),
         ("timezone", schedule.timezone().to_owned()),

@@ -125,6 +125,7 @@ fn the_template_is_valid_and_so_is_all_that_it_comments_out() {
     assert_eq!(
         FlowConfig {
             env: Vec::new(),
+            cancel_command: None,
             recurring: Vec::new(),
             working_dir: own.working_dir.clone(),
             ..FlowConfig::clone(written)
@@ -255,6 +256,20 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         ("schedule_to_close_timeout = \"100years\"", "3:29: `schedule_to_close_timeout` must be at most 10years"),
         ("heartbeat_timeout = \"900ms\"", "3:21: `heartbeat_timeout` must be at least 1s"),
         ("kill_grace = \"2d\"", "3:14: `kill_grace` must be at most 1day"),
+        ("cancel_command = []", "3:18: `cancel_command` is empty"),
+        ("cancel_command = \"scancel\"", "3:18: `cancel_command` must be a list of texts, not a text"),
+        (
+            "cancel_command = [\"scancel x\"]",
+            "3:19: `cancel_command` is one text with spaces in it; no shell takes it apart",
+        ),
+        (
+            "cancel_command = [\"scancel\", \"-s{signals}\"]",
+            "3:33: unknown placeholder {signals}; in a `cancel_command` there are {signal}, {identifier}, {job_id}, {type}, {attempt}, {run_token}, {worker_id} and {run_dir} (write {{ and }} for plain braces)",
+        ),
+        (
+            "kill_grace = \"900ms\"\ncancel_command = [\"scancel\"]",
+            "4:18: `cancel_command` needs a `kill_grace` of at least 1s",
+        ),
         ("timezone = \"Mars\"", "3:12: \"Mars\" is no time zone of the IANA database, such as UTC or Europe/Berlin"),
         ("schedule = \"0 0 31 2 *\"", "3:12: \"0 0 31 2 *\" never comes due"),
         ("identifier_pattern = '['", "3:22: `identifier_pattern` is no regular expression: unclosed character class"),

@@ -77,6 +77,8 @@ const DAY: u64 = 86_400;
 /// As humantime counts years.
 const TEN_YEARS: u64 = 10 * 31_557_600;
 const STOP_DEADLINE: Bounds = bounds(1, 30 * DAY, "a stop needs at least a second to write down what it leaves behind");
+/// The shortest `kill_grace` in which a program can ask another machine for anything.
+const LEAST_CANCEL: Duration = Duration::from_secs(1);
 const RUN: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to start and end");
 const HEARTBEAT: Bounds =
     bounds(1, DAY, "a run is confirmed several times within it, and a lost worker is noticed only after it");
@@ -535,7 +537,11 @@ impl Validator<'_> {
 
     /// The values of a flow whose name is still to be filled in; `None` where there is something to complain about.
     fn flow_values(&mut self, written: &Flow) -> Option<FlowConfig> {
-        let command = written.command.as_ref().and_then(|command| self.command(command));
+        let command = written.command.as_ref().and_then(|command| self.command("command", command, Template::parse));
+        let cancel_command = written.cancel_command.as_ref().map(|written| {
+            let parsed = self.command("cancel_command", written, Template::parse_of_cancel);
+            (written.span(), parsed)
+        });
         let working_dir = self.working_dir(written.working_dir.as_ref());
         let env = self.env(&written.env);
         let schedule = self.schedule(written.schedule.as_ref(), written.timezone.as_ref());
@@ -550,6 +556,11 @@ impl Validator<'_> {
         let (start_to_close_timeout, schedule_to_close_timeout) = self.timeouts(written);
         let heartbeat_timeout = self.duration("heartbeat_timeout", written.heartbeat_timeout.as_ref(), &HEARTBEAT);
         let kill_grace = self.duration("kill_grace", written.kill_grace.as_ref(), &KILL_GRACE);
+        let kill_grace = kill_grace.unwrap_or(Duration::from_secs(10));
+        if let Some((span, _)) = cancel_command.as_ref().filter(|_| kill_grace < LEAST_CANCEL) {
+            let message = "`cancel_command` needs a `kill_grace` of at least 1s";
+            self.notes.add(span.clone(), message).help("that is how long it has until SIGKILL follows");
+        }
         let identifier_pattern = self.identifier_pattern(written.identifier_pattern.as_ref());
         let recurring = self.recurring(written, identifier_pattern.as_ref());
         let retry = self.retry(written);
@@ -562,6 +573,7 @@ impl Validator<'_> {
             // Filled in by the caller, who knows it; a type can't be empty, so there is no neutral one.
             flow: "UNNAMED".parse().ok()?,
             command: command?,
+            cancel_command: cancel_command.and_then(|(_, parsed)| parsed),
             working_dir,
             env,
             schedule: schedule?,
@@ -572,7 +584,7 @@ impl Validator<'_> {
             heartbeat_timeout,
             watchdog,
             silence_timeout,
-            kill_grace: kill_grace.unwrap_or(Duration::from_secs(10)),
+            kill_grace,
             identifier_pattern: identifier_pattern?,
             retry: retry?,
             output_limit,
@@ -673,33 +685,46 @@ impl Validator<'_> {
         found
     }
 
-    fn command(&mut self, written: &Spanned<Vec<Spanned<String>>>) -> Option<Vec<Template>> {
+    fn command(
+        &mut self,
+        key: &str,
+        written: &Spanned<Vec<Spanned<String>>>,
+        parse: fn(&str) -> Result<Template, InvalidTemplate>,
+    ) -> Option<Vec<Template>> {
         match written.get_ref().first() {
             None => {
                 self.notes
-                    .add(written.span(), "`command` is empty")
+                    .add(written.span(), format!("`{key}` is empty"))
                     .help("write the program and its arguments: [\"program\", \"--id\", \"{identifier}\"]");
             }
             Some(program) if program.get_ref().trim().is_empty() => {
-                self.notes.add(program.span(), "the program, the first text of `command`, is empty");
+                self.notes.add(program.span(), format!("the program, the first text of `{key}`, is empty"));
             }
             Some(program) if written.get_ref().len() == 1 && program.get_ref().contains(char::is_whitespace) => {
                 self.notes
-                    .add(program.span(), "`command` is one text with spaces in it; no shell takes it apart")
+                    .add(program.span(), format!("`{key}` is one text with spaces in it; no shell takes it apart"))
                     .help("write the program and each argument as a text of its own: [\"program\", \"--id\", \"{identifier}\"]");
             }
             Some(_) => {}
         }
-        let words = written.get_ref().iter().map(|word| self.template(word)).collect::<Vec<_>>();
+        let words = written.get_ref().iter().map(|word| self.template_by(word, parse)).collect::<Vec<_>>();
         words.into_iter().collect()
     }
 
     fn template(&mut self, written: &Spanned<String>) -> Option<Template> {
-        match Template::parse(written.get_ref()) {
+        self.template_by(written, Template::parse)
+    }
+
+    fn template_by(
+        &mut self,
+        written: &Spanned<String>,
+        parse: fn(&str) -> Result<Template, InvalidTemplate>,
+    ) -> Option<Template> {
+        match parse(written.get_ref()) {
             Ok(template) => Some(template),
             Err(error) => {
                 let mut span = written.span();
-                if let InvalidTemplate::Unknown(name) = &error {
+                if let InvalidTemplate::Unknown(name) | InvalidTemplate::UnknownOfCancel(name) = &error {
                     // Right at the placeholder, where the text is written as it reads (no escapes before it).
                     if let Some(at) = written.get_ref().find(&format!("{{{name}}}")) {
                         let quote = (span.len().saturating_sub(written.get_ref().len())) / 2;
@@ -1000,6 +1025,7 @@ impl Flow {
         Self {
             command_refused: self.command_refused || defaults.command_refused,
             command: either(self.command, &defaults.command),
+            cancel_command: either(self.cancel_command, &defaults.cancel_command),
             working_dir: either(self.working_dir, &defaults.working_dir),
             env,
             schedule: either(self.schedule, &defaults.schedule),

@@ -70,6 +70,7 @@ pub(super) struct Flow {
     pub(super) command: Field<Vec<Spanned<String>>>,
     /// There is a `command` that is no list, which has been complained about.
     pub(super) command_refused: bool,
+    pub(super) cancel_command: Field<Vec<Spanned<String>>>,
     pub(super) working_dir: Field<String>,
     pub(super) env: Vec<(Spanned<String>, Spanned<String>)>,
     pub(super) schedule: Field<String>,
@@ -139,6 +140,7 @@ const TELEMETRY: &[&str] = &["otlp_endpoint"];
 const TOKEN: &[&str] = &["name", "role", "token_sha256", "token_env"];
 const FLOW: &[&str] = &[
     "command",
+    "cancel_command",
     "working_dir",
     "env",
     "schedule",
@@ -330,6 +332,14 @@ impl<'t, 'i> Table<'t, 'i> {
         None
     }
 
+    /// A program with its arguments.
+    fn words(&mut self, key: &str) -> Field<Vec<Spanned<String>>> {
+        let (span, values) = self.array(key, "a list of texts", COMMAND)?;
+        // A word that is no text is complained about, and the others are still worth checking.
+        let words = values.iter().filter_map(|value| self.as_string(key, value, COMMAND)).collect();
+        Some(Spanned::new(span, words))
+    }
+
     fn array(&mut self, key: &str, wanted: &str, help: &str) -> Option<(Range<usize>, Vec<&'t Spanned<DeValue<'i>>>)> {
         let value = self.get(key)?;
         if let Some(array) = value.get_ref().as_array() {
@@ -447,11 +457,8 @@ impl<'t, 'i> Table<'t, 'i> {
             identifier_pattern: self.string("identifier_pattern", ""),
             ..Flow::default()
         };
-        if let Some((span, values)) = self.array("command", "a list of texts", COMMAND) {
-            // A word that is no text is complained about, and the others are still worth checking.
-            let words = values.iter().filter_map(|value| self.as_string("command", value, COMMAND)).collect();
-            flow.command = Some(Spanned::new(span, words));
-        }
+        flow.command = self.words("command");
+        flow.cancel_command = self.words("cancel_command");
         flow.command_refused = flow.command.is_none() && self.get("command").is_some();
         if let Some(mut retry) = self.table("retry", &format!("[{path}.retry]")) {
             flow.maximum_attempts = retry.integer("maximum_attempts");

@@ -22,6 +22,8 @@ pub enum Placeholder {
     WorkerId,
     /// `{run_dir}`
     RunDir,
+    /// `{signal}`, in a `cancel_command` only
+    Signal,
 }
 
 impl Placeholder {
@@ -34,6 +36,12 @@ impl Placeholder {
         ("worker_id", Self::WorkerId),
         ("run_dir", Self::RunDir),
     ];
+    const SIGNAL: (&'static str, Self) = ("signal", Self::Signal);
+
+    fn name(self) -> &'static str {
+        let mut known = Self::ALL.iter().chain([&Self::SIGNAL]);
+        known.find(|(_, known)| *known == self).map_or("", |(name, _)| name)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +63,12 @@ pub enum InvalidTemplate {
          {{worker_id}} and {{run_dir}} (write {{{{ and }}}} for plain braces)"
     )]
     Unknown(String),
+    /// A name that no placeholder of a `cancel_command` has.
+    #[error(
+        "unknown placeholder {{{0}}}; in a `cancel_command` there are {{signal}}, {{identifier}}, {{job_id}}, {{type}}, \
+         {{attempt}}, {{run_token}}, {{worker_id}} and {{run_dir}} (write {{{{ and }}}} for plain braces)"
+    )]
+    UnknownOfCancel(String),
     /// A brace that nothing closes, or that closes nothing.
     #[error("a brace without its partner (write {{{{ and }}}} for plain braces)")]
     UnbalancedBrace,
@@ -69,6 +83,22 @@ impl Template {
     /// # Errors
     /// Where a placeholder is unknown, a brace has no partner, or the text holds a zero byte.
     pub fn parse(text: &str) -> Result<Self, InvalidTemplate> {
+        Self::cut(text, &[], InvalidTemplate::Unknown)
+    }
+
+    /// [`Template::parse`] for an argument of a `cancel_command`, which may also hold `{signal}`.
+    ///
+    /// # Errors
+    /// Those of [`Template::parse`].
+    pub fn parse_of_cancel(text: &str) -> Result<Self, InvalidTemplate> {
+        Self::cut(text, &[Placeholder::SIGNAL], InvalidTemplate::UnknownOfCancel)
+    }
+
+    fn cut(
+        text: &str,
+        besides: &[(&str, Placeholder)],
+        unknown: fn(String) -> InvalidTemplate,
+    ) -> Result<Self, InvalidTemplate> {
         if text.contains('\0') {
             return Err(InvalidTemplate::ZeroByte);
         }
@@ -87,8 +117,8 @@ impl Template {
             } else {
                 let inner = from_brace.strip_prefix('{').ok_or(InvalidTemplate::UnbalancedBrace)?;
                 let (name, after) = inner.split_once('}').ok_or(InvalidTemplate::UnbalancedBrace)?;
-                let known = Placeholder::ALL.iter().find(|(known, _)| *known == name);
-                let (_, placeholder) = known.ok_or_else(|| InvalidTemplate::Unknown(name.to_owned()))?;
+                let known = Placeholder::ALL.iter().chain(besides).find(|(known, _)| *known == name);
+                let (_, placeholder) = known.ok_or_else(|| unknown(name.to_owned()))?;
                 if !plain.is_empty() {
                     pieces.push(Piece::Text(std::mem::take(&mut plain)));
                 }
@@ -129,11 +159,7 @@ impl fmt::Display for Template {
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}"))?,
-                Piece::Value(placeholder) => {
-                    let name =
-                        Placeholder::ALL.iter().find(|(_, known)| known == placeholder).map_or("", |(name, _)| name);
-                    write!(f, "{{{name}}}")?;
-                }
+                Piece::Value(placeholder) => write!(f, "{{{}}}", placeholder.name())?,
             }
         }
         Ok(())
@@ -163,6 +189,11 @@ mod tests {
     #[test]
     fn what_cannot_be_filled_is_refused() {
         assert_eq!(Template::parse("{id}"), Err(InvalidTemplate::Unknown("id".to_owned())));
+        assert_eq!(Template::parse("{signal}"), Err(InvalidTemplate::Unknown("signal".to_owned())));
+        assert_eq!(
+            Template::parse_of_cancel("-s{signal}").map(|template| template.to_string()),
+            Ok("-s{signal}".to_owned())
+        );
         assert_eq!(Template::parse("{job_id"), Err(InvalidTemplate::UnbalancedBrace));
         assert_eq!(Template::parse("job_id}"), Err(InvalidTemplate::UnbalancedBrace));
         assert_eq!(Template::parse("a\0b"), Err(InvalidTemplate::ZeroByte));

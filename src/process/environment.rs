@@ -123,6 +123,7 @@ mod tests {
             attempt: Attempt(2),
             token: RunToken::from_bytes([1; 16]),
             argv: vec!["true".to_owned(), "secret-argument".to_owned()],
+            cancel: None,
             working_dir: None,
             env: vec![("CALLSHEET_JOB_ID".to_owned(), "forged".to_owned()), ("KEY".to_owned(), "secret".to_owned())],
             identifier: "abc".to_owned(),

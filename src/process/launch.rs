@@ -22,12 +22,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::link::{LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
+use super::link::{CancelOrder, LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::{
-    CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted, WantedLease,
-    ZYGOTE_NAME, ZYGOTE_WORD,
+    CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
+    WantedLease, ZYGOTE_NAME, ZYGOTE_WORD,
 };
 use super::{cgroup, environment, memory_dir, spawn, tree};
 use crate::crash::{self, Step};
@@ -113,6 +113,7 @@ impl Launcher {
             token: spec.token.as_str().to_owned(),
             run_dir: run_dir.into(),
             argv: spec.argv.clone(),
+            cancel: spec.cancel.clone().map(|CancelSpec { term, kill }| CancelOrder { term, kill }),
             working_dir: spec.working_dir.clone().map(Into::into),
             env: spec.added_environment(run_dir),
             time_limit_ms: millis(spec.time_limit),

@@ -19,6 +19,8 @@ pub(super) struct Order {
     pub(super) token: String,
     pub(super) run_dir: OsString,
     pub(super) argv: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cancel: Option<CancelOrder>,
     pub(super) working_dir: Option<OsString>,
     /// What comes on top of the inherited environment.
     pub(super) env: Vec<(String, OsString)>,
@@ -38,6 +40,13 @@ pub(super) struct Order {
     pub(super) boot_id: String,
     /// Where files may be that are of use only while the machine runs.
     pub(super) in_memory: Option<OsString>,
+}
+
+/// See [`CancelSpec`](super::CancelSpec).
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CancelOrder {
+    pub(super) term: Vec<String>,
+    pub(super) kill: Vec<String>,
 }
 
 /// A shim to its service.

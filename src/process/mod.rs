@@ -15,6 +15,8 @@ pub(crate) mod text;
 #[cfg(target_os = "linux")]
 mod arrival;
 #[cfg(target_os = "linux")]
+mod canceller;
+#[cfg(target_os = "linux")]
 mod cgroup;
 #[cfg(target_os = "linux")]
 mod environment;
@@ -57,7 +59,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::error::Error;
 use self::launch::Launcher;
-pub use self::spec::{CommandSpec, LeaseUntil};
+pub use self::spec::{CancelSpec, CommandSpec, LeaseUntil};
 use crate::domain::limits::Limits;
 use crate::domain::run::Verdict;
 use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};

@@ -23,6 +23,7 @@ use rustix::time::{
 };
 
 use super::arrival::Arrival;
+use super::canceller::Canceller;
 use super::cgroup::{RunGroup, Site};
 use super::guard::{Guard, Guarded, Struck};
 use super::link::{LeaseOrder, Order, ToService, ToShim};
@@ -105,6 +106,8 @@ enum Phase {
     Terminating { kill_at: Duration },
     /// SIGKILL is sent again and again.
     Killing { since: Duration, next_sweep: Duration, pause: Duration, told: bool },
+    /// Nobody is left here, and `cancel_command` ends what may be left elsewhere; it is killed then.
+    CleaningUp { until: Duration },
     /// Nobody is left; what they have written is read to its end.
     Draining { until: Duration },
 }
@@ -189,6 +192,7 @@ struct Shim {
     lease: Option<LeaseOrder>,
     guarded: Guarded,
     guard: Option<Guard>,
+    canceller: Option<Canceller>,
     /// What is to be recorded about the start, until it is.
     start: Option<StartedRecord>,
     time_is_up: TimedOut,
@@ -274,6 +278,7 @@ impl Shim {
         }
         let environment = environment::merged(&surroundings.environment, added);
         let prepared = Prepared::new(&order, &environment)?;
+        let canceller = Canceller::new(&order, &environment)?;
 
         let starting = StartingRecord {
             shim_pid: own_pid,
@@ -350,6 +355,7 @@ impl Shim {
             lease: order.lease,
             guarded,
             guard: None,
+            canceller,
             start: Some(record),
             time_is_up: TimedOut {
                 timeout: if order.schedule_to_close { Timeout::ScheduleToClose } else { Timeout::StartToClose },
@@ -416,7 +422,7 @@ impl Shim {
     fn is_over(&self) -> bool {
         match self.phase {
             Phase::Draining { until } => (self.stdout.is_none() && self.stderr.is_none()) || boottime() >= until,
-            Phase::Running | Phase::Terminating { .. } | Phase::Killing { .. } => false,
+            Phase::Running | Phase::Terminating { .. } | Phase::Killing { .. } | Phase::CleaningUp { .. } => false,
         }
     }
 
@@ -463,7 +469,7 @@ impl Shim {
             Phase::Running => None,
             Phase::Terminating { kill_at } => Some(kill_at),
             Phase::Killing { next_sweep, .. } => Some(next_sweep),
-            Phase::Draining { until } => Some(until),
+            Phase::CleaningUp { until } | Phase::Draining { until } => Some(until),
         };
         let start = self.start.is_some().then(|| self.started + RECORD_START_AFTER);
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
@@ -520,8 +526,8 @@ impl Shim {
             if let Some(guard) = &self.guard {
                 guard.listen_to(self.link.as_ref());
                 guard.lease(self.lease);
-                if let Phase::Terminating { kill_at } = self.phase {
-                    guard.ending(kill_at);
+                if let Phase::Terminating { kill_at: at } | Phase::CleaningUp { until: at } = self.phase {
+                    guard.ending(at);
                 }
             }
         }
@@ -544,7 +550,9 @@ impl Shim {
     fn go_on(&mut self) {
         let now = boottime();
         match self.phase {
-            Phase::Terminating { kill_at } if now >= kill_at => self.start_killing(now),
+            Phase::Terminating { kill_at: at } | Phase::CleaningUp { until: at } if now >= at => {
+                self.start_killing(now);
+            }
             Phase::Killing { since, next_sweep, pause, told } if now >= next_sweep => {
                 self.sweep();
                 let late = now.saturating_sub(since) >= NOT_DYING_AFTER;
@@ -554,7 +562,11 @@ impl Shim {
                 let pause = (pause * 2).min(LONGEST_SWEEP_PAUSE);
                 self.phase = Phase::Killing { since, next_sweep: now + pause, pause, told: told || late };
             }
-            Phase::Running | Phase::Terminating { .. } | Phase::Killing { .. } | Phase::Draining { .. } => {}
+            Phase::Running
+            | Phase::Terminating { .. }
+            | Phase::Killing { .. }
+            | Phase::CleaningUp { .. }
+            | Phase::Draining { .. } => {}
         }
         if self.progress_untold && now >= self.progress_told + PROGRESS_PAUSE {
             self.tell_progress();
@@ -577,7 +589,12 @@ impl Shim {
             match wait(WaitOptions::NOHANG) {
                 // Once only: an orphan may be given the number of a command that is gone.
                 Ok(Some((pid, status))) if pid == self.command && self.ended.is_none() => self.command_ended(status),
-                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(Some((pid, status))) => {
+                    if let Some(canceller) = &mut self.canceller {
+                        canceller.reaped(pid, status);
+                    }
+                }
+                Err(Errno::INTR) => {}
                 Ok(None) => {
                     anybody_left = true;
                     break;
@@ -585,16 +602,34 @@ impl Shim {
                 Err(_) => break,
             }
         }
-        if self.ended.is_none() {
+        let ended = self.ended.is_some();
+        if anybody_left && self.canceller.as_mut().is_some_and(|canceller| canceller.leaves_it_to_sigterm(ended)) {
+            self.send_sigterm();
+        }
+        if !ended {
             return;
         }
         if !anybody_left {
             if !matches!(self.phase, Phase::Draining { .. }) {
-                self.phase = Phase::Draining { until: boottime() + DRAIN_LIMIT };
+                self.nobody_is_left();
             }
         } else if self.phase == Phase::Running {
             self.start_terminating();
         }
+    }
+
+    fn nobody_is_left(&mut self) {
+        let by_signal = self.ended.is_some_and(|ended| matches!(ended.end, CommandEnd::Signaled(_)));
+        let said = self.stderr.as_ref();
+        self.phase = if by_signal && self.canceller.as_mut().is_some_and(|canceller| canceller.clean_up(said)) {
+            let until = boottime() + self.kill_grace;
+            if let Some(guard) = &self.guard {
+                guard.ending(until);
+            }
+            Phase::CleaningUp { until }
+        } else {
+            Phase::Draining { until: boottime() + DRAIN_LIMIT }
+        };
     }
 
     fn command_ended(&mut self, status: WaitStatus) {
@@ -622,7 +657,14 @@ impl Shim {
         self.reap();
         if self.ended.is_none() {
             self.cause.get_or_insert(cause);
-            if self.phase == Phase::Running {
+            if self.phase == Phase::Running && at_once && self.canceller.is_some() {
+                // It has no time to be asked; what it leaves elsewhere is ended after it.
+                let now = boottime();
+                if let Some(guard) = &self.guard {
+                    guard.ending(now);
+                }
+                self.start_killing(now);
+            } else if self.phase == Phase::Running {
                 self.start_terminating();
             }
         }
@@ -633,15 +675,22 @@ impl Shim {
 
     fn start_terminating(&mut self) {
         crash::before(Step::Terminate);
-        tree::signal_all(self.own_pid, Signal::TERM);
-        // One that is stopped would never see it.
-        tree::signal_all(self.own_pid, Signal::CONT);
+        let (alive, said) = (self.ended.is_none(), self.stderr.as_ref());
+        if !self.canceller.as_mut().is_some_and(|canceller| alive && canceller.ask(said)) {
+            self.send_sigterm();
+        }
         crash::after(Step::Terminate);
         let kill_at = boottime() + self.kill_grace;
         self.phase = Phase::Terminating { kill_at };
         if let Some(guard) = &self.guard {
             guard.ending(kill_at);
         }
+    }
+
+    fn send_sigterm(&self) {
+        tree::signal_all(self.own_pid, Signal::TERM);
+        // One that is stopped would never see it.
+        tree::signal_all(self.own_pid, Signal::CONT);
     }
 
     fn start_killing(&mut self, now: Duration) {

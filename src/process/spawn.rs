@@ -34,7 +34,19 @@ impl Prepared {
     /// # Errors
     /// A sentence for a person.
     pub(super) fn new(order: &Order, environment: &BTreeMap<OsString, OsString>) -> Result<Self, String> {
-        let name = order.argv.first().filter(|name| !name.is_empty()).ok_or("the command is empty")?;
+        Self::of(&order.argv, order, environment)
+    }
+
+    /// The same for another program than the order's command, in its place.
+    ///
+    /// # Errors
+    /// A sentence for a person.
+    pub(super) fn of(
+        argv: &[String],
+        order: &Order,
+        environment: &BTreeMap<OsString, OsString>,
+    ) -> Result<Self, String> {
+        let name = argv.first().filter(|name| !name.is_empty()).ok_or("the command is empty")?;
         let working_dir = order.working_dir.as_deref().map(Path::new);
         if let Some(directory) = working_dir {
             check_working_dir(directory)?;
@@ -50,8 +62,7 @@ impl Prepared {
         };
         Ok(Self {
             program: text(program.into_os_string().into_vec(), "the program's path")?,
-            arguments: order
-                .argv
+            arguments: argv
                 .iter()
                 .map(|argument| text(argument.clone().into_bytes(), "an argument"))
                 .collect::<Result<_, _>>()?,
@@ -330,7 +341,7 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
     let argument = std::ptr::from_ref(start).cast_mut().cast::<libc::c_void>();
     // SAFETY: the stack and the argument live until the call returns, which CLONE_VFORK delays until the child has left
     // this memory by its exec or its exit. The child allocates nothing, holds no lock, does not unwind and ends by _exit;
-    // this process has one thread, which waits. Descriptors, signal dispositions and the working directory are the child's own.
+    // this thread waits, and the guard's, where there is one, has nothing to do with what the child reads. Descriptors, signal dispositions and the working directory are the child's own.
     let pid = unsafe {
         libc::clone(
             enter,
@@ -458,6 +469,7 @@ mod tests {
             token: String::new(),
             run_dir: OsString::new(),
             argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+            cancel: None,
             working_dir: working_dir.map(|directory| directory.as_os_str().to_owned()),
             env: Vec::new(),
             time_limit_ms: 0,

@@ -30,6 +30,8 @@ pub struct CommandSpec {
     pub token: RunToken,
     /// The program and its arguments, filled in; never empty.
     pub argv: Vec<String>,
+    /// What ends its work in place of SIGTERM; `None` means that SIGTERM does.
+    pub cancel: Option<CancelSpec>,
     /// Where the command runs; `None` is where the service runs.
     pub working_dir: Option<PathBuf>,
     /// What the flow adds to the environment, filled in; later entries win.
@@ -58,6 +60,15 @@ pub struct CommandSpec {
     pub output_limit: u64,
     /// What the run may use of the machine.
     pub limits: Limits,
+}
+
+/// Programs that end a run whose work is elsewhere, with their arguments, filled in; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelSpec {
+    /// Run in place of SIGTERM.
+    pub term: Vec<String>,
+    /// Run when the command has died of a signal, so that it could end nothing itself.
+    pub kill: Vec<String>,
 }
 
 impl fmt::Debug for CommandSpec {

@@ -23,6 +23,8 @@ mod database_faults;
 mod dependencies;
 mod disk_faults;
 mod doctor;
+#[cfg(target_os = "linux")]
+mod elsewhere;
 mod ends;
 mod events;
 mod grafana;

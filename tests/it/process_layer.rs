@@ -13,7 +13,7 @@ use callsheet::domain::limits::Limits;
 use callsheet::domain::run::{CommandEnd, EndCause, TimedOut, Timeout, Verdict};
 use callsheet::domain::{Attempt, JobId, RunToken};
 use callsheet::process::logs::{RunLog, Selection, Stream};
-use callsheet::process::{CommandSpec, Error, Evidence, Processes, RunLink, RunReport};
+use callsheet::process::{CancelSpec, CommandSpec, Error, Evidence, Processes, RunLink, RunReport};
 
 use super::support::processes::{
     PATIENCE, Process, is_alive, kill, marked_with, number_in, processes, say_skipped, wait_until,
@@ -105,6 +105,7 @@ fn command(argv: &[&str]) -> CommandSpec {
         attempt: Attempt(1),
         token: RunToken::new(random, callsheet::process::boot_mark()),
         argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+        cancel: None,
         working_dir: None,
         env: Vec::new(),
         identifier: "identifier".to_owned(),
@@ -374,6 +375,86 @@ async fn stop_now_cuts_the_grace_short() {
     link.control.stop_now();
     let verdict = told(&mut link).await.verdict();
     assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Requested));
+}
+
+/// A spec whose `cancel_command` is this script, which finds TERM or KILL in `$0`.
+fn cancelled_by(spec: CommandSpec, script: &str) -> CommandSpec {
+    let words = |signal: &str| ["sh", "-c", script, signal].map(ToOwned::to_owned).to_vec();
+    CommandSpec { cancel: Some(CancelSpec { term: words("TERM"), kill: words("KILL") }), ..spec }
+}
+
+#[tokio::test]
+async fn a_cancel_command_stands_for_sigterm() {
+    let stage = Stage::new();
+    let command = "trap 'exit 9' TERM; while [ ! -e asked ]; do sleep 0.01; done; exit 7";
+    let grace = CommandSpec { kill_grace: Duration::from_secs(60), ..stage.script(command) };
+    // It says so in the run's own output, and has the run's environment.
+    let spec = cancelled_by(grace, "echo \"$0 $CALLSHEET_RUN_TOKEN\"; [ \"$0\" = TERM ] && touch asked");
+    let mut link = stage.launch(&spec).await;
+    started(&mut link).await;
+    link.control.stop();
+    let verdict = told(&mut link).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Exited(7), EndCause::Requested));
+    assert_eq!(stage.output(&spec, Stream::Stderr), format!("TERM {}\n", spec.token));
+}
+
+#[tokio::test]
+async fn a_cancel_command_that_fails_is_followed_by_sigterm() {
+    let stage = Stage::new();
+    let command = "trap 'exit 9' TERM; echo > ready; while :; do sleep 0.01; done";
+    let grace = CommandSpec { kill_grace: Duration::from_secs(60), ..stage.script(command) };
+    let spec = cancelled_by(grace, "echo $0 >>asked; exit 1");
+    let mut link = stage.launch(&spec).await;
+    wait_until("the command", || stage.path("ready").exists().then_some(())).await;
+    link.control.stop();
+    assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(9));
+    assert_eq!(fs::read_to_string(stage.path("asked")).unwrap(), "TERM\n");
+}
+
+#[tokio::test]
+async fn what_a_killed_command_left_elsewhere_is_ended_by_its_cancel_command() {
+    let stage = Stage::new();
+    // It ignores whatever it is asked, and the first asking takes for ever. What is elsewhere is the file.
+    let grace = CommandSpec {
+        kill_grace: Duration::from_secs(1),
+        ..stage.script("touch elsewhere; while :; do sleep 0.01; done")
+    };
+    let spec = cancelled_by(grace, "echo $0 >>asked; [ $0 = KILL ] || exec sleep 1000; sleep 0.3; rm elsewhere");
+    for at_once in [false, true] {
+        let spec = CommandSpec { job: JobId(spec.job.0 + 1_000_000 + i64::from(at_once)), ..spec.clone() };
+        let mut link = stage.launch(&spec).await;
+        started(&mut link).await;
+        wait_until("the command", || stage.path("elsewhere").exists().then_some(())).await;
+        if at_once {
+            link.control.stop_now();
+        } else {
+            link.control.stop();
+        }
+        let verdict = told(&mut link).await.verdict();
+        assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Requested));
+        assert!(!stage.path("elsewhere").exists(), "the verdict came before the end");
+        let asked = fs::read_to_string(stage.path("asked")).unwrap();
+        assert_eq!(asked, if at_once { "KILL\n" } else { "TERM\nKILL\n" });
+        fs::remove_file(stage.path("asked")).unwrap();
+    }
+    // One that hangs then is not waited for longer than that.
+    let grace = CommandSpec { kill_grace: Duration::from_millis(300), ..stage.script("kill -9 $$") };
+    let spec = cancelled_by(grace, "echo $0 >asked; exec sleep 1000");
+    let verdict = stage.run(&spec).await.verdict();
+    assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Itself));
+    assert_eq!(fs::read_to_string(stage.path("asked")).unwrap(), "KILL\n");
+    assert!(marked_with(spec.token.as_str()).is_empty());
+}
+
+#[tokio::test]
+async fn a_command_that_could_not_be_ended_is_not_started() {
+    let stage = Stage::new();
+    let words = vec!["/no/such/program".to_owned()];
+    let cancel = Some(CancelSpec { term: words.clone(), kill: words });
+    let told = stage.run(&CommandSpec { cancel, ..stage.script("touch started") }).await;
+    let RunReport::SpawnFailed { reason } = told.last else { panic!("{told:?}") };
+    assert_eq!(reason, "its cancel_command can't be run: the program \"/no/such/program\" does not exist");
+    assert!(!stage.path("started").exists());
 }
 
 #[tokio::test]

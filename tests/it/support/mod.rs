@@ -8,6 +8,8 @@ pub mod processes;
 pub mod proxy;
 pub mod scrape;
 pub mod service;
+#[cfg(target_os = "linux")]
+pub mod slurm;
 pub mod small_disk;
 pub mod tools;
 pub mod truth;
