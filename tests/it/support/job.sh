@@ -13,15 +13,20 @@ if [ -n "$SLOTS" ]; then
   done
   [ "$slot" -lt "$SLOTS" ] || record crowded
 fi
-record start
-note start "$$ $(now)"
 code=0
 IFS=+ read -ra words <<<"$todo"
+# Before anybody hears of the start: who does may send the signal at once.
 for word in "${words[@]}"; do
-  value=${word#*:}
   case $word in
     ignore-term) trap '' TERM ;;
     note-term) trap 'note term "$(now)"; note end "$(now)"; record end 0; exit 0' TERM ;;
+  esac
+done
+record start
+note start "$$ $(now)"
+for word in "${words[@]}"; do
+  value=${word#*:}
+  case $word in
     run:*) sleep "$value" ;;
     wait) while [ ! -e "$evidence/go" ]; do sleep 0.05; done ;;
     wait:*) while [ ! -e "$evidence/go.$value" ]; do sleep 0.05; done ;;
