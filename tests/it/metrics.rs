@@ -15,7 +15,7 @@ use crate::support::scrape::{Scrape, get};
 use crate::support::service::{On, Service};
 use crate::support::tools;
 
-const FLOWS: &str = "worker_id = \"node-a\"\n[flows.WORK]\n{job}\nconcurrency = 2\nheartbeat_timeout = \"1s\"\n\
+const FLOWS: &str = "worker_id = \"node-a\"\n[flows.WORK]\n{job}\nconcurrency = 2\nheartbeat_timeout = \"3s\"\n\
     schedule = \"* * * * *\"\n[flows.WORK.retry]\nmaximum_attempts = 2\ninitial_interval = \"0s\"\n\
     [flows.SHORT]\n{job}\nstart_to_close_timeout = \"1s\"\n\
     [flows.MISSING]\ncommand = [\"/nowhere/at/all\"]\n[flows.IDLE]\n{job}\nconcurrency = 7\n";

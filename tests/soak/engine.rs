@@ -147,7 +147,7 @@ impl Soak {
         let (mut born, mut sampled, mut tidied, mut looked) =
             (Instant::now(), Instant::now(), Instant::now(), Instant::now());
         let mut due = 0.0;
-        while self.begun.elapsed() < self.plan.duration {
+        while self.goes_on() {
             tokio::time::sleep(Duration::from_millis(100)).await;
             due += looked.elapsed().as_secs_f64() * self.plan.jobs_per_second;
             looked = Instant::now();
@@ -166,11 +166,17 @@ impl Soak {
                 self.settle().await;
                 self.tidy().await;
             }
-            if born.elapsed() >= self.plan.incarnation && self.begun.elapsed() < self.plan.duration {
+            if born.elapsed() >= self.plan.incarnation && self.goes_on() {
                 self.restart().await;
                 born = Instant::now();
             }
         }
+    }
+
+    /// For as long as is planned, and on a slow machine until the service has been ended in both ways.
+    fn goes_on(&self) -> bool {
+        let both = self.report.kills > 0 && self.report.stops > 0;
+        self.begun.elapsed() < self.plan.duration || !both
     }
 
     /// This many short jobs, and of the other kinds as many as keep some of each going.
