@@ -49,6 +49,7 @@ mod refusals;
 mod reload;
 mod retention;
 mod retry;
+mod scale;
 mod schemathesis;
 mod screen_replacement;
 mod shipped;

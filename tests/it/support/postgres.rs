@@ -39,6 +39,7 @@ pub struct Server {
     programs: PathBuf,
     directory: PathBuf,
     watchdog: Option<Child>,
+    fsync: bool,
 }
 
 impl Server {
@@ -47,9 +48,18 @@ impl Server {
     /// # Panics
     /// As [`database`].
     pub fn start() -> Option<Self> {
+        Self::start_with(false)
+    }
+
+    /// [`Self::start`] of one that waits for the disk at each commit.
+    pub fn durable() -> Option<Self> {
+        Self::start_with(true)
+    }
+
+    fn start_with(fsync: bool) -> Option<Self> {
         let programs = programs_or_skip()?;
         let directory = new_cluster(&programs);
-        let mut server = Self { programs, directory, watchdog: None };
+        let mut server = Self { programs, directory, watchdog: None, fsync };
         server.start_again();
         server.cluster(|cluster| cluster.psql("postgres", "CREATE DATABASE test"));
         Some(server)
@@ -58,6 +68,30 @@ impl Server {
     /// The URL of its database.
     pub fn url(&self) -> String {
         format!("postgres:///test?host={}&user=callsheet", self.directory.display())
+    }
+
+    /// Runs SQL in its database.
+    pub fn sql(&self, sql: &str) {
+        self.cluster(|cluster| cluster.psql("test", sql));
+    }
+
+    /// All that it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("log")).unwrap()
+    }
+
+    /// What its processes that live have used of processors.
+    pub fn processor_time(&self) -> Duration {
+        let data = self.directory.join("data");
+        let ours = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let ours = ours.filter(|path| std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == data));
+        let ticks = ours.filter_map(|path| {
+            // Fields 14 and 15 of proc(5); the first after the name is field 3.
+            let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+            Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+        });
+        Duration::from_secs(ticks.sum::<u64>()) / u32::try_from(rustix::param::clock_ticks_per_second()).unwrap()
     }
 
     /// Where it listens.
@@ -84,7 +118,7 @@ impl Server {
 
     /// Starts it (again), and returns when it answers.
     pub fn start_again(&mut self) {
-        self.watchdog = Some(serve(&self.programs, &self.directory, false));
+        self.watchdog = Some(serve(&self.programs, &self.directory, false, self.fsync));
         self.cluster(Cluster::wait);
     }
 
@@ -104,7 +138,7 @@ impl Server {
         // The last line of a setting holds. Once it is a primary itself it waits for nobody.
         let mut settings = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf")).unwrap();
         settings.write_all(b"synchronous_standby_names = ''\nwal_retrieve_retry_interval = 200ms\n").unwrap();
-        let mut replica = Self { programs: self.programs.clone(), directory, watchdog: None };
+        let mut replica = Self { programs: self.programs.clone(), directory, watchdog: None, fsync: self.fsync };
         replica.start_again();
         self.cluster(|cluster| {
             cluster.until("SELECT 1 / count(*) FROM pg_stat_replication WHERE state = 'streaming'");
@@ -179,7 +213,7 @@ impl Cluster {
 fn start() -> Option<Cluster> {
     let programs = programs_or_skip()?;
     let directory = new_cluster(&programs);
-    let watchdog = serve(&programs, &directory, true);
+    let watchdog = serve(&programs, &directory, true, false);
     let cluster = Cluster { programs, directory, _watchdog: Some(watchdog) };
     cluster.wait();
     Some(cluster)
@@ -217,14 +251,14 @@ fn new_cluster(programs: &Path) -> PathBuf {
 }
 
 /// Starts the server; what is returned is its watchdog.
-fn serve(programs: &Path, directory: &Path, remove: bool) -> Child {
+fn serve(programs: &Path, directory: &Path, remove: bool, fsync: bool) -> Child {
     // `cat` ends when the last writing end of its standard input is closed, and only this process has one.
-    let script = r#""$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync=off -c max_connections=120 \
+    let script = r#""$1/postgres" -D "$2/data" -k "$2" -c listen_addresses= -c fsync="$4" -c max_connections=300 \
         >>"$2/log" 2>&1 & server=$!; cat >/dev/null; kill -QUIT $server; wait $server; [ "$3" = keep ] || rm -rf "$2""#;
     program(Path::new("/bin/sh"))
         .args(["-c", script, "sh"])
         .args([programs, directory])
-        .arg(if remove { "remove" } else { "keep" })
+        .args([if remove { "remove" } else { "keep" }, if fsync { "on" } else { "off" }])
         .stdin(Stdio::piped())
         // Ctrl-C in a terminal reaches the whole process group; the watchdog has to outlive it.
         .process_group(0)
