@@ -25,6 +25,7 @@ use crate::clock::SystemClock;
 use crate::config::{self, Changes, Config, FlowConfig, KnownToken, OnStop, Overrides};
 use crate::crash::{self, Step};
 use crate::domain::database_url::DatabaseUrl;
+use crate::domain::labels::Labels;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
 use crate::identity::Starts;
@@ -252,9 +253,14 @@ impl Service {
         let retired = retired_flows(&store, &worker, &config).await?;
         let incarnation = new_incarnation()?;
         starts.remember(&config.data_dir, &incarnation).map_err(|source| data_dir_error(&config.data_dir, source))?;
-        let note =
-            register(&store, &worker, incarnation, config.flows.keys().chain(retired.iter().map(|flow| &flow.flow)))
-                .await?;
+        let note = register(
+            &store,
+            &worker,
+            incarnation,
+            &config.labels,
+            config.flows.keys().chain(retired.iter().map(|flow| &flow.flow)),
+        )
+        .await?;
         let shared = Arc::new(Shared {
             store,
             launcher: Arc::new(processes.clone()),
@@ -262,6 +268,7 @@ impl Service {
             metrics,
             telemetry,
             worker,
+            labels: config.labels.clone(),
             status: Port::default(),
             retention: Port::default(),
             launches: Launches::default(),
@@ -294,6 +301,7 @@ impl Service {
             flows = loaded.flows.len(),
             "the service is ready"
         );
+        tell_left(&loaded.labels, loaded.flows.values());
         let overrides = options.overrides;
         let manager = Arc::new(ServiceManager::from_environment());
         manager.ready(&status(&shared));
@@ -409,6 +417,9 @@ impl Service {
         self.shared.status.cast(StatusMessage::Write(register, Reply::new(drop)));
         let (reply, answered) = answer_channel();
         let flows: Vec<_> = config.flows.values().cloned().collect();
+        let changed =
+            |flow: &&Arc<FlowConfig>| before.flows.get(&flow.flow).is_none_or(|old| old.requires != flow.requires);
+        tell_left(&self.shared.labels, flows.iter().filter(changed));
         // What holds from the next start only stays as it is, and is told of again with the next reload.
         let mut now = Config { flows: config.flows, ..Config::clone(&before) };
         if !changes.tokens.is_empty() {
@@ -563,6 +574,16 @@ impl Service {
         self.shared.status.cast(StatusMessage::Write(vec![note], reply));
         if !matches!(tokio::time::timeout(LAST_WRITES, answered).await, Ok(Ok(()))) {
             tracing::warn!(state = state.as_str(), "the worker's state could not be written");
+        }
+    }
+}
+
+/// Logs which of these flows this worker leaves to others.
+fn tell_left<'a>(labels: &Labels, flows: impl Iterator<Item = &'a Arc<FlowConfig>>) {
+    for flow in flows {
+        let lacking = labels.lacks(&flow.requires);
+        if !lacking.is_empty() {
+            tracing::info!(r#type = %flow.flow, requires = %flow.requires, lacking = %lacking, "this worker claims no jobs of a flow: it lacks a label");
         }
     }
 }
@@ -745,6 +766,7 @@ async fn register<'a>(
     store: &Store,
     worker: &WorkerId,
     incarnation: String,
+    labels: &Labels,
     flows: impl Iterator<Item = &'a FlowType>,
 ) -> Result<WorkerNote, Error> {
     let this = Worker {
@@ -752,6 +774,7 @@ async fn register<'a>(
         incarnation: incarnation.clone(),
         hostname: hostname(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        labels: labels.clone(),
     };
     store.apply(&[Write::RegisterFlows(flows.cloned().collect()), Write::RegisterWorker(this)]).await?;
     Ok(WorkerNote { worker: worker.clone(), incarnation, state: WorkerState::Active })

@@ -26,6 +26,7 @@ use std::time::Duration;
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::{DatabaseUrl, InvalidDatabaseUrl};
 use crate::domain::heartbeat::LeaseTerms;
+use crate::domain::labels::Labels;
 use crate::domain::limits::Limits;
 use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retention::Horizon;
@@ -58,6 +59,8 @@ pub struct Config {
     pub database_url: DatabaseUrl,
     /// What this worker calls itself; `None` means the one that [`worker_id`] keeps in `data_dir`.
     pub worker_id: Option<WorkerId>,
+    /// What this worker has that flows may require.
+    pub labels: Labels,
     /// How the service behaves.
     pub service: ServiceConfig,
     /// What the service listens on.
@@ -151,6 +154,8 @@ pub struct FlowConfig {
     pub concurrency: NonZeroU32,
     /// How many runs there may be at once on this worker; at most `concurrency`.
     pub worker_concurrency: NonZeroU32,
+    /// The labels that a worker needs to claim any of its jobs.
+    pub requires: Labels,
     /// How long one run may take.
     pub start_to_close_timeout: Duration,
     /// How long a job may take from enqueue (or `run_at`) to its end, waiting and retries included.
@@ -364,6 +369,7 @@ impl Config {
             database_url: given_url.or(file.database_url).unwrap_or_else(|| database_in(&file.data_dir)),
             data_dir: file.data_dir,
             worker_id: file.worker_id,
+            labels: file.labels,
             service: file.service,
             http: file.http,
             retention: file.retention,
@@ -390,6 +396,7 @@ impl Config {
             database_url: database_url.unwrap_or_else(|| database_in(&data_dir)),
             data_dir,
             worker_id: None,
+            labels: Labels::default(),
             service: ServiceConfig::default(),
             http: HttpConfig::default(),
             retention: RetentionConfig::default(),
@@ -464,6 +471,7 @@ impl fmt::Debug for FlowConfig {
             .field("schedule", &self.schedule)
             .field("concurrency", &self.concurrency)
             .field("worker_concurrency", &self.worker_concurrency)
+            .field("requires", &self.requires)
             .field("start_to_close_timeout", &self.start_to_close_timeout)
             .field("schedule_to_close_timeout", &self.schedule_to_close_timeout)
             .field("heartbeat_timeout", &self.heartbeat_timeout)

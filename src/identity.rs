@@ -71,6 +71,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::domain::labels::Labels;
 
     fn worker(incarnation: &str, state: &str) -> WorkerRow {
         WorkerRow {
@@ -83,6 +84,7 @@ mod tests {
             heartbeat_time: Timestamp::from_unix_millis(0),
             drain_requested_time: None,
             drain_requested_by: None,
+            labels: Labels::default(),
             runs: 0,
         }
     }

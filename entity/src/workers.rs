@@ -21,6 +21,9 @@ pub struct Model {
     pub drain_requested_time: Option<i64>,
     #[sea_orm(column_type = "Text", nullable)]
     pub drain_requested_by: Option<String>,
+    /// A JSON list of words.
+    #[sea_orm(column_type = "Text", nullable)]
+    pub labels: Option<String>,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

@@ -15,6 +15,7 @@ mod m20261125_000010_webhooks;
 mod m20261125_000011_tracestate;
 mod m20261125_000012_undelivered;
 mod m20261125_000013_lease;
+mod m20261126_000014_labels;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -35,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000011_tracestate::Migration),
             Box::new(m20261125_000012_undelivered::Migration),
             Box::new(m20261125_000013_lease::Migration),
+            Box::new(m20261126_000014_labels::Migration),
         ]
     }
 }

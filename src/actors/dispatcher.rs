@@ -259,6 +259,11 @@ impl DispatcherState {
 
     /// Without it a claim brings no rows, but is how running jobs that somebody wants cancelled are found at once.
     fn takes_rows(&self) -> bool {
+        self.serves() && self.args.shared.labels.satisfy(&self.args.flow.requires)
+    }
+
+    /// Whether it sees to the flow's waiting rows: also where it lacks a label, since nobody else may have it.
+    fn serves(&self) -> bool {
         self.args.claims && !self.stopped && !self.args.shared.draining.load(Ordering::Relaxed)
     }
 
@@ -273,11 +278,11 @@ impl DispatcherState {
             worker: self.args.shared.worker.clone(),
             concurrency: self.args.flow.concurrency.get(),
             worker_concurrency: self.args.flow.worker_concurrency.get(),
-            // Who takes no rows leaves it to those who do to end what has waited too long.
-            schedule_to_close_timeout: if self.tokens.is_empty() {
-                Duration::MAX
-            } else {
+            // Who stops leaves it to others to end what has waited too long.
+            schedule_to_close_timeout: if self.serves() {
                 self.args.flow.schedule_to_close_timeout
+            } else {
+                Duration::MAX
             },
             terms: self.args.flow.lease_terms(),
             tokens: self.tokens.clone(),

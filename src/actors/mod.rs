@@ -46,6 +46,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::domain::labels::Labels;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, WorkerId};
 use crate::metrics::{MailboxGauge, Metrics};
 use crate::process::{self, CommandSpec, Disk, Evidence, Processes, RunLink};
@@ -76,6 +77,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// Who this worker is.
     pub worker: WorkerId,
+    /// What it has that flows may require.
+    pub labels: Labels,
     /// The way to the StatusActor.
     pub status: Port<StatusMessage>,
     /// The way to the RetentionActor.

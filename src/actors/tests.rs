@@ -27,6 +27,7 @@ use super::status::{StatusActor, StatusArgs, StatusMessage};
 use super::{Health, Launcher, Launches, Port, Reply, Shared, Watched};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
+use crate::domain::labels::Labels;
 use crate::domain::run::{CommandEnd, EndCause, Shortage, Usage, Verdict};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
 use crate::metrics::{Metrics, Role};
@@ -180,6 +181,7 @@ impl World {
             metrics: Arc::new(Metrics::new("test").unwrap()),
             telemetry: Telemetry::default(),
             worker: "test".parse().unwrap(),
+            labels: Labels::default(),
             status: Port::default(),
             retention: Port::default(),
             launches: Launches::default(),
@@ -635,6 +637,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         metrics: Arc::new(Metrics::new("test").unwrap()),
         telemetry: Telemetry::default(),
         worker: old.worker.clone(),
+        labels: Labels::default(),
         status: Port::default(),
         retention: Port::default(),
         launches: Launches::default(),

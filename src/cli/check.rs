@@ -76,6 +76,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     for flow in config.flows.values() {
         findings.command(flow);
         findings.limits(flow);
+        findings.labels(flow);
     }
     findings.database().await;
     findings.report(context)
@@ -253,6 +254,15 @@ impl Findings<'_> {
                 message,
                 "or remove memory, cpus and pids from its limits",
             );
+        }
+    }
+
+    fn labels(&mut self, flow: &FlowConfig) {
+        let lacking = self.config.labels.lacks(&flow.requires);
+        if !lacking.is_empty() {
+            let message = format!("this worker claims no jobs of {}, which requires {lacking}", flow.flow);
+            let help = "add it to `labels` at the top of the file, or leave these jobs to workers that have it";
+            self.warn(&format!("flows.{}.requires", flow.flow), message, help);
         }
     }
 

@@ -26,17 +26,21 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         store.flow_states().await?.into_iter().map(|state| (state.job_type.clone(), state)).collect();
     let names: BTreeSet<&str> =
         config.flows.keys().map(|flow| flow.as_str()).chain(states.keys().map(String::as_str)).collect();
+    let alive = store.labels_alive().await?;
     let now = clock::now();
     let mut flows = Vec::new();
     let mut rows = Vec::new();
     for name in names {
         let state = states.get(name);
         let flow = config.flows.iter().find(|(flow, _)| flow.as_str() == name).map(|(_, flow)| flow);
-        let json = FlowJson::new(name, flow.map(AsRef::as_ref), state);
+        let json = FlowJson::new(name, flow.map(AsRef::as_ref), state, &alive);
+        let requires = flow.map(|flow| flow.requires.to_string()).unwrap_or_default();
         let remark = match (flow.is_some(), json.paused) {
             (false, _) if config.path.is_some() => "no flow of the configuration has this type".to_owned(),
             (_, true) => paused(state, now),
-            _ => String::new(),
+            _ if requires.is_empty() => String::new(),
+            _ if json.able_workers == Some(0) => format!("no living worker has what it requires: {requires}"),
+            _ => format!("requires {requires}"),
         };
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![

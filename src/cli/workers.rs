@@ -27,7 +27,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         context.output.note("no service has used this database yet");
         return Ok(());
     }
-    let header = ["WORKER", "STATE", "VERSION", "HOST", "STARTED", "HEARTBEAT", "RUNS", "REMARK"];
+    let header = ["WORKER", "STATE", "VERSION", "HOST", "STARTED", "HEARTBEAT", "RUNS", "LABELS", "REMARK"];
     let rows = workers.iter().map(|worker| {
         let json = WorkerJson::new(worker, now);
         let remark = match (&worker.drain_requested_by, json.state) {
@@ -42,6 +42,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             Cell::new(rfc3339(worker.started_time)),
             Cell::new(format!("{} ago", age(worker.heartbeat_time.min(now), now))),
             Cell::new(worker.runs),
+            Cell::new(cut(&worker.labels.to_string(), 60)),
             Cell::new(cut(&remark, 60)),
         ]
     });

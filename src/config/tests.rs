@@ -156,6 +156,24 @@ fn limits_and_guards_are_taken() {
 }
 
 #[test]
+fn labels_are_plain_words_each_once() {
+    let config = parse("labels = [\"ssd\", \"gpu\"]\n[defaults]\nrequires = [\"gpu\"]\n[flows.A]\ncommand = [\"true\"]\n[flows.B]\ncommand = [\"true\"]\nrequires = []\n").unwrap();
+    assert_eq!(config.labels.to_string(), "gpu, ssd");
+    let required: Vec<_> = config.flows.values().map(|flow| flow.requires.to_string()).collect();
+    assert_eq!(required, ["gpu", ""]);
+    assert_eq!(
+        complaints("labels = [\"gpu\", \"\", \"gpu\", 1]\n[flows.X]\ncommand = [\"true\"]\nrequires = [\"g p\"]\n"),
+        [
+            "1:18: \"\" in `labels` is no label",
+            "1:22: \"gpu\" stands in `labels` twice",
+            "1:29: `labels` must be a text in quotes, not an integer",
+            "4:13: \"g p\" in `requires` is no label",
+        ]
+    );
+    assert_eq!(about_line("requires = \"gpu\""), ["3:12: `requires` must be a list of texts, not a text"]);
+}
+
+#[test]
 fn relative_paths_are_relative_to_the_file() {
     let config = parse("data_dir = \"data\"\ndatabase_url = \"sqlite://x/y.db\"").unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/callsheet/data"));

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
+use crate::domain::labels::{Label, Labels};
 use crate::domain::limits::Limits;
 use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
@@ -35,6 +36,7 @@ pub(super) struct Validated {
     pub(super) data_dir: PathBuf,
     pub(super) database_url: Option<DatabaseUrl>,
     pub(super) worker_id: Option<WorkerId>,
+    pub(super) labels: Labels,
     pub(super) service: ServiceConfig,
     pub(super) http: HttpConfig,
     pub(super) retention: RetentionConfig,
@@ -114,6 +116,7 @@ impl Validator<'_> {
         let data_dir = self.data_dir(written.data_dir.as_ref());
         let database_url = self.database_url(written.database_url.as_ref());
         let worker_id = self.worker_id(written.worker_id.as_ref());
+        let labels = self.labels("labels", written.labels.as_deref());
         let service = ServiceConfig {
             on_stop: self.on_stop(written.on_stop.as_ref()),
             stop_deadline: self
@@ -144,6 +147,7 @@ impl Validator<'_> {
             data_dir,
             database_url,
             worker_id,
+            labels,
             service,
             http,
             retention,
@@ -341,6 +345,25 @@ impl Validator<'_> {
         }
     }
 
+    fn labels(&mut self, key: &str, written: Option<&[Spanned<String>]>) -> Labels {
+        let mut labels = Labels::default();
+        for word in written.unwrap_or_default() {
+            match word.get_ref().parse::<Label>() {
+                Ok(label) => {
+                    if !labels.insert(label) {
+                        let message = format!("{:?} stands in `{key}` twice", word.get_ref());
+                        self.notes.add(word.span(), message);
+                    }
+                }
+                Err(error) => {
+                    let message = format!("{:?} in `{key}` is no label", word.get_ref());
+                    self.notes.add(word.span(), message).help(error.to_string());
+                }
+            }
+        }
+        labels
+    }
+
     fn on_stop(&mut self, written: Option<&Spanned<String>>) -> OnStop {
         match written.map(|word| word.get_ref().as_str()) {
             None | Some("leave") => OnStop::Leave,
@@ -525,6 +548,9 @@ impl Validator<'_> {
             if let Some(first) = limits.into_iter().flatten().min_by_key(|span| span.start) {
                 self.place(format!("flows.{flow}.limits"), first.clone());
             }
+            if let Some(first) = merged.requires.as_ref().and_then(|labels| labels.first()) {
+                self.place(format!("flows.{flow}.requires"), first.span());
+            }
             if let Some(working_dir) = &merged.working_dir {
                 self.place(format!("flows.{flow}.working_dir"), working_dir.span());
             }
@@ -553,6 +579,7 @@ impl Validator<'_> {
                 format!("`worker_concurrency` is {worker_concurrency}, more than the {concurrency} of `concurrency`");
             self.notes.add(place.span(), message).help("`concurrency` counts the runs of all workers together");
         }
+        let requires = self.labels("requires", written.requires.as_deref());
         let (start_to_close_timeout, schedule_to_close_timeout) = self.timeouts(written);
         let heartbeat_timeout = self.duration("heartbeat_timeout", written.heartbeat_timeout.as_ref(), &HEARTBEAT);
         let kill_grace = self.duration("kill_grace", written.kill_grace.as_ref(), &KILL_GRACE);
@@ -579,6 +606,7 @@ impl Validator<'_> {
             schedule: schedule?,
             concurrency,
             worker_concurrency,
+            requires,
             start_to_close_timeout,
             schedule_to_close_timeout,
             heartbeat_timeout,
@@ -1032,6 +1060,7 @@ impl Flow {
             timezone: either(self.timezone, &defaults.timezone),
             concurrency: either(self.concurrency, &defaults.concurrency),
             worker_concurrency: either(self.worker_concurrency, &defaults.worker_concurrency),
+            requires: self.requires.or_else(|| defaults.requires.clone()),
             start_to_close_timeout: either(self.start_to_close_timeout, &defaults.start_to_close_timeout),
             schedule_to_close_timeout: either(self.schedule_to_close_timeout, &defaults.schedule_to_close_timeout),
             heartbeat_timeout: either(self.heartbeat_timeout, &defaults.heartbeat_timeout),

@@ -17,6 +17,7 @@ pub(super) struct Written {
     pub(super) data_dir: Field<String>,
     pub(super) database_url: Field<String>,
     pub(super) worker_id: Field<String>,
+    pub(super) labels: Option<Vec<Spanned<String>>>,
     pub(super) on_stop: Field<String>,
     pub(super) stop_deadline: Field<String>,
     pub(super) listen: Field<String>,
@@ -77,6 +78,7 @@ pub(super) struct Flow {
     pub(super) timezone: Field<String>,
     pub(super) concurrency: Field<i64>,
     pub(super) worker_concurrency: Field<i64>,
+    pub(super) requires: Option<Vec<Spanned<String>>>,
     pub(super) start_to_close_timeout: Field<String>,
     pub(super) schedule_to_close_timeout: Field<String>,
     pub(super) heartbeat_timeout: Field<String>,
@@ -121,6 +123,7 @@ const TOP: &[&str] = &[
     "data_dir",
     "database_url",
     "worker_id",
+    "labels",
     "service",
     "http",
     "telemetry",
@@ -147,6 +150,7 @@ const FLOW: &[&str] = &[
     "timezone",
     "concurrency",
     "worker_concurrency",
+    "requires",
     "start_to_close_timeout",
     "schedule_to_close_timeout",
     "heartbeat_timeout",
@@ -184,6 +188,7 @@ const SECTIONS: &[(&[&str], &str)] = &[
 
 const DURATION: &str = "a duration is a text with a unit, such as \"30s\", \"10min\" or \"2d\"";
 const VARIABLE: &str = "the value of an environment variable is a text: write \"1\", not 1";
+const LABELS: &str = "write them as texts in a list: [\"gpu\"]";
 const COMMAND: &str =
     "write the program and each argument as a text of its own: [\"program\", \"--id\", \"{identifier}\"]";
 
@@ -199,6 +204,7 @@ pub(super) fn read(text: &str) -> (Written, Notes) {
         data_dir: top.string("data_dir", ""),
         database_url: top.string("database_url", ""),
         worker_id: top.string("worker_id", ""),
+        labels: top.texts("labels", LABELS),
         ..Written::default()
     };
     if let Some(mut service) = top.table("service", "[service]") {
@@ -448,6 +454,7 @@ impl<'t, 'i> Table<'t, 'i> {
             timezone: self.string("timezone", ""),
             concurrency: self.integer("concurrency"),
             worker_concurrency: self.integer("worker_concurrency"),
+            requires: self.texts("requires", LABELS),
             start_to_close_timeout: self.string("start_to_close_timeout", DURATION),
             schedule_to_close_timeout: self.string("schedule_to_close_timeout", DURATION),
             heartbeat_timeout: self.string("heartbeat_timeout", DURATION),

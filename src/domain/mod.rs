@@ -7,6 +7,7 @@ pub mod admission;
 pub mod database_url;
 pub mod delivery;
 pub mod heartbeat;
+pub mod labels;
 pub mod lifecycle;
 pub mod limits;
 pub mod payload;

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 use crate::actors::ActorSnapshot;
 use crate::config::{Config, FlowConfig};
 use crate::domain::Timestamp;
+use crate::domain::labels::Labels;
 use crate::store::{
     AuditRow, DeliveryRow, DependencyRow, EventRow, FlowState, JobRow, Page, Pruned, RecurringRow, RunRow,
     StreamedEvent, WorkerRow, WorkerState,
@@ -196,6 +197,8 @@ pub struct WorkerJson {
     pub drain_requested_time: Option<String>,
     /// `drain_requested_by`
     pub drain_requested_by: Option<String>,
+    /// `labels`: what it has that flows may require.
+    pub labels: Vec<String>,
     /// How many claimed and running jobs it has.
     pub runs: u64,
 }
@@ -226,6 +229,10 @@ pub struct FlowJson {
     pub concurrency: Option<u32>,
     /// How many runs there may be at once on one worker.
     pub worker_concurrency: Option<u32>,
+    /// The labels that a worker needs to run its jobs.
+    pub requires: Option<Vec<String>>,
+    /// How many living workers have all of them; none of its jobs is started while that is 0.
+    pub able_workers: Option<u64>,
     /// Jobs that wait, delayed ones included.
     pub pending: u64,
     /// Jobs that wait and are due.
@@ -247,9 +254,10 @@ pub struct FlowsJson {
 }
 
 impl FlowJson {
-    /// The flow of this type, as far as it is configured and has rows.
+    /// The flow of this type, as far as it is configured and has rows; `alive` are the labels of each living worker.
     #[must_use]
-    pub fn new(name: &str, flow: Option<&FlowConfig>, state: Option<&FlowState>) -> Self {
+    pub fn new(name: &str, flow: Option<&FlowConfig>, state: Option<&FlowState>, alive: &[Labels]) -> Self {
+        let able = |flow: &FlowConfig| alive.iter().filter(|labels| labels.satisfy(&flow.requires)).count() as u64;
         Self {
             job_type: name.to_owned(),
             configured: flow.is_some(),
@@ -258,6 +266,8 @@ impl FlowJson {
             paused_by: state.and_then(|state| state.paused_by.clone()),
             concurrency: flow.map(|flow| flow.concurrency.get()),
             worker_concurrency: flow.map(|flow| flow.worker_concurrency.get()),
+            requires: flow.map(|flow| flow.requires.to_words()),
+            able_workers: flow.map(able),
             pending: state.map_or(0, |state| state.pending),
             runnable: state.map_or(0, |state| state.runnable),
             inqueue: state.map_or(0, |state| state.inqueue),
@@ -285,6 +295,7 @@ impl WorkerJson {
             heartbeat_age_seconds: now.since(row.heartbeat_time).as_secs(),
             drain_requested_time: row.drain_requested_time.map(rfc3339),
             drain_requested_by: row.drain_requested_by.clone(),
+            labels: row.labels.to_words(),
             runs: row.runs,
         }
     }

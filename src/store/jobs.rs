@@ -14,6 +14,7 @@ use super::{
     RunRow, Store, WorkerRow,
 };
 use crate::crash::{self, Step};
+use crate::domain::labels::{Label, Labels};
 use crate::domain::trace::{JobTrace, TraceContext, TraceState};
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
 
@@ -307,6 +308,15 @@ impl Store {
         self.rows(&query, worker_row).await
     }
 
+    /// The labels of each worker that lives.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn labels_alive(&self) -> Result<Vec<Labels>, Error> {
+        let (now, workers) = tokio::try_join!(self.now(), self.workers())?;
+        Ok(workers.into_iter().filter(|worker| worker.is_live(now)).map(|worker| worker.labels).collect())
+    }
+
     /// Lists jobs, newest first. Rows that are added meanwhile move no page: the cursor is an id, not a count.
     ///
     /// # Errors
@@ -562,8 +572,15 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
         heartbeat_time: row.time("heartbeat_time")?,
         drain_requested_time: row.maybe_time("drain_requested_time")?,
         drain_requested_by: row.text("drain_requested_by")?,
+        labels: labels(row.text("labels")?.as_deref()),
         runs: u64::try_from(row.int("runs")?).unwrap_or(0),
     })
+}
+
+/// The list that a worker has written; what somebody else wrote there counts for nothing.
+fn labels(list: Option<&str>) -> Labels {
+    let words = list.and_then(|list| serde_json::from_str::<Vec<String>>(list).ok()).unwrap_or_default();
+    words.iter().filter_map(|word| word.parse::<Label>().ok()).collect()
 }
 
 fn open_job(row: &Row<'_>) -> Result<OpenJob, Error> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::write::{Unreadable, WorkerState};
+use crate::domain::labels::Labels;
 use crate::domain::trace::JobTrace;
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 
@@ -252,6 +253,8 @@ pub struct WorkerRow {
     pub drain_requested_time: Option<Timestamp>,
     /// `drain_requested_by`
     pub drain_requested_by: Option<String>,
+    /// `labels`; none where they can't be read.
+    pub labels: Labels,
     /// How many claimed and running rows it has.
     pub runs: u64,
 }

@@ -262,9 +262,9 @@ impl Store {
     pub(super) async fn register_worker(&self, transaction: &Transaction, worker: &Worker) -> Result<Written, Error> {
         let now = self.dialect().now();
         let upsert = format!(
-            "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time) \
-             VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}) ON CONFLICT (worker_id) DO UPDATE SET \
-             incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, \
+            "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time, labels) \
+             VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}, $5) ON CONFLICT (worker_id) DO UPDATE SET \
+             incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, labels = excluded.labels, \
              state = excluded.state, heartbeat_time = excluded.heartbeat_time, started_time = \
              CASE WHEN workers.incarnation = excluded.incarnation THEN workers.started_time ELSE excluded.started_time END, \
              drain_requested_time = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_time END, \
@@ -275,6 +275,7 @@ impl Store {
             storable(&worker.incarnation).into(),
             storable(&worker.hostname).into(),
             storable(&worker.version).into(),
+            json!(worker.labels.to_words()).to_string().into(),
         ];
         self.applied_where(transaction, "register this worker", &upsert, values).await
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Waited;
 use crate::domain::heartbeat::{Lease, LeaseTerms};
+use crate::domain::labels::Labels;
 use crate::domain::run::{Next, Usage};
 use crate::domain::trace::TraceContext;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
@@ -260,6 +261,8 @@ pub struct Worker {
     pub hostname: String,
     /// Its Callsheet's version.
     pub version: String,
+    /// What it has that flows may require.
+    pub labels: Labels,
 }
 
 /// What a worker is doing; `workers.state`.

@@ -680,6 +680,7 @@ async fn add_worker(place: &Place, store: &Store, age: u32) {
         incarnation: "1".to_owned(),
         hostname: "here".to_owned(),
         version: "1".to_owned(),
+        labels: callsheet::domain::labels::Labels::default(),
     };
     store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
     let foreign = Database::connect(format!("sqlite://{}", place.database())).await.unwrap();

@@ -29,6 +29,7 @@ mod ends;
 mod events;
 mod grafana;
 mod http;
+mod labels;
 mod leases;
 mod lifecycle;
 mod limits;

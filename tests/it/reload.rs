@@ -11,12 +11,12 @@ use crate::support::service::{On, Service, most_at_once};
 const FLOWS: &str = "[flows.ONE]\n{job}\nkill_grace = \"300ms\"\n[flows.GOES]\n{job}\nconcurrency = 2\n";
 
 impl Service {
-    fn config(&self) -> String {
+    pub fn config(&self) -> String {
         fs::read_to_string(self.path("callsheet.toml")).unwrap()
     }
 
     /// Writes another configuration and has the service read it; waits until it has said what came of it.
-    async fn reload(&self, config: &str) {
+    pub async fn reload(&self, config: &str) {
         fs::write(self.path("callsheet.toml"), config).unwrap();
         let heard =
             || self.log().matches("the configuration was read again").count() + self.log().matches("SIGHUP: ").count();

@@ -690,6 +690,7 @@ async fn every_write_may_be_repeated(db: Db) {
             incarnation: "1".to_owned(),
             hostname: "h".to_owned(),
             version: "v".to_owned(),
+            labels: callsheet::domain::labels::Labels::default(),
         }),
     ];
     for write in writes {
@@ -1107,6 +1108,7 @@ async fn workers_and_flows_are_registered(db: Db) {
         incarnation: incarnation.to_owned(),
         hostname: "host".to_owned(),
         version: "1.2".to_owned(),
+        labels: callsheet::domain::labels::Labels::default(),
     };
     let note = |incarnation: &str, state| {
         Write::WorkerState(WorkerNote { worker: worker(), incarnation: incarnation.to_owned(), state })

@@ -327,6 +327,7 @@ fn me(incarnation: &str) -> Worker {
         incarnation: incarnation.to_owned(),
         hostname: "host".to_owned(),
         version: "1.2".to_owned(),
+        labels: callsheet::domain::labels::Labels::default(),
     }
 }
 

@@ -23,13 +23,14 @@ use crate::store::{FlowState, PauseResult};
 )]
 pub(super) async fn flows(State(app): State<App>, _: Viewer, uri: Uri) -> Result<Json<FlowsJson>, Problem> {
     Parameters::of(&uri, &[]).finish()?;
-    let states = app.store().flow_states().await?;
+    let (states, alive) = tokio::try_join!(app.store().flow_states(), app.store().labels_alive())?;
     let states: BTreeMap<&str, &FlowState> = states.iter().map(|state| (state.job_type.as_str(), state)).collect();
     let config = app.config();
     let names: BTreeSet<&str> = config.flows.keys().map(FlowType::as_str).chain(states.keys().copied()).collect();
     let flow = |name: &str| config.flows.values().find(|flow| flow.flow.as_str() == name);
-    let flows =
-        names.into_iter().map(|name| FlowJson::new(name, flow(name).map(AsRef::as_ref), states.get(name).copied()));
+    let flows = names
+        .into_iter()
+        .map(|name| FlowJson::new(name, flow(name).map(AsRef::as_ref), states.get(name).copied(), &alive));
     Ok(Json(FlowsJson { flows: flows.collect() }))
 }
 
@@ -81,9 +82,9 @@ async fn set_paused(app: &App, who: &Viewer, name: &str, paused: bool) -> Result
         PauseResult::NotFound => return Err(no_such_flow()),
         PauseResult::Changed | PauseResult::Unchanged => {}
     }
-    let states = store.flow_states().await?;
+    let (states, alive) = tokio::try_join!(store.flow_states(), store.labels_alive())?;
     let state = states.iter().find(|state| state.job_type == flow.as_str());
-    Ok(Json(FlowJson::new(flow.as_str(), app.config().flows.get(&flow).map(AsRef::as_ref), state)))
+    Ok(Json(FlowJson::new(flow.as_str(), app.config().flows.get(&flow).map(AsRef::as_ref), state, &alive)))
 }
 
 /// The jobs that are enqueued by the clock

@@ -311,6 +311,7 @@ fn flows(app: &App, now: Timestamp) -> BTreeMap<String, FlowInfo> {
     let flows = config.flows.iter().map(|(name, flow)| {
         let info = FlowInfo {
             concurrency: flow.concurrency.get(),
+            requires: flow.requires.clone(),
             heartbeat_timeout: flow.heartbeat_timeout,
             next_tick: flow.schedule.next_after(now),
         };

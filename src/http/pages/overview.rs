@@ -11,6 +11,7 @@ use super::recurring::{self, Entry};
 use super::timeline::timeline;
 use super::workers::workers_table;
 use super::{Part, Visitor};
+use crate::domain::labels::Labels;
 use crate::domain::{JobStatus, Timestamp};
 use crate::http::words::{age, duration_of, rough, thousands};
 use crate::store::{Count, Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
@@ -20,6 +21,8 @@ use crate::store::{Count, Ended, EndedRow, History, OpenRow, Overview, Queue, Wo
 pub(super) struct FlowInfo {
     /// How many runs there may be at once.
     pub(super) concurrency: u32,
+    /// The labels that a worker needs for it.
+    pub(super) requires: Labels,
     /// How long a run may go unconfirmed.
     pub(super) heartbeat_timeout: Duration,
     /// When its scheduler ticks next.
@@ -175,6 +178,12 @@ pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
         } else if queue.paused {
             let act = Some((format!("/flows/{}/resume", encoded(&queue.job_type)), "Resume"));
             found.push(Attention { sentence: format!("{flow} is paused, and {waiting}"), link, act });
+        } else if let Some(info) = view.flows.get(&queue.job_type)
+            && overview.workers.iter().any(|worker| alive(&worker))
+            && nobody_fits(overview, info)
+        {
+            let sentence = format!("{waiting} in {flow}, and no living worker has what it requires: {}", info.requires);
+            found.push(Attention { sentence, link, act: None });
         } else if let Some(oldest) =
             queue.oldest_waiting.filter(|oldest| queue.open == 0 && now.since(*oldest) > NOTHING_CLAIMS)
         {
@@ -194,6 +203,11 @@ pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
         found.push(Attention { sentence, link: Some("#failures".to_owned()), act: None });
     }
     found
+}
+
+/// Whether no living worker has the labels that a flow requires.
+fn nobody_fits(overview: &Overview, flow: &FlowInfo) -> bool {
+    !overview.workers.iter().any(|worker| worker.is_live(overview.now) && worker.labels.satisfy(&flow.requires))
 }
 
 fn waiting(queue: &Queue, exact: &BTreeMap<String, u64>) -> (u64, bool) {
@@ -276,6 +290,9 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
                 }
             }
             footer.muted {
+                @if let Some(info) = info.filter(|info| !info.requires.is_empty()) {
+                    span { "requires " (info.requires) @if nobody_fits(view.overview, info) { ": no living worker has it" } }
+                }
                 @if let Some(oldest) = queue.oldest_waiting { span { "the oldest has waited " (since(oldest, now)) } }
                 @if queue.delayed.at_least > 0 { span { (count(queue.delayed)) " delayed" @if let Some(due) = queue.next_due { ", next due " (ago(due, now)) } } }
                 @if let Some(tick) = info.and_then(|info| info.next_tick) { span { "next tick " (ago(tick, now)) } }

@@ -9,6 +9,7 @@ use crate::store::{OpenRow, WorkerRow};
 
 /// A table of the workers; `open` is what they have claimed.
 pub(super) fn workers_table(workers: &[WorkerRow], open: Option<&[OpenRow]>, now: Timestamp) -> Markup {
+    let labelled = workers.iter().any(|worker| !worker.labels.is_empty());
     html! {
         @if workers.is_empty() { p.muted { "No worker has ever used this database." } } @else {
             div.scroll tabindex="0" role="region" aria-label="Workers" {
@@ -16,6 +17,7 @@ pub(super) fn workers_table(workers: &[WorkerRow], open: Option<&[OpenRow]>, now
                     thead { tr {
                         th scope="col" { "Worker" } th scope="col" { "State" } th scope="col" { "Last sign of life" }
                         @if open.is_some() { th.number scope="col" { "Open jobs" } }
+                        @if labelled { th scope="col" { "Labels" } }
                         th scope="col" { "Host" } th scope="col" { "Version" } th scope="col" { "Up since" }
                     } }
                     tbody {
@@ -27,6 +29,7 @@ pub(super) fn workers_table(workers: &[WorkerRow], open: Option<&[OpenRow]>, now
                                 @if let Some(open) = open {
                                     td.number { (open.iter().filter(|row| row.worker_id.as_deref() == Some(&worker.worker_id)).count()) }
                                 }
+                                @if labelled { td { (worker.labels) } }
                                 td { (name(&worker.hostname)) }
                                 td { (name(&worker.version)) }
                                 td { (ago(worker.started_time, now)) }

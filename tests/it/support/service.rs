@@ -132,7 +132,8 @@ impl Service {
     /// Adds to the configuration: keys of the top level, then tables.
     pub fn configure(&self, more: &str) {
         let config = fs::read_to_string(self.path("callsheet.toml")).unwrap();
-        let (keys, tables) = more.split_at(more.find('[').unwrap_or(more.len()));
+        let tables = if more.starts_with('[') { Some(0) } else { more.find("\n[").map(|end| end + 1) };
+        let (keys, tables) = more.split_at(tables.unwrap_or(more.len()));
         fs::write(self.path("callsheet.toml"), config.replace("# more\n", keys) + tables).unwrap();
     }
 
