@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::actors::root::{RootActor, RootArgs, RootMessage};
+use crate::actors::slots::SlotPool;
 use crate::actors::status::{ErrorChain, StatusMessage};
 use crate::actors::{AbortOnDrop, Handle, Health, Launches, Port, Reply, Shared, Tree, Watched};
 use crate::clock::SystemClock;
@@ -272,6 +273,7 @@ impl Service {
             status: Port::default(),
             retention: Port::default(),
             launches: Launches::default(),
+            slots: SlotPool::new(processes.last_holders()?),
             health: Health::default(),
             tree: Tree::new(Arc::new(SystemClock)),
             changed: watch::Sender::default(),

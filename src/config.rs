@@ -32,6 +32,7 @@ use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retention::Horizon;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::schedule::Schedule;
+use crate::domain::slots::Slots;
 use crate::domain::template::Template;
 use crate::domain::{FlowType, Timestamp, WorkerId};
 
@@ -156,6 +157,8 @@ pub struct FlowConfig {
     pub worker_concurrency: NonZeroU32,
     /// The labels that a worker needs to claim any of its jobs.
     pub requires: Labels,
+    /// The devices of which each run holds one; `None` where it holds none.
+    pub slots: Option<Slots>,
     /// How long one run may take.
     pub start_to_close_timeout: Duration,
     /// How long a job may take from enqueue (or `run_at`) to its end, waiting and retries included.
@@ -472,6 +475,7 @@ impl fmt::Debug for FlowConfig {
             .field("concurrency", &self.concurrency)
             .field("worker_concurrency", &self.worker_concurrency)
             .field("requires", &self.requires)
+            .field("slots", &self.slots)
             .field("start_to_close_timeout", &self.start_to_close_timeout)
             .field("schedule_to_close_timeout", &self.schedule_to_close_timeout)
             .field("heartbeat_timeout", &self.heartbeat_timeout)

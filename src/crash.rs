@@ -113,6 +113,8 @@ steps! {
     PayloadFile = "payload-file",
     /// The journal's first record is written.
     SpecRecord = "spec-record",
+    /// It is noted that a run takes a slot.
+    SlotFile = "slot-file",
     /// The zygote is started.
     ZygoteSpawn = "zygote-spawn",
     /// An order is sent to the zygote.

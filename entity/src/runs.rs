@@ -28,6 +28,8 @@ pub struct Model {
     pub max_rss_bytes: Option<i64>,
     pub io_read_bytes: Option<i64>,
     pub io_write_bytes: Option<i64>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub slot: Option<String>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
     pub job: HasOne<super::jobs::Entity>,
 }

@@ -16,6 +16,7 @@ mod m20261125_000011_tracestate;
 mod m20261125_000012_undelivered;
 mod m20261125_000013_lease;
 mod m20261126_000014_labels;
+mod m20261126_000015_slot;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000012_undelivered::Migration),
             Box::new(m20261125_000013_lease::Migration),
             Box::new(m20261126_000014_labels::Migration),
+            Box::new(m20261126_000015_slot::Migration),
         ]
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::job::{JobActor, JobArgs, JobMessage, JobStart, OwnedRun};
@@ -105,6 +106,11 @@ pub struct DispatcherState {
     woken: bool,
     noticed: Instant,
     tokens: Vec<RunToken>,
+    /// The settings that the claim under way was made with; what it brings is run with them.
+    claiming: Arc<FlowConfig>,
+    /// Tells of slots that were given back since the claim was made.
+    freed: watch::Receiver<()>,
+    wait_for_slot: Option<AbortOnDrop>,
     stop_replies: Vec<Reply<()>>,
     timer: Option<AbortOnDrop>,
     retry: Option<AbortOnDrop>,
@@ -123,6 +129,7 @@ impl Actor for DispatcherActor {
         args: DispatcherArgs,
     ) -> Result<DispatcherState, ActorProcessingErr> {
         args.port.connect(myself, args.shared.metrics.mailbox(Role::Dispatcher));
+        let (claiming, freed) = (Arc::clone(&args.flow), args.shared.slots.freed());
         Ok(DispatcherState {
             args,
             phase: Phase::Recovering,
@@ -130,6 +137,9 @@ impl Actor for DispatcherActor {
             woken: true,
             noticed: Instant::now(),
             tokens: Vec::new(),
+            claiming,
+            freed,
+            wait_for_slot: None,
             stop_replies: Vec::new(),
             timer: None,
             retry: None,
@@ -169,6 +179,7 @@ impl Actor for DispatcherActor {
             DispatcherMessage::Recovered(Some(())) => {
                 if state.phase == Phase::Recovering {
                     state.phase = Phase::Idle;
+                    state.args.shared.slots.give_back_of(&state.args.flow.flow);
                 }
                 state.wake(&myself)?;
             }
@@ -247,6 +258,8 @@ impl DispatcherState {
                 let most =
                     if self.takes_rows() { self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM) } else { 0 };
                 self.tokens = fresh_tokens(most)?;
+                self.claiming = Arc::clone(&self.args.flow);
+                self.ask_for_slots();
                 self.phase = Phase::Claiming;
                 Ok(true)
             }
@@ -254,6 +267,34 @@ impl DispatcherState {
                 self.woken = true;
                 Ok(false)
             }
+        }
+    }
+
+    /// Claims no more rows than there are free slots, where each of its runs holds one.
+    fn ask_for_slots(&mut self) {
+        self.wait_for_slot = None;
+        let (pool, flow) = (&self.args.shared.slots, &self.claiming);
+        if let Some(slots) = &flow.slots {
+            self.freed = pool.freed();
+            self.tokens.truncate(pool.ask(&flow.flow, slots, &self.tokens));
+        }
+    }
+
+    /// Gives back what is not needed; where every slot was, there may be rows for the next one that is free.
+    fn settle_slots(&mut self, jobs: &[ClaimedJob]) {
+        if self.claiming.slots.is_none() {
+            return;
+        }
+        let needed = |token: &RunToken| jobs.iter().any(|job| job.token == *token);
+        self.args.shared.slots.give_back(self.tokens.iter().filter(|token| !needed(token)));
+        if jobs.len() == self.tokens.len() && self.takes_rows() {
+            let (mut freed, port) = (self.freed.clone(), self.args.port.clone());
+            self.wait_for_slot = Some(AbortOnDrop::spawn(async move {
+                // Its sender lives as long as the pool, and that as long as the service.
+                if freed.changed().await.is_ok() {
+                    port.cast(DispatcherMessage::Wake);
+                }
+            }));
         }
     }
 
@@ -274,17 +315,17 @@ impl DispatcherState {
 
     fn pending_claim(&self, myself: &ActorRef<DispatcherMessage>) -> Pending {
         let claim = Write::Claim(Claim {
-            flow: self.args.flow.flow.clone(),
+            flow: self.claiming.flow.clone(),
             worker: self.args.shared.worker.clone(),
-            concurrency: self.args.flow.concurrency.get(),
-            worker_concurrency: self.args.flow.worker_concurrency.get(),
+            concurrency: self.claiming.concurrency.get(),
+            worker_concurrency: self.claiming.worker_concurrency.get(),
             // Who stops leaves it to others to end what has waited too long.
             schedule_to_close_timeout: if self.serves() {
-                self.args.flow.schedule_to_close_timeout
+                self.claiming.schedule_to_close_timeout
             } else {
                 Duration::MAX
             },
-            terms: self.args.flow.lease_terms(),
+            terms: self.claiming.lease_terms(),
             tokens: self.tokens.clone(),
         });
         Pending { writes: vec![claim], reply: Reply::to(myself, DispatcherMessage::Claimed) }
@@ -305,6 +346,7 @@ impl DispatcherState {
         for (job, _) in &claimed.cancel_requested {
             self.cancel(*job);
         }
+        self.settle_slots(&claimed.jobs);
         // Where every token was used there may be more at once; else the next row says when.
         self.woken |= !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
         if self.args.claims {
@@ -382,15 +424,15 @@ impl DispatcherState {
         let request = Request {
             identifier: job.identifier.as_deref().map_err(|unreadable| unreadable.0.as_str()),
             payload: job.payload.as_ref().map(|_| ()).map_err(|unreadable| unreadable.0.as_str()),
-            schedule_deadline: job.schedule_time.plus(self.args.flow.schedule_to_close_timeout),
+            schedule_deadline: job.schedule_time.plus(self.claiming.schedule_to_close_timeout),
         };
-        let start = match admit(request, &self.args.flow.identifier_pattern, now) {
+        let start = match admit(request, &self.claiming.identifier_pattern, now) {
             Ok(()) => claim,
             Err(reason) => JobStart::Refuse(reason),
         };
         JobArgs {
             shared: Arc::clone(&self.args.shared),
-            flow: Arc::clone(&self.args.flow),
+            flow: Arc::clone(&self.claiming),
             run: OwnedRun {
                 job: job.id,
                 token: job.token,
@@ -399,7 +441,7 @@ impl DispatcherState {
                 identifier: job.identifier.unwrap_or_default(),
                 payload: job.payload.unwrap_or_default(),
                 attempts_before: job.attempts_before,
-                maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.args.flow.retry.maximum_attempts()),
+                maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.claiming.retry.maximum_attempts()),
                 schedule_time: job.schedule_time,
                 runnable_since: job.run_at.max(job.created_time),
                 trace: JobTrace::of(job.id, job.created_time, job.trace),
@@ -450,6 +492,7 @@ impl DispatcherState {
             execution_ms: None,
             usage: None,
             lapsed: true,
+            slot: None,
         };
         let reply = Reply::to(myself, move |answer| DispatcherMessage::TakenOver(Box::new((run, next)), answer));
         shared.status.cast(StatusMessage::Write(vec![Write::Settle(settlement)], reply));

@@ -18,6 +18,7 @@ use tracing::Instrument;
 
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatMessage, Kept};
 use super::retention::RetentionMessage;
+use super::slots::HeldSlot;
 use super::status::{ErrorChain, Pending, StatusMessage};
 use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
@@ -25,6 +26,7 @@ use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
 use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, conclude};
+use crate::domain::slots::Slot;
 use crate::domain::template::{Placeholder, Template};
 use crate::domain::trace::{JobTrace, RunPart, TraceParent};
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
@@ -198,6 +200,9 @@ pub struct JobState {
     ask_wait: Duration,
     start_timer: Option<AbortOnDrop>,
     heartbeat_timer: Option<AbortOnDrop>,
+    /// The device that its command has, held until nothing of the run is alive.
+    held: Option<HeldSlot>,
+    slot: Option<Slot>,
     /// What the shim was told of its lease, and whether it has one.
     told: Told,
     leased: bool,
@@ -229,6 +234,7 @@ impl Actor for JobActor {
 
     async fn pre_start(&self, _myself: ActorRef<Self::Msg>, args: JobArgs) -> Result<JobState, ActorProcessingErr> {
         let watched = args.shared.metrics.watch_run(&args.flow.flow);
+        let held = args.shared.slots.own(&args.run.token, args.run.job, args.run.attempt);
         let span = tracing::info_span!(
             parent: None,
             "run",
@@ -256,6 +262,8 @@ impl Actor for JobActor {
             ask_wait: ASK_AGAIN,
             start_timer: None,
             heartbeat_timer: None,
+            slot: held.as_ref().map(|held| held.slot().clone()),
+            held,
             told: Told::Nothing,
             leased: false,
             progress: Progress::Written,
@@ -365,6 +373,7 @@ impl JobState {
             }
             Some(_) => {
                 tracing::warn!("a claim was outdated before its launch");
+                self.release();
                 self.phase = RunPhase::Closed;
                 myself.stop(None);
             }
@@ -479,6 +488,7 @@ impl JobState {
                 .map(|cancel| CancelSpec { term: words(cancel, "TERM"), kill: words(cancel, "KILL") }),
             working_dir: flow.working_dir.as_ref().map(|path| text(path).into()),
             env: flow.env.iter().map(|(name, value)| (name.clone(), text(value))).chain(self.trace_context()).collect(),
+            slot: self.slot.clone(),
             identifier: run.identifier.clone(),
             worker: shared.worker.clone(),
             payload: run.payload.clone(),
@@ -738,6 +748,8 @@ impl JobState {
     }
 
     fn ended(&mut self, myself: &ActorRef<JobMessage>, end: RunEnd) {
+        // Before the end is written, so that the claim which goes with that finds it free.
+        self.release();
         let now = self.args.shared.clock.now();
         if matches!(end, RunEnd::CancelledBeforeStart | RunEnd::Refused(_)) {
             // Whatever kept it from being launched: nobody tries any more, and the next job will say so itself.
@@ -759,6 +771,13 @@ impl JobState {
         let conclusion = conclude(&end, &context, now);
         self.end = Some((end, conclusion, now));
         self.step(myself, RunEvent::Ended);
+    }
+
+    /// Nothing of the run is alive, or nothing of it has been started.
+    fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            held.release();
+        }
     }
 
     fn step(&mut self, myself: &ActorRef<JobMessage>, event: RunEvent) {
@@ -808,6 +827,7 @@ impl JobState {
             worker: self.args.shared.worker.clone(),
             pid,
             started_time,
+            slot: self.slot.clone(),
         }))
     }
 
@@ -900,6 +920,7 @@ impl JobState {
             usage: verdict.map(|verdict| verdict.usage),
             message: Some(self.end_message(conclusion)),
             lapsed: false,
+            slot: self.slot.clone(),
         })
     }
 

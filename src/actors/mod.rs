@@ -29,6 +29,7 @@ pub mod recovery;
 pub mod retention;
 pub mod root;
 pub mod scheduler;
+pub mod slots;
 pub mod status;
 mod tree;
 mod webhooks;
@@ -55,6 +56,7 @@ use crate::telemetry::Telemetry;
 
 pub use self::handle::Handle;
 use self::retention::RetentionMessage;
+use self::slots::SlotPool;
 use self::status::StatusMessage;
 pub use self::tree::{ActorSnapshot, Tree, Watched, WatchedState};
 
@@ -85,6 +87,8 @@ pub struct Shared {
     pub retention: Port<RetentionMessage>,
     /// Which runs are being launched at this moment.
     pub launches: Launches,
+    /// Which run holds which device of this worker.
+    pub slots: SlotPool,
     /// What `readyz` tells.
     pub health: Health,
     /// Which actors there are, for people.
@@ -104,6 +108,8 @@ pub trait Launcher: Send + Sync + 'static {
     /// Finds out what became of a run whose owner is gone.
     fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken)
     -> BoxFuture<'_, Result<Evidence, process::Error>>;
+    /// Whether nothing of a run is alive any more.
+    fn is_over(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<bool, process::Error>>;
     /// Where a run's files are.
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
     /// Kills what a run left alive whose shim is gone, and says how many processes that were.
@@ -124,6 +130,10 @@ impl Launcher for Processes {
         token: RunToken,
     ) -> BoxFuture<'_, Result<Evidence, process::Error>> {
         Box::pin(async move { self.inspect(job, attempt, &token).await })
+    }
+
+    fn is_over(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<bool, process::Error>> {
+        Box::pin(async move { self.is_over(job, attempt, &token).await })
     }
 
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf {

@@ -21,8 +21,8 @@ use super::job::JobMessage;
 use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::retention::{RetentionActor, RetentionArgs};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
-use super::webhooks;
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
+use super::{slots, webhooks};
 use crate::config::{FlowConfig, RetentionConfig};
 use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -133,7 +133,7 @@ pub struct RootState {
     since: Instant,
     timers: Vec<AbortOnDrop>,
     _webhooks: Vec<AbortOnDrop>,
-    _background: [AbortOnDrop; 5],
+    _background: [AbortOnDrop; 6],
 }
 
 impl Actor for RootActor {
@@ -158,6 +158,7 @@ impl Actor for RootActor {
             watch_database(&shared, &myself),
             watch_backlog(&shared, &counted),
             watch_disk(&shared),
+            watch_slots(&shared),
             show_life(&shared, args.worker.clone()),
             watch_drain(&shared, args.worker),
         ];
@@ -526,6 +527,15 @@ fn watch_disk(shared: &Arc<Shared>) -> AbortOnDrop {
                 tokio::time::sleep(DISK_INTERVAL).await;
             }
         }
+    })
+}
+
+/// Gives slots back whose runs are over and that nobody looked after.
+fn watch_slots(shared: &Arc<Shared>) -> AbortOnDrop {
+    let shared = Arc::clone(shared);
+    keep_running("looking after slots", move || {
+        let (pool, launcher) = (shared.slots.clone(), Arc::clone(&shared.launcher));
+        slots::watch(pool, launcher, shared.launches.clone())
     })
 }
 

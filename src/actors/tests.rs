@@ -141,6 +141,10 @@ impl Launcher for FakeLauncher {
         })
     }
 
+    fn is_over(&self, _: JobId, _: Attempt, token: RunToken) -> super::BoxFuture<'_, Result<bool, process::Error>> {
+        Box::pin(async move { Ok(self.0.lock().unwrap().runs.get(&token).is_none_or(|run| run.verdict.is_some())) })
+    }
+
     fn run_dir(&self, _: JobId, _: Attempt, _: &RunToken) -> PathBuf {
         PathBuf::from("/nowhere")
     }
@@ -185,6 +189,7 @@ impl World {
             status: Port::default(),
             retention: Port::default(),
             launches: Launches::default(),
+            slots: super::slots::SlotPool::new(Vec::new()),
             health: Health::default(),
             tree: super::Tree::new(Arc::new(SystemClock)),
             changed: tokio::sync::watch::Sender::default(),
@@ -516,6 +521,7 @@ async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
         execution_ms: None,
         usage: None,
         lapsed: false,
+        slot: None,
         message: None,
     };
     world.args.shared.store.apply(&[Write::Settle(settlement)]).await.unwrap();
@@ -641,6 +647,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         status: Port::default(),
         retention: Port::default(),
         launches: Launches::default(),
+        slots: super::slots::SlotPool::new(Vec::new()),
         health: Health::default(),
         tree: super::Tree::new(Arc::new(SystemClock)),
         changed: tokio::sync::watch::Sender::default(),

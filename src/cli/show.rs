@@ -131,6 +131,7 @@ fn print(context: &Context, job: &JobRow, runs: &[RunRow], events: &[EventRow], 
                 "READ",
                 "WRITTEN",
                 "WORKER",
+                "SLOT",
             ],
             &["ATTEMPT", "EXIT", "PID", "USER CPU", "SYSTEM CPU", "MEMORY", "READ", "WRITTEN"],
             runs.iter().map(run_row).collect(),
@@ -184,6 +185,7 @@ fn run_row(run: &RunRow) -> Vec<Cell> {
         size(run.io_read_bytes),
         size(run.io_write_bytes),
         Cell::new(run.worker_id.as_deref().map(one_line).unwrap_or_default()),
+        Cell::new(run.slot.as_deref().map(one_line).unwrap_or_default()),
     ]
 }
 

@@ -127,6 +127,7 @@ fn the_template_is_valid_and_so_is_all_that_it_comments_out() {
             env: Vec::new(),
             cancel_command: None,
             recurring: Vec::new(),
+            slots: None,
             working_dir: own.working_dir.clone(),
             ..FlowConfig::clone(written)
         },
@@ -171,6 +172,28 @@ fn labels_are_plain_words_each_once() {
         ]
     );
     assert_eq!(about_line("requires = \"gpu\""), ["3:12: `requires` must be a list of texts, not a text"]);
+}
+
+#[test]
+fn slots_are_a_variable_and_its_values() {
+    let slots = |line| flow(line).slots.map(|slots| slots.to_string());
+    assert_eq!(slots(""), None);
+    assert_eq!(slots("slots = { name = \"GPU\", values = [\"0\", \"1\"] }"), Some("GPU of 0 1".to_owned()));
+    let about = |rest: &str| about_line(&format!("slots = {{ {rest} }}"));
+    assert_eq!(about("name = \"GPU\""), ["3:9: `slots` has no `values`"]);
+    assert_eq!(about("name = \"GPU\", values = []"), ["3:9: `slots`: there is no value, so nothing could ever run"]);
+    assert_eq!(
+        about("name = \"GPU\", values = [\"0\", \"0\"], order = 1"),
+        [
+            "3:42: `slots`: \"0\" stands there twice, and two runs would hold one device",
+            "3:48: unknown key `order` in [flows.X.slots]"
+        ]
+    );
+    assert_eq!(about("name = \"GPU\", values = [0]")[0], "3:35: `values` must be a text in quotes, not an integer");
+    let of_ours = about("name = \"CALLSHEET_JOB_ID\", values = [\"0\"]");
+    assert_eq!(of_ours, ["3:18: CALLSHEET_JOB_ID is set by Callsheet itself and can't be given another value"]);
+    let both = "env = { GPU = \"1\" }\nslots = { name = \"GPU\", values = [\"0\"] }";
+    assert_eq!(about_line(both), ["3:9: `env` sets GPU, which is what `slots` sets for each run"]);
 }
 
 #[test]

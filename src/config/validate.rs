@@ -13,7 +13,7 @@ use toml::Spanned;
 use super::adopted::{self, AdoptedTable};
 use super::report::Notes;
 use super::tokens::{is_of_nothing, parse_sha256};
-use super::written::{Flow, Recurring, Size, Tls, Token, Webhook, Written};
+use super::written::{Flow, Recurring, Size, SlotsTable, Tls, Token, Webhook, Written};
 use super::{
     AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RecurringConfig, RetentionConfig, ServiceConfig,
     TlsConfig, TokenConfig, TokenSecret, WebhookConfig, WebhookSecret, WebhookUrl,
@@ -25,6 +25,7 @@ use crate::domain::limits::Limits;
 use crate::domain::recurring::{CatchUp, Overlap};
 use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
 use crate::domain::schedule::{InvalidSchedule, Schedule};
+use crate::domain::slots::{InvalidSlots, Slots};
 use crate::domain::template::{InvalidTemplate, Template};
 use crate::domain::{FlowType, JobStatus, WorkerId};
 
@@ -364,6 +365,37 @@ impl Validator<'_> {
         labels
     }
 
+    fn slots(&mut self, written: &SlotsTable, env: &[(Spanned<String>, Spanned<String>)]) -> Option<Slots> {
+        let SlotsTable { span, name, values } = written;
+        for (key, is_missing) in [("name", name.is_none()), ("values", values.is_none())] {
+            if is_missing {
+                let note = self.notes.add(span.clone(), format!("`slots` has no `{key}`"));
+                note.help("write slots = { name = \"CUDA_VISIBLE_DEVICES\", values = [\"0\", \"1\"] }").missing();
+            }
+        }
+        let (name, values) = (name.as_ref()?, values.as_ref()?);
+        self.variable_name(name, true);
+        if let Some((variable, _)) = env.iter().find(|(variable, _)| variable.get_ref() == name.get_ref()) {
+            let message = format!("`env` sets {}, which is what `slots` sets for each run", variable.get_ref());
+            self.notes.add(variable.span(), message).help("take it out of one of them").private();
+        }
+        let texts: Vec<&str> = values.iter().map(|value| value.get_ref().as_str()).collect();
+        match Slots::new(name.get_ref(), &texts) {
+            Ok(slots) => Some(slots),
+            Err(error) => {
+                let place = match &error {
+                    InvalidSlots::Name(_) => name.span(),
+                    InvalidSlots::Empty => span.clone(),
+                    InvalidSlots::Value(place, _) | InvalidSlots::Twice(place, _) => {
+                        values.get(*place).map_or(span.clone(), Spanned::span)
+                    }
+                };
+                self.notes.add(place, format!("`slots`: {error}"));
+                None
+            }
+        }
+    }
+
     fn on_stop(&mut self, written: Option<&Spanned<String>>) -> OnStop {
         match written.map(|word| word.get_ref().as_str()) {
             None | Some("leave") => OnStop::Leave,
@@ -580,6 +612,7 @@ impl Validator<'_> {
             self.notes.add(place.span(), message).help("`concurrency` counts the runs of all workers together");
         }
         let requires = self.labels("requires", written.requires.as_deref());
+        let slots = written.slots.as_ref().and_then(|slots| self.slots(slots, &written.env));
         let (start_to_close_timeout, schedule_to_close_timeout) = self.timeouts(written);
         let heartbeat_timeout = self.duration("heartbeat_timeout", written.heartbeat_timeout.as_ref(), &HEARTBEAT);
         let kill_grace = self.duration("kill_grace", written.kill_grace.as_ref(), &KILL_GRACE);
@@ -607,6 +640,7 @@ impl Validator<'_> {
             concurrency,
             worker_concurrency,
             requires,
+            slots,
             start_to_close_timeout,
             schedule_to_close_timeout,
             heartbeat_timeout,
@@ -1061,6 +1095,7 @@ impl Flow {
             concurrency: either(self.concurrency, &defaults.concurrency),
             worker_concurrency: either(self.worker_concurrency, &defaults.worker_concurrency),
             requires: self.requires.or_else(|| defaults.requires.clone()),
+            slots: self.slots.or_else(|| defaults.slots.clone()),
             start_to_close_timeout: either(self.start_to_close_timeout, &defaults.start_to_close_timeout),
             schedule_to_close_timeout: either(self.schedule_to_close_timeout, &defaults.schedule_to_close_timeout),
             heartbeat_timeout: either(self.heartbeat_timeout, &defaults.heartbeat_timeout),

@@ -79,6 +79,7 @@ pub(super) struct Flow {
     pub(super) concurrency: Field<i64>,
     pub(super) worker_concurrency: Field<i64>,
     pub(super) requires: Option<Vec<Spanned<String>>>,
+    pub(super) slots: Option<SlotsTable>,
     pub(super) start_to_close_timeout: Field<String>,
     pub(super) schedule_to_close_timeout: Field<String>,
     pub(super) heartbeat_timeout: Field<String>,
@@ -96,6 +97,14 @@ pub(super) struct Flow {
     pub(super) pids: Field<i64>,
     pub(super) output: Field<Size>,
     pub(super) recurring: Vec<Spanned<Recurring>>,
+}
+
+/// `slots`
+#[derive(Clone)]
+pub(super) struct SlotsTable {
+    pub(super) span: Range<usize>,
+    pub(super) name: Field<String>,
+    pub(super) values: Option<Vec<Spanned<String>>>,
 }
 
 /// `[[flows.TYPE.recurring]]`
@@ -151,6 +160,7 @@ const FLOW: &[&str] = &[
     "concurrency",
     "worker_concurrency",
     "requires",
+    "slots",
     "start_to_close_timeout",
     "schedule_to_close_timeout",
     "heartbeat_timeout",
@@ -165,6 +175,7 @@ const FLOW: &[&str] = &[
 const RETRY: &[&str] =
     &["maximum_attempts", "initial_interval", "backoff_coefficient", "maximum_interval", "non_retryable_exit_codes"];
 const LIMITS: &[&str] = &["memory", "cpus", "pids", "output"];
+const SLOTS: &[&str] = &["name", "values"];
 const RECURRING: &[&str] =
     &["name", "schedule", "timezone", "identifier", "payload", "priority", "catch_up", "overlap"];
 const WEBHOOK: &[&str] =
@@ -455,6 +466,7 @@ impl<'t, 'i> Table<'t, 'i> {
             concurrency: self.integer("concurrency"),
             worker_concurrency: self.integer("worker_concurrency"),
             requires: self.texts("requires", LABELS),
+            slots: self.slots(path),
             start_to_close_timeout: self.string("start_to_close_timeout", DURATION),
             schedule_to_close_timeout: self.string("schedule_to_close_timeout", DURATION),
             heartbeat_timeout: self.string("heartbeat_timeout", DURATION),
@@ -488,6 +500,15 @@ impl<'t, 'i> Table<'t, 'i> {
         flow.recurring = self.recurring(path);
         self.no_other_keys(FLOW);
         flow
+    }
+
+    fn slots(&mut self, path: &str) -> Option<SlotsTable> {
+        const VALUES: &str = "write each as a text: values = [\"0\", \"1\"]";
+        let span = self.get("slots")?.span();
+        let mut slots = self.table("slots", &format!("[{path}.slots]"))?;
+        let read = SlotsTable { span, name: slots.string("name", ""), values: slots.texts("values", VALUES) };
+        slots.no_other_keys(SLOTS);
+        Some(read)
     }
 
     fn recurring(&mut self, path: &str) -> Vec<Spanned<Recurring>> {

@@ -17,6 +17,7 @@ pub mod retention;
 pub mod retry;
 pub mod run;
 pub mod schedule;
+pub mod slots;
 pub mod template;
 pub mod trace;
 

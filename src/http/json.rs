@@ -118,6 +118,8 @@ pub struct RunJson {
     pub io_read_bytes: Option<i64>,
     /// `io_write_bytes`
     pub io_write_bytes: Option<i64>,
+    /// `slot`: the device that it had, such as `CUDA_VISIBLE_DEVICES=1`.
+    pub slot: Option<String>,
 }
 
 /// A row of `job_events`.
@@ -656,6 +658,7 @@ impl From<&RunRow> for RunJson {
             max_rss_bytes: row.max_rss_bytes,
             io_read_bytes: row.io_read_bytes,
             io_write_bytes: row.io_write_bytes,
+            slot: row.slot.clone(),
         }
     }
 }

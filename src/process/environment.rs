@@ -58,6 +58,7 @@ impl CommandSpec {
     pub(super) fn added_environment(&self, run_dir: &Path) -> Vec<(String, OsString)> {
         let mut added: Vec<(String, OsString)> =
             self.env.iter().map(|(name, value)| (name.clone(), value.into())).collect();
+        added.extend(self.slot.iter().map(|slot| (slot.name.clone(), slot.value.clone().into())));
         let mut ours = |name: &str, value: OsString| added.push((name.to_owned(), value));
         ours("CALLSHEET_JOB_ID", self.job.to_string().into());
         ours("CALLSHEET_JOB_TYPE", self.flow.as_str().into());
@@ -126,6 +127,7 @@ mod tests {
             cancel: None,
             working_dir: None,
             env: vec![("CALLSHEET_JOB_ID".to_owned(), "forged".to_owned()), ("KEY".to_owned(), "secret".to_owned())],
+            slot: None,
             identifier: "abc".to_owned(),
             worker: "w".parse().unwrap(),
             payload: None,

@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::link::{CancelOrder, LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
+use super::slots::{self, LastHolder};
 use super::{
     CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
     WantedLease, ZYGOTE_NAME, ZYGOTE_WORD,
@@ -109,6 +110,15 @@ impl Launcher {
     /// Everything of a launch that may block.
     fn order(&self, run_dir: &Path, spec: &CommandSpec) -> Result<Launched, Error> {
         let mut journal = run_dir::create(run_dir, &self.spec_record(spec), spec.payload.as_deref())?;
+        if let Some(slot) = spec.slot.clone() {
+            let holder = LastHolder { slot, job: spec.job, attempt: spec.attempt, token: spec.token.clone() };
+            let directory = run_dir.parent().unwrap_or(run_dir).with_file_name(slots::DIRECTORY);
+            if let Err(source) = slots::take(&directory, &holder) {
+                // Nobody has been told of the run.
+                let _ = std::fs::remove_dir_all(run_dir);
+                return Err(Error::RunFile { action: "write", path: directory, source });
+            }
+        }
         let order = Order {
             token: spec.token.as_str().to_owned(),
             run_dir: run_dir.into(),
@@ -222,6 +232,23 @@ impl Launcher {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Without adopting its shim.
+    pub(super) async fn is_over(self: &Arc<Self>, run_dir: PathBuf, token: &RunToken) -> Result<bool, Error> {
+        let cant_read = |source: io::Error| Error::RunFile { action: "read", path: run_dir.clone(), source };
+        let turn = self.looks.acquire().await.map_err(|closed| cant_read(io::Error::other(closed)))?;
+        let (launcher, directory, of) = (Arc::clone(self), run_dir.clone(), token.clone());
+        let looked = tokio::task::spawn_blocking(move || run_dir::look(&directory, &of, &launcher.boot_id)).await;
+        drop(turn);
+        match looked.map_err(|error| cant_read(error.into()))? {
+            Ok(Look::Held(history)) => Ok(history.verdict.is_some()),
+            Ok(Look::Free(Ended::Finished(_) | Ended::SpawnFailed(_))) => Ok(true),
+            Ok(Look::Missing | Look::Free(Ended::NeverStarted | Ended::Gone { .. })) | Err(Error::Refused { .. }) => {
+                Ok(self.remove_leftovers(token).await? == 0)
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -9,6 +9,8 @@
 
 mod error;
 pub mod logs;
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "no command is started there"))]
+mod slots;
 mod spec;
 pub(crate) mod text;
 
@@ -59,6 +61,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use self::error::Error;
 use self::launch::Launcher;
+pub use self::slots::LastHolder;
 pub use self::spec::{CancelSpec, CommandSpec, LeaseUntil};
 use crate::domain::limits::Limits;
 use crate::domain::run::Verdict;
@@ -278,6 +281,23 @@ impl Processes {
     /// Where the run's files can't be read, are refused, or are of a newer release.
     pub async fn inspect(&self, job: JobId, attempt: Attempt, token: &RunToken) -> Result<Evidence, Error> {
         self.launcher.inspect(self.run_dir(job, attempt, token), token).await
+    }
+
+    /// Whether nothing of this run is alive any more; what is left of one without a shim is killed. Cancel safe.
+    ///
+    /// # Errors
+    /// Where the run's files can't be read, or the processes of this machine can't be listed.
+    pub async fn is_over(&self, job: JobId, attempt: Attempt, token: &RunToken) -> Result<bool, Error> {
+        self.launcher.is_over(self.run_dir(job, attempt, token), token).await
+    }
+
+    /// The runs that took slots last; whether they still hold them, [`Self::is_over`] tells.
+    ///
+    /// # Errors
+    /// Where the directory that says so can't be read.
+    pub fn last_holders(&self) -> Result<Vec<LastHolder>, Error> {
+        let directory = self.runs.with_file_name(slots::DIRECTORY);
+        slots::last_holders(&directory).map_err(|source| Error::RunFile { action: "read", path: directory, source })
     }
 
     /// Kills every process that still carries the run's token in its environment, and says how many there were.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
+use crate::domain::slots::Slot;
 use crate::domain::{Attempt, FlowType, JobId, RunToken, WorkerId};
 
 /// Until when a command may run without word from its service.
@@ -36,6 +37,8 @@ pub struct CommandSpec {
     pub working_dir: Option<PathBuf>,
     /// What the flow adds to the environment, filled in; later entries win.
     pub env: Vec<(String, String)>,
+    /// The device that the run holds, which comes on top of `env`.
+    pub slot: Option<Slot>,
     /// The job's identifier.
     pub identifier: String,
     /// The worker that claimed the job.
@@ -80,6 +83,7 @@ impl fmt::Debug for CommandSpec {
             .field("token", &self.token)
             .field("program", &self.argv.first())
             .field("working_dir", &self.working_dir)
+            .field("slot", &self.slot)
             .field("worker", &self.worker)
             .field("time_limit", &self.time_limit)
             .field("watchdog", &self.watchdog)

@@ -40,6 +40,10 @@ impl Launcher {
         Err(UNSUPPORTED)
     }
 
+    pub(super) async fn is_over(self: &Arc<Self>, _run_dir: PathBuf, _token: &RunToken) -> Result<bool, Error> {
+        Err(UNSUPPORTED)
+    }
+
     pub(super) async fn remove_leftovers(&self, _token: &RunToken) -> Result<usize, Error> {
         Err(UNSUPPORTED)
     }

@@ -545,6 +545,7 @@ fn run_row(row: &Row<'_>) -> Result<RunRow, Error> {
         max_rss_bytes: row.maybe_int("max_rss_bytes")?,
         io_read_bytes: row.maybe_int("io_read_bytes")?,
         io_write_bytes: row.maybe_int("io_write_bytes")?,
+        slot: row.text("slot")?,
     })
 }
 

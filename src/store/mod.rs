@@ -290,10 +290,18 @@ impl Store {
             Write::Claim(claim) => {
                 self.claim(transaction, claim, begun).await.map(|claimed| Written::Claimed(Box::new(claimed)))
             }
-            Write::Started(started) => self.started(transaction, started).await,
+            Write::Started(started) => {
+                let written = self.started(transaction, started).await?;
+                self.note_slot(transaction, &started.token, started.slot.as_ref()).await?;
+                Ok(written)
+            }
             Write::Confirm(runs) => self.confirm(transaction, runs, begun).await.map(Written::Confirmed),
             Write::Progress(note) => self.progress(transaction, note).await,
-            Write::Settle(settlement) => self.settle(transaction, settlement).await,
+            Write::Settle(settlement) => {
+                let written = self.settle(transaction, settlement).await?;
+                self.note_slot(transaction, &settlement.token, settlement.slot.as_ref()).await?;
+                Ok(written)
+            }
             Write::RegisterFlows(flows) => {
                 self.register_flows(transaction, flows.iter().map(crate::domain::FlowType::as_str)).await?;
                 Ok(Written::Applied)

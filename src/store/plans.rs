@@ -60,6 +60,7 @@ fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Write {
         execution_ms: Some(1),
         usage: None,
         lapsed: false,
+        slot: None,
         message: None,
     })
 }
@@ -92,6 +93,7 @@ async fn work(store: &Store) {
             worker: "w".parse().unwrap(),
             pid: 1,
             started_time: Timestamp::from_unix_millis(1),
+            slot: None,
         })
     };
     let note = ProgressNote { token: first.token.clone(), progress: Some(1), status_message: None };

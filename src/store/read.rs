@@ -99,6 +99,8 @@ pub struct RunRow {
     pub io_read_bytes: Option<i64>,
     /// `io_write_bytes`
     pub io_write_bytes: Option<i64>,
+    /// `slot`: the device that it had, such as `CUDA_VISIBLE_DEVICES=1`.
+    pub slot: Option<String>,
 }
 
 /// A row of `job_events`.

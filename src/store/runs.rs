@@ -16,6 +16,7 @@ use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
 use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
 use crate::domain::run::Next;
+use crate::domain::slots::Slot;
 use crate::domain::{JobStatus, Outcome, RunToken, Timestamp};
 
 /// Wakes the other workers of a shared database: what this row was holding up may go on.
@@ -257,6 +258,22 @@ impl Store {
                 self.applied_if(transaction, query, [job.into(), attempt.into()]).await
             }
         }
+    }
+
+    /// A statement of its own, which costs those nothing who have no slots.
+    pub(super) async fn note_slot(
+        &self,
+        transaction: &Transaction,
+        token: &RunToken,
+        slot: Option<&Slot>,
+    ) -> Result<(), Error> {
+        let Some(slot) = slot else { return Ok(()) };
+        let update = self.statement(
+            "UPDATE runs SET slot = $2 WHERE run_token = $1",
+            [token.as_str().into(), slot.to_string().into()],
+        );
+        transaction.execute_raw(update).await.doing("record a slot")?;
+        Ok(())
     }
 
     pub(super) async fn register_worker(&self, transaction: &Transaction, worker: &Worker) -> Result<Written, Error> {

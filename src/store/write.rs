@@ -6,6 +6,7 @@ use super::Waited;
 use crate::domain::heartbeat::{Lease, LeaseTerms};
 use crate::domain::labels::Labels;
 use crate::domain::run::{Next, Usage};
+use crate::domain::slots::Slot;
 use crate::domain::trace::TraceContext;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 
@@ -185,6 +186,8 @@ pub struct Started {
     pub pid: i32,
     /// When the exec succeeded.
     pub started_time: Timestamp,
+    /// The device that it has.
+    pub slot: Option<Slot>,
 }
 
 /// What a command said about itself.
@@ -233,6 +236,8 @@ pub struct Settlement {
     pub message: Option<String>,
     /// Whether this is another worker's run, which may be settled only while its lease is over.
     pub lapsed: bool,
+    /// The device that it had; `None` where it had none, or nobody knows.
+    pub slot: Option<Slot>,
 }
 
 /// A run that is still the worker's.

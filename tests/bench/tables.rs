@@ -119,6 +119,7 @@ async fn claim_time(store: &Store) -> f64 {
             execution_ms: Some(1),
             usage: None,
             lapsed: false,
+            slot: None,
             message: None,
         }));
     }

@@ -529,6 +529,7 @@ impl Hand {
             worker: self.worker.clone(),
             pid: 4321,
             started_time: Timestamp::from_unix_millis(job.created_time.unix_millis() + 10),
+            slot: None,
         };
         let note =
             ProgressNote { token: job.token.clone(), progress: Some(40), status_message: Some("frame 12".to_owned()) };
@@ -541,6 +542,7 @@ impl Hand {
         let failed = status != JobStatus::Completed;
         let settlement = Settlement {
             lapsed: false,
+            slot: None,
             job,
             token,
             attempt: row.attempt,

@@ -240,6 +240,7 @@ impl OneJob {
                     worker: self.worker.clone(),
                     pid: 1,
                     started_time: Timestamp::from_unix_millis(1),
+                    slot: None,
                 });
                 let before = self.status().await;
                 let answers = self.store.apply(&[started]).await.unwrap();
@@ -277,6 +278,7 @@ impl OneJob {
                     execution_ms: None,
                     usage: None,
                     lapsed: false,
+                    slot: None,
                     message: None,
                 });
                 let before = self.status().await;

@@ -55,6 +55,7 @@ mod schemathesis;
 mod screen_replacement;
 mod shipped;
 mod shutdown;
+mod slots;
 mod soak;
 #[path = "../soak/engine.rs"]
 mod soak_engine;

@@ -108,6 +108,7 @@ fn command(argv: &[&str]) -> CommandSpec {
         cancel: None,
         working_dir: None,
         env: Vec::new(),
+        slot: None,
         identifier: "identifier".to_owned(),
         worker: "worker".parse().unwrap(),
         payload: None,

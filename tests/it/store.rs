@@ -205,6 +205,7 @@ pub fn started(job: &ClaimedJob) -> Write {
         worker: worker(),
         pid: 4242,
         started_time: at(5_000_000_000_000),
+        slot: None,
     })
 }
 
@@ -225,6 +226,7 @@ pub fn settlement(job: &ClaimedJob, next: Next, outcome: Option<Outcome>) -> Set
         execution_ms: None,
         usage: None,
         lapsed: false,
+        slot: None,
         message: None,
     }
 }

@@ -167,7 +167,7 @@ fn attempt(run: &RunRow, now: Timestamp) -> Markup {
             td.number { @if let (Some(user), Some(system)) = (run.user_cpu_ms, run.system_cpu_ms) { (duration_of(user)) " / " (duration_of(system)) } }
             td.number { @if let Some(bytes) = run.max_rss_bytes.and_then(|bytes| u64::try_from(bytes).ok()) { (size(bytes)) } }
             td.number { @if let (Some(read), Some(written)) = (run.io_read_bytes.and_then(|bytes| u64::try_from(bytes).ok()), run.io_write_bytes.and_then(|bytes| u64::try_from(bytes).ok())) { (size(read)) " / " (size(written)) } }
-            td { @if let Some(worker) = &run.worker_id { (name(worker)) } }
+            td { @if let Some(worker) = &run.worker_id { (name(worker)) } @if let Some(slot) = &run.slot { " " span.muted { (name(slot)) } } }
             td.number { @if let Some(pid) = run.pid { (pid) } }
             td { a href=(log("both")) download=(file(run, "both")) { "both" } " " a href=(log("stdout")) download=(file(run, "stdout")) { "stdout" } " " a href=(log("stderr")) download=(file(run, "stderr")) { "stderr" } }
         }

@@ -13,6 +13,11 @@ if [ -n "$SLOTS" ]; then
   done
   [ "$slot" -lt "$SLOTS" ] || record crowded
 fi
+# The same of the device that this run was given: nobody else may have it.
+if [ -n "$DEVICE" ]; then
+  exec {device}>"$evidence/device$DEVICE"
+  flock -n "$device" || record crowded
+fi
 code=0
 IFS=+ read -ra words <<<"$todo"
 # Before anybody hears of the start: who does may send the signal at once.

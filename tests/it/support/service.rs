@@ -19,7 +19,7 @@ use super::eventually;
 /// words joined by `+`: `run:SECONDS`, `wait` (until the test makes `<evidence>/go`), `wait:NAME` (until it makes
 /// `<evidence>/go.NAME`), `exit:CODE`, `kill:SIGNAL`, `ignore-term`, `say:WORD`, `complain:WORD`, `flood:BYTES`, `daemon`
 /// (leaves a process in a session of its own that ignores SIGTERM), `progress:N`. A flow with `SLOTS` in its `env` says how
-/// many of its commands may be alive at once.
+/// many of its commands may be alive at once; whoever has a `DEVICE` must be the only one alive that has it.
 const JOB: &str = include_str!("job.sh");
 
 /// A service and everything around it.

@@ -1,0 +1,17 @@
+//! `runs.slot`: which device a run had.
+
+#![allow(elided_lifetimes_in_paths, reason = "the trait's own signature elides it, and async_trait wants the same")]
+
+use sea_orm_migration::prelude::*;
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        // A variable and its value, as the command saw them; null where it had none.
+        manager.get_connection().execute_unprepared("ALTER TABLE runs ADD COLUMN slot text").await?;
+        Ok(())
+    }
+}
