@@ -238,7 +238,7 @@ impl Service {
         store.check_schema().await?;
         let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
         let local_key = config::local_key(&config)?;
-        let starts = not_another_ones(&store, &worker, &config).await?;
+        let (starts, displaces) = not_another_ones(&store, &worker, &config).await?;
         let processes = Processes::open(&config.data_dir, config.http.token_variables())?;
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
@@ -258,6 +258,7 @@ impl Service {
             &store,
             &worker,
             incarnation,
+            displaces,
             &config.labels,
             config.flows.keys().chain(retired.iter().map(|flow| &flow.flow)),
         )
@@ -269,6 +270,7 @@ impl Service {
             metrics,
             telemetry,
             worker,
+            incarnation: note.incarnation.clone(),
             labels: config.labels.clone(),
             status: Port::default(),
             retention: Port::default(),
@@ -278,6 +280,7 @@ impl Service {
             tree: Tree::new(Arc::new(SystemClock)),
             changed: watch::Sender::default(),
             draining: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
             drain_requested: watch::Sender::new(None),
         });
         let flows = config.flows.values().cloned().collect();
@@ -294,6 +297,7 @@ impl Service {
             (address, tokio::spawn(server.serve(settings, stop_http.subscribe())))
         });
         let loaded = Arc::clone(&config.borrow());
+        tell_left(&loaded.labels, loaded.flows.values());
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             worker_id = %shared.worker,
@@ -303,7 +307,6 @@ impl Service {
             flows = loaded.flows.len(),
             "the service is ready"
         );
-        tell_left(&loaded.labels, loaded.flows.values());
         let overrides = options.overrides;
         let manager = Arc::new(ServiceManager::from_environment());
         manager.ready(&status(&shared));
@@ -475,6 +478,10 @@ impl Service {
 
     /// The workflow ids of this worker's open runs; not of rows that others set to an open status, which nobody runs.
     async fn open_runs(&self) -> Result<Vec<String>, store::Error> {
+        if self.shared.displaced.load(Ordering::Relaxed) {
+            // What stands under its name in the tables is another's.
+            return Ok(ractor::registry::registered().into_iter().filter(|name| name.ends_with(')')).collect());
+        }
         let open = self.shared.store.open_jobs(&self.shared.worker, None).await?;
         let own = open.iter().filter(|job| job.token.is_some());
         Ok(own
@@ -735,12 +742,17 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Refuses a worker's name under which a service with another data directory lives.
-async fn not_another_ones(store: &Store, worker: &WorkerId, config: &Config) -> Result<Starts, Error> {
+/// Refuses a worker's name under which a service with another data directory lives, and names the last start of one that is
+/// gone.
+async fn not_another_ones(
+    store: &Store,
+    worker: &WorkerId,
+    config: &Config,
+) -> Result<(Starts, Option<String>), Error> {
     let starts = Starts::of(&config.data_dir).map_err(|source| data_dir_error(&config.data_dir, source))?;
     if matches!(config.database_url, DatabaseUrl::Sqlite(_)) {
         // Its lock keeps every other service out.
-        return Ok(starts);
+        return Ok((starts, None));
     }
     let (now, workers) = (store.now().await?, store.workers().await?);
     match workers.into_iter().find(|row| row.worker_id == worker.as_str()) {
@@ -750,7 +762,11 @@ async fn not_another_ones(store: &Store, worker: &WorkerId, config: &Config) -> 
             silent: humantime::format_duration(Duration::from_secs(now.since(row.heartbeat_time).as_secs()))
                 .to_string(),
         }),
-        Some(_) | None => Ok(starts),
+        Some(row) if starts.displaces(&row) => {
+            tracing::warn!(worker_id = %worker, hostname = row.hostname, incarnation = row.incarnation, "this worker's name was another one's, whose open runs are left to it until their leases are over");
+            Ok((starts, Some(row.incarnation)))
+        }
+        Some(_) | None => Ok((starts, None)),
     }
 }
 
@@ -768,6 +784,7 @@ async fn register<'a>(
     store: &Store,
     worker: &WorkerId,
     incarnation: String,
+    displaces: Option<String>,
     labels: &Labels,
     flows: impl Iterator<Item = &'a FlowType>,
 ) -> Result<WorkerNote, Error> {
@@ -777,6 +794,7 @@ async fn register<'a>(
         hostname: hostname(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         labels: labels.clone(),
+        displaces,
     };
     store.apply(&[Write::RegisterFlows(flows.cloned().collect()), Write::RegisterWorker(this)]).await?;
     Ok(WorkerNote { worker: worker.clone(), incarnation, state: WorkerState::Active })

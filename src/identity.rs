@@ -2,7 +2,8 @@
 //!
 //! A worker's runs are in its data directory, so a service that took another one's name would find none of the runs that
 //! the tables say are its own, and think them lost while they run. The data directory therefore remembers the last starts
-//! from it, and a name whose living owner was started from another one is refused.
+//! from it, and a name whose living owner was started from another one is refused. One whose owner is gone may be used again,
+//! by a worker that is a new one: what the last one has left open goes on under another name, until its leases are over.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -43,8 +44,14 @@ impl Starts {
     pub fn is_another(&self, worker: &WorkerRow, now: Timestamp) -> bool {
         match self {
             Self::Unknown => false,
-            Self::Known(known) => worker.is_live(now) && !known.contains(&worker.incarnation),
+            Self::Known(_) => worker.is_live(now) && self.displaces(worker),
         }
+    }
+
+    /// Whether this worker's name was last used from another data directory, so that its open runs are not here.
+    #[must_use]
+    pub fn displaces(&self, worker: &WorkerRow) -> bool {
+        matches!(self, Self::Known(known) if !known.contains(&worker.incarnation))
     }
 
     /// Remembers one more, to be called before it is registered: a start that is killed in between is known all the same.
@@ -104,6 +111,7 @@ mod tests {
         let starts = Starts::of(path).unwrap();
         assert!(!starts.is_another(&worker("a", "ACTIVE"), now));
         assert!(starts.is_another(&worker("c", "ACTIVE"), now));
+        assert!(starts.displaces(&worker("c", "STOPPED")) && !starts.displaces(&worker("b", "STOPPED")));
         for n in 0..40 {
             Starts::of(path).unwrap().remember(path, &n.to_string()).unwrap();
         }

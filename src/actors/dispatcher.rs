@@ -34,6 +34,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// The wait before a job whose last JobActor has not quite left gets its next.
 const SPAWN_AGAIN: Duration = Duration::from_millis(5);
+/// How long a worker leaves what is more than its share of a flow to others that may be idle.
+const OTHERS_FIRST: Duration = Duration::from_millis(100);
 /// No timer sleeps longer; the scheduler's tick comes sooner anyway.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -111,6 +113,9 @@ pub struct DispatcherState {
     /// Tells of slots that were given back since the claim was made.
     freed: watch::Receiver<()>,
     wait_for_slot: Option<AbortOnDrop>,
+    /// Since when there has been work for more than this worker's share, which is the others' first.
+    held_back: Option<Instant>,
+    wait_for_others: Option<AbortOnDrop>,
     stop_replies: Vec<Reply<()>>,
     timer: Option<AbortOnDrop>,
     retry: Option<AbortOnDrop>,
@@ -140,6 +145,8 @@ impl Actor for DispatcherActor {
             claiming,
             freed,
             wait_for_slot: None,
+            held_back: None,
+            wait_for_others: None,
             stop_replies: Vec::new(),
             timer: None,
             retry: None,
@@ -298,6 +305,21 @@ impl DispatcherState {
         }
     }
 
+    /// What is more than this worker's share it takes only if nobody else has for a moment.
+    fn leave_to_others(&mut self, held_back: bool) {
+        self.wait_for_others = None;
+        if !held_back {
+            self.held_back = None;
+        } else if self.held_back.is_none_or(|since| since.elapsed() < OTHERS_FIRST) {
+            let since = *self.held_back.get_or_insert_with(Instant::now);
+            let port = self.args.port.clone();
+            self.wait_for_others = Some(AbortOnDrop::spawn(async move {
+                tokio::time::sleep_until(since + OTHERS_FIRST).await;
+                port.cast(DispatcherMessage::Wake);
+            }));
+        }
+    }
+
     /// Without it a claim brings no rows, but is how running jobs that somebody wants cancelled are found at once.
     fn takes_rows(&self) -> bool {
         self.serves() && self.args.shared.labels.satisfy(&self.args.flow.requires)
@@ -317,8 +339,10 @@ impl DispatcherState {
         let claim = Write::Claim(Claim {
             flow: self.claiming.flow.clone(),
             worker: self.args.shared.worker.clone(),
+            incarnation: self.args.shared.incarnation.clone(),
             concurrency: self.claiming.concurrency.get(),
             worker_concurrency: self.claiming.worker_concurrency.get(),
+            beyond_share: self.held_back.is_some_and(|since| since.elapsed() >= OTHERS_FIRST),
             // Who stops leaves it to others to end what has waited too long.
             schedule_to_close_timeout: if self.serves() {
                 self.claiming.schedule_to_close_timeout
@@ -347,6 +371,7 @@ impl DispatcherState {
             self.cancel(*job);
         }
         self.settle_slots(&claimed.jobs);
+        self.leave_to_others(claimed.held_back);
         // Where every token was used there may be more at once; else the next row says when.
         self.woken |= !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
         if self.args.claims {

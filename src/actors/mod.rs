@@ -79,6 +79,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// Who this worker is.
     pub worker: WorkerId,
+    /// Which start of it this is.
+    pub incarnation: String,
     /// What it has that flows may require.
     pub labels: Labels,
     /// The way to the StatusActor.
@@ -97,6 +99,8 @@ pub struct Shared {
     pub changed: watch::Sender<()>,
     /// Whether the service drains or is stopping, and nothing new may be claimed; outlives any dispatcher's memory of it.
     pub draining: AtomicBool,
+    /// Whether another service has this worker's name by now.
+    pub displaced: AtomicBool,
     /// Who has asked this worker to drain, once somebody has.
     pub drain_requested: watch::Sender<Option<String>>,
 }

@@ -24,12 +24,12 @@ use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use super::{slots, webhooks};
 use crate::config::{FlowConfig, RetentionConfig};
-use crate::domain::FlowType;
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
+use crate::domain::{FlowType, WorkerId};
 use crate::metrics::{Backlog, Role};
 use crate::outgoing::Receiver;
 use crate::process::upkeep::RunDirectories;
-use crate::store::{self, FlowState, WorkerNote, WorkerState, Write};
+use crate::store::{self, FlowState, WorkerNote, WorkerState, Write, Written};
 
 /// For the StatusActor and recovery, without which nothing works.
 const CORE_RESTARTS: RestartPolicy = RestartPolicy {
@@ -564,13 +564,30 @@ fn show_life(shared: &Arc<Shared>, worker: WorkerNote) -> AbortOnDrop {
                 let state = if draining { WorkerState::Draining } else { WorkerState::Active };
                 let worker = WorkerNote { state, ..worker.clone() };
                 let (answer, answered) = oneshot::channel();
-                let reply = Reply::new(move |_| drop(answer));
+                let reply = Reply::new(move |written: Option<Vec<Written>>| drop(answer.send(written)));
+                let (name, incarnation) = (worker.worker.clone(), worker.incarnation.clone());
                 shared.status.cast(StatusMessage::Write(vec![Write::WorkerState(worker)], reply));
-                // One at a time, however long the database is away; it is the answer's coming that counts.
-                let _: Result<(), _> = answered.await;
+                // One at a time, however long the database is away.
+                if matches!(answered.await.ok().flatten().as_deref(), Some([Written::Fenced])) {
+                    look_for_another(&shared, &name, &incarnation).await;
+                }
             }
         }
     })
+}
+
+/// Where another service has taken this worker's name, as it may after a long silence of this one, nothing is claimed under it
+/// any more: the service ends once the runs have that it looks after.
+async fn look_for_another(shared: &Shared, name: &WorkerId, incarnation: &str) {
+    let Ok(workers) = shared.store.workers().await else { return };
+    // A row that somebody has removed is nobody's.
+    let another = workers.into_iter().find(|row| row.worker_id == name.as_str() && row.incarnation != incarnation);
+    if let Some(row) = another
+        && !shared.displaced.swap(true, Ordering::Relaxed)
+    {
+        tracing::error!(worker_id = %name, hostname = row.hostname, "another service has this worker's name by now; this one ends once its runs have");
+        shared.drain_requested.send_replace(Some(format!("the service on {} that has its name", row.hostname)));
+    }
 }
 
 /// Looks whether somebody has asked this worker to drain, and tells it until the service has heard.

@@ -185,6 +185,7 @@ impl World {
             metrics: Arc::new(Metrics::new("test").unwrap()),
             telemetry: Telemetry::default(),
             worker: "test".parse().unwrap(),
+            incarnation: String::new(),
             labels: Labels::default(),
             status: Port::default(),
             retention: Port::default(),
@@ -194,6 +195,7 @@ impl World {
             tree: super::Tree::new(Arc::new(SystemClock)),
             changed: tokio::sync::watch::Sender::default(),
             draining: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
             drain_requested: watch::Sender::new(None),
         });
         let worker = WorkerNote {
@@ -643,6 +645,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         metrics: Arc::new(Metrics::new("test").unwrap()),
         telemetry: Telemetry::default(),
         worker: old.worker.clone(),
+        incarnation: String::new(),
         labels: Labels::default(),
         status: Port::default(),
         retention: Port::default(),
@@ -652,6 +655,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         tree: super::Tree::new(Arc::new(SystemClock)),
         changed: tokio::sync::watch::Sender::default(),
         draining: AtomicBool::new(false),
+        displaced: AtomicBool::new(false),
         drain_requested: watch::Sender::new(None),
     };
     let (shared, wakes, port) = (Arc::new(shared), Arc::new(AtomicU32::new(0)), Port::default());

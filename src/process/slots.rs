@@ -80,7 +80,7 @@ pub(super) fn last_holders(directory: &Path) -> io::Result<Vec<LastHolder>> {
         match holder {
             Some(holder) => holders.push(holder),
             None => {
-                tracing::warn!(path = %path.display(), "this file does not say which run holds a slot; it is passed over")
+                tracing::warn!(path = %path.display(), "this file does not say which run holds a slot; it is passed over");
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sea_orm::ConnectionTrait;
 use serde_json::json;
 
-use super::leases::{lease_millis, next_lapse, others_live};
+use super::leases::{claimers, lease_millis, next_lapse, others_live};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
@@ -84,6 +84,7 @@ impl Store {
             next_lapse: next_lapse(state.now, state.lapse, state.shared, claim.terms),
             lease: if state.shared { Lease::Short } else { Lease::Long },
             begun: (self.dialect() == Dialect::Postgres).then_some(begun),
+            held_back: false,
             paused: state.paused,
             open: state.open,
             now: state.now,
@@ -132,10 +133,13 @@ impl Store {
         if state.paused || state.draining {
             return Ok(claimed);
         }
-        let room =
-            claim.concurrency.saturating_sub(state.open).min(claim.worker_concurrency.saturating_sub(state.open_here));
-        let wanted = tokens.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        let here = claim.worker_concurrency.saturating_sub(state.open_here);
+        let room = claim.concurrency.saturating_sub(state.open).min(here);
+        let share = fair_share(claim.concurrency, state.claimers).saturating_sub(state.open_here);
+        let may_take = if claim.beyond_share { room } else { room.min(share) };
+        let wanted = tokens.len().min(usize::try_from(may_take).unwrap_or(usize::MAX));
         if wanted == 0 {
+            claimed.held_back = may_take < room && state.oldest.is_some();
             return Ok(claimed);
         }
         // What has been ended just now may be among them.
@@ -144,6 +148,11 @@ impl Store {
         for (job, token) in taken.iter_mut().zip(tokens) {
             job.token = token;
         }
+        claimed.held_back = if claim.beyond_share {
+            taken.len() > usize::try_from(share).unwrap_or(usize::MAX)
+        } else {
+            may_take < room && taken.len() == wanted
+        };
         if taken.len() < wanted && claimed.disowned.is_empty() {
             claimed.next_due = self.due_after(transaction, &claim.flow, Some(state.now)).await?;
         }
@@ -171,6 +180,9 @@ impl Store {
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
         let mut statement = flow_now_sql(dialect);
+        if dialect == Dialect::Postgres {
+            values.push(claim.incarnation.as_str().into());
+        }
         if dialect == Dialect::Sqlite {
             statement += &format!("; {}", first_rows_sql());
             let tokens = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
@@ -193,6 +205,7 @@ impl Store {
             tokens_used: row.flag("tokens_used")?,
             oldest: row.maybe_time("oldest")?,
             shared: row.flag("shared")?,
+            claimers: row.count("claimers")?,
             lapse: row.maybe_time("lapse")?,
         };
         let jobs = first_rows.iter().map(|result| claimed_job(&Row { result, dialect }));
@@ -548,10 +561,16 @@ impl Store {
     }
 }
 
+/// How many runs of a flow are one worker's where others could have some: an equal part, rounded up. More than that it
+/// takes only after the others have had their time to.
+fn fair_share(concurrency: u32, others: u32) -> u32 {
+    concurrency.div_ceil(others.saturating_add(1))
+}
+
 struct FlowNow {
     now: Timestamp,
     paused: bool,
-    /// Whether somebody has asked this worker to drain.
+    /// Whether somebody has asked this worker to drain, or has its name by now.
     draining: bool,
     open: u32,
     open_here: u32,
@@ -564,6 +583,8 @@ struct FlowNow {
     oldest: Option<Timestamp>,
     /// Whether other workers live.
     shared: bool,
+    /// How many of them claim.
+    claimers: u32,
     /// The earliest end of a lease, of the open runs of other workers.
     lapse: Option<Timestamp>,
 }
@@ -579,18 +600,21 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
 
 fn flow_now_sql(dialect: Dialect) -> String {
     let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
-    let (shared, lapse) = match dialect {
+    // Nobody else can have had the name where there is one worker.
+    let displaced = dialect.pick("", " OR $4 <> '' AND incarnation <> $4");
+    let (shared, claimers, lapse) = match dialect {
         // A SQLite database has one worker.
-        Dialect::Sqlite => ("1 = 0".to_owned(), "NULL".to_owned()),
+        Dialect::Sqlite => ("1 = 0".to_owned(), "0".to_owned(), "NULL".to_owned()),
         Dialect::Postgres => (
             others_live(dialect, "$2"),
+            claimers(dialect, "$2"),
             format!("(SELECT min(lease_time) FROM jobs WHERE type = $1 AND worker_id <> $2 AND {OPEN})"),
         ),
     };
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
-         (SELECT count(*) FROM workers WHERE worker_id = $2 AND drain_requested_time IS NOT NULL) AS draining, \
+         (SELECT count(*) FROM workers WHERE worker_id = $2 AND (drain_requested_time IS NOT NULL{displaced})) AS draining, \
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN}) AS open, \
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \
@@ -599,7 +623,7 @@ fn flow_now_sql(dialect: Dialect) -> String {
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE ended IS NOT NULL AND looked_at = 0) \
          THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
-         CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({lapse} AS bigint) AS lapse, \
+         CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({claimers} AS bigint) AS claimers, CAST({lapse} AS bigint) AS lapse, \
          (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),

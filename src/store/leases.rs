@@ -94,10 +94,19 @@ pub(super) fn next_lapse(
 
 /// Whether another worker than this one lives: an expression without parameters.
 pub(super) fn others_live(dialect: Dialect, than: &str) -> String {
+    format!("EXISTS (SELECT 1 {})", living(dialect, than))
+}
+
+/// How many other workers live and claim: an expression without parameters.
+pub(super) fn claimers(dialect: Dialect, than: &str) -> String {
+    format!("(SELECT count(*) {} AND other.state = 'ACTIVE')", living(dialect, than))
+}
+
+fn living(dialect: Dialect, than: &str) -> String {
     let (now, silence) = (dialect.now(), SILENCE.as_millis());
     format!(
-        "EXISTS (SELECT 1 FROM workers AS other WHERE other.worker_id <> {than} AND other.state <> 'STOPPED' \
-         AND other.heartbeat_time > {now} - {silence})"
+        "FROM workers AS other WHERE other.worker_id <> {than} AND other.state <> 'STOPPED' \
+         AND other.heartbeat_time > {now} - {silence}"
     )
 }
 

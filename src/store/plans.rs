@@ -74,6 +74,8 @@ fn claim(tokens: &[u8]) -> Claim {
         worker: "w".parse().unwrap(),
         concurrency: 8,
         worker_concurrency: 8,
+        beyond_share: false,
+        incarnation: String::new(),
         schedule_to_close_timeout: Duration::from_secs(1 << 40),
         terms: TERMS,
         tokens: tokens.iter().map(|n| RunToken::from_bytes([*n; 16])).collect(),

@@ -17,7 +17,7 @@ use super::sql::{Dialect, Doing, OPEN, Row, storable};
 use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
 use crate::domain::run::Next;
 use crate::domain::slots::Slot;
-use crate::domain::{JobStatus, Outcome, RunToken, Timestamp};
+use crate::domain::{JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 
 /// Wakes the other workers of a shared database: what this row was holding up may go on.
 const TELL_OTHERS: &str =
@@ -277,6 +277,9 @@ impl Store {
     }
 
     pub(super) async fn register_worker(&self, transaction: &Transaction, worker: &Worker) -> Result<Written, Error> {
+        if let Some(incarnation) = &worker.displaces {
+            self.displace(transaction, &worker.worker, incarnation).await?;
+        }
         let now = self.dialect().now();
         let upsert = format!(
             "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time, labels) \
@@ -294,7 +297,36 @@ impl Store {
             storable(&worker.version).into(),
             json!(worker.labels.to_words()).to_string().into(),
         ];
+        // From now on the others look after the leases of its runs.
+        self.tell_everybody(transaction).await?;
         self.applied_where(transaction, "register this worker", &upsert, values).await
+    }
+
+    /// Gives what a worker has left open, whose name is another's from now on, a name that nobody has: it is taken over once its
+    /// leases are over. Where that worker comes back, its runs still are its own by their tokens.
+    async fn displace(&self, transaction: &Transaction, worker: &WorkerId, incarnation: &str) -> Result<(), Error> {
+        const ACTION: &str = "set another worker's runs apart";
+        // The rest of a worker id's 100 characters.
+        let name: String = worker.as_str().chars().take(80).collect();
+        let apart = format!("{name}:{}", storable(incarnation));
+        let columns = "incarnation, hostname, version, state, started_time, heartbeat_time, labels";
+        let statements = [
+            format!(
+                "INSERT INTO workers (worker_id, {columns}) SELECT $2, {columns} FROM workers WHERE worker_id = $1 \
+                 AND incarnation = $3 AND NOT EXISTS (SELECT 1 FROM workers WHERE worker_id = $2)"
+            ),
+            format!(
+                "UPDATE runs SET worker_id = $2 WHERE completed_time IS NULL AND job_id IN (SELECT id FROM jobs {} \
+                 WHERE worker_id = $1 AND {OPEN}) AND worker_id = $1 AND $3 IS NOT NULL",
+                self.dialect().by_index("jobs_open"),
+            ),
+            format!("UPDATE jobs SET worker_id = $2 WHERE worker_id = $1 AND {OPEN} AND $3 IS NOT NULL"),
+        ];
+        for statement in statements {
+            let values = [worker.as_str().into(), apart.as_str().into(), incarnation.into()];
+            transaction.execute_raw(self.statement(statement, values)).await.doing(ACTION)?;
+        }
+        Ok(())
     }
 
     /// A state is never taken back: a sign of life may be on its way while the worker says that it drains or has stopped.

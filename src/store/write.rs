@@ -62,10 +62,14 @@ pub struct Claim {
     pub flow: FlowType,
     /// Who asks.
     pub worker: WorkerId,
+    /// Which start of it; one whose name is another's by now gets no rows. Empty for whoever has not registered.
+    pub incarnation: String,
     /// How many runs of the flow may be open over all workers.
     pub concurrency: u32,
     /// How many runs of the flow may be open on this worker.
     pub worker_concurrency: u32,
+    /// Whether more than an equal part of `concurrency` may be taken while other workers claim, too.
+    pub beyond_share: bool,
     /// How long a job may take from the time when it could first run; a row that has waited so long is ended.
     pub schedule_to_close_timeout: Duration,
     /// How long the runs are this worker's.
@@ -102,6 +106,8 @@ pub struct Claimed {
     /// When this claim was begun, by [`boottime`](crate::clock::boottime): no later than its lease. `None` where the database
     /// is not shared, and there are no leases.
     pub begun: Option<Duration>,
+    /// Whether there may be rows and room for them beyond this worker's equal part, or some of these are.
+    pub held_back: bool,
     /// Whether the flow is paused; then nothing is claimed.
     pub paused: bool,
     /// Open runs of the flow over all workers, those of this claim included.
@@ -268,6 +274,8 @@ pub struct Worker {
     pub version: String,
     /// What it has that flows may require.
     pub labels: Labels,
+    /// The last start under its name, where that was another worker: its open runs are not this one's.
+    pub displaces: Option<String>,
 }
 
 /// What a worker is doing; `workers.state`.

@@ -89,6 +89,8 @@ async fn claim_time(store: &Store) -> f64 {
             worker: "bench".parse().expect("a worker"),
             concurrency: 1,
             worker_concurrency: 1,
+            beyond_share: false,
+            incarnation: String::new(),
             schedule_to_close_timeout: Duration::from_secs(1 << 33),
             terms: TERMS,
             tokens: vec![RunToken::from_bytes(bytes)],

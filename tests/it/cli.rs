@@ -510,6 +510,8 @@ impl Hand {
                 worker: self.worker.clone(),
                 concurrency: 9,
                 worker_concurrency: 9,
+                beyond_share: false,
+                incarnation: String::new(),
                 schedule_to_close_timeout: Duration::from_secs(86_400),
                 terms: crate::store::terms(),
                 tokens: vec![RunToken::from_bytes([7; 16])],
@@ -683,6 +685,7 @@ async fn add_worker(place: &Place, store: &Store, age: u32) {
         hostname: "here".to_owned(),
         version: "1".to_owned(),
         labels: callsheet::domain::labels::Labels::default(),
+        displaces: None,
     };
     store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
     let foreign = Database::connect(format!("sqlite://{}", place.database())).await.unwrap();

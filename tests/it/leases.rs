@@ -13,7 +13,7 @@ use crate::support::{eventually, postgres as server};
 const FLOW: &str = "[flows.ONE]\n{job}\nheartbeat_timeout = \"1s\"\nkill_grace = \"1s\"\nretry = { maximum_attempts = 2, initial_interval = \"0s\" }\n";
 
 /// In milliseconds: how long nobody may take an open run over.
-async fn lease_left(service: &Service, job: JobId) -> i64 {
+pub async fn lease_left(service: &Service, job: JobId) -> i64 {
     use sea_orm::{ConnectionTrait, DbBackend, Statement};
     let select = format!(
         "SELECT CAST(lease_time - floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS left FROM jobs WHERE id = {}",
@@ -214,4 +214,65 @@ async fn a_claim_whose_worker_dies_at_once_is_taken_over() {
     let outcomes: Vec<_> = second.runs(job).await.into_iter().map(|run| run.outcome.unwrap()).collect();
     assert_eq!(outcomes, ["LOST", "COMPLETED"]);
     assert!(first.evidence().is_empty());
+}
+
+/// Makes the last sign of life of every worker so old that none counts as living.
+async fn silence_all(service: &Service) {
+    service.sql("UPDATE workers SET heartbeat_time = heartbeat_time - 40000").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_name_is_used_again_is_another_one_and_its_runs_stay_its_own() {
+    let Some(mut first) = Service::prepare(On::Postgres, FLOW).await else { return };
+    first.configure("worker_id = \"gpu-1\"\n");
+    first.serve().await;
+    let job = first.insert("ONE", &["wait"]).await[0];
+    first.until(job, JobStatus::Progress).await;
+    first.signal(Signal::STOP);
+    silence_all(&first).await;
+    let mut second = Service::prepare_at(Some(first.url.clone()), FLOW).await;
+    second.configure("worker_id = \"gpu-1\"\n");
+    second.serve().await;
+    let next = second.insert("ONE", &["exit:0"]).await[0];
+    // A restart of the second one finds nothing of its own either.
+    second.kill_9();
+    second.serve().await;
+    tokio::time::sleep(crate::support::service::A_MOMENT).await;
+    assert_eq!(second.job(job).await.status, JobStatus::Progress, "nobody may think it lost while it runs");
+    assert!(second.job(job).await.worker_id.unwrap().starts_with("gpu-1:"));
+    assert_eq!(second.job(next).await.status, JobStatus::Pending, "it is strictly one at a time");
+    assert!(second.log().contains("this worker's name was another one's"), "{}", second.log());
+    let workers = second.get("/api/v1/workers").json();
+    assert_eq!(workers["workers"].as_array().unwrap().len(), 2, "{workers}");
+    // The first one comes back, claims nothing under the name that is not its own, and settles what it has.
+    first.signal(Signal::CONT);
+    eventually("the first one to see it", async || first.log().contains("another service has this worker's name"))
+        .await;
+    first.go();
+    first.until(job, JobStatus::Completed).await;
+    first.ended().await;
+    second.until(next, JobStatus::Completed).await;
+    assert!(second.evidence().contains_key(&(next.0, 1)) && first.evidence().len() == 1);
+    assert_eq!(second.runs(job).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_worker_left_open_under_a_name_that_is_used_again_is_settled_by_lease() {
+    let Some((mut first, mut second, job)) = two_workers("worker_id = \"gpu-1\"\n").await else { return };
+    let command = first.begun(job, 1).await;
+    // So that it is the newcomer under the old name who finds the run.
+    second.kill_9();
+    first.kill_9();
+    silence_all(&second).await;
+    let mut third = Service::prepare_at(Some(first.url.clone()), FLOW).await;
+    third.configure("worker_id = \"gpu-1\"\n");
+    third.serve().await;
+    let again = third.begun(job, 2).await;
+    let before = &first.evidence()[&(job.0, 1)];
+    assert!(before.end.is_some_and(|end| end < again.start), "{before:?} {again:?}");
+    assert!(!is_alive(command.pid));
+    third.go();
+    third.until(job, JobStatus::Completed).await;
+    let outcomes: Vec<_> = third.runs(job).await.into_iter().map(|run| run.outcome.unwrap()).collect();
+    assert_eq!(outcomes, ["LOST", "COMPLETED"]);
 }

@@ -217,6 +217,8 @@ impl OneJob {
                     worker: self.worker.clone(),
                     concurrency: 1,
                     worker_concurrency: 1,
+                    beyond_share: false,
+                    incarnation: String::new(),
                     terms: crate::store::terms(),
                     tokens: vec![token],
                     schedule_to_close_timeout: Duration::from_secs(172_800),

@@ -67,3 +67,4 @@ mod takeover;
 mod traces;
 mod upgrade;
 mod webhooks;
+mod workers;

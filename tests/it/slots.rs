@@ -2,6 +2,7 @@
 
 use callsheet::domain::JobStatus;
 
+use crate::leases::lease_left;
 use crate::on_each_database;
 use crate::support::eventually;
 use crate::support::service::{A_MOMENT, On, Service, most_at_once};
@@ -79,10 +80,7 @@ async fn a_run_that_was_taken_over_holds_no_device_of_its_old_worker_once_it_is_
     let job = first.insert("ONE", &["note-term+wait"]).await[0];
     first.until(job, JobStatus::Progress).await;
     second.serve().await;
-    eventually("the lease to be short", async || {
-        second.get("/api/v1/workers").json()["workers"].as_array().is_some_and(|workers| workers.len() == 2)
-    })
-    .await;
+    eventually("the lease to be short", async || lease_left(&first, job).await < 10_000).await;
     first.kill_9();
     // Each worker has devices of its own, so it is tried again there.
     second.begun(job, 2).await;

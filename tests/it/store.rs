@@ -188,6 +188,8 @@ pub fn claim(tokens: &[RunToken]) -> Claim {
         worker: worker(),
         concurrency: 100,
         worker_concurrency: 100,
+        beyond_share: false,
+        incarnation: String::new(),
         schedule_to_close_timeout: LONG,
         terms: terms(),
         tokens: tokens.to_vec(),
@@ -475,6 +477,8 @@ async fn eight_claimers_at_once_take_every_row_once_and_never_too_many(db: Db) {
                     worker: worker.clone(),
                     concurrency: CONCURRENCY,
                     worker_concurrency: 2,
+                    beyond_share: false,
+                    incarnation: String::new(),
                     schedule_to_close_timeout: Duration::from_secs(86_400),
                     tokens,
                 };
@@ -693,6 +697,7 @@ async fn every_write_may_be_repeated(db: Db) {
             hostname: "h".to_owned(),
             version: "v".to_owned(),
             labels: callsheet::domain::labels::Labels::default(),
+            displaces: None,
         }),
     ];
     for write in writes {
@@ -1111,6 +1116,7 @@ async fn workers_and_flows_are_registered(db: Db) {
         hostname: "host".to_owned(),
         version: "1.2".to_owned(),
         labels: callsheet::domain::labels::Labels::default(),
+        displaces: None,
     };
     let note = |incarnation: &str, state| {
         Write::WorkerState(WorkerNote { worker: worker(), incarnation: incarnation.to_owned(), state })

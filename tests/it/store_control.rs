@@ -328,6 +328,7 @@ fn me(incarnation: &str) -> Worker {
         hostname: "host".to_owned(),
         version: "1.2".to_owned(),
         labels: callsheet::domain::labels::Labels::default(),
+        displaces: None,
     }
 }
 
