@@ -29,6 +29,7 @@ use crate::domain::database_url::DatabaseUrl;
 use crate::domain::labels::Labels;
 use crate::domain::{FlowType, WorkerId};
 use crate::http;
+use crate::http::peers::Peers;
 use crate::identity::Starts;
 use crate::metrics::{self, Metrics, Role};
 use crate::outgoing::{self, Receiver};
@@ -104,6 +105,9 @@ pub enum Error {
     /// The run directories can't be used.
     #[error(transparent)]
     Process(#[from] process::Error),
+    /// Other workers can't be asked.
+    #[error(transparent)]
+    Peers(#[from] http::peers::Unusable),
     /// A webhook can't be sent to.
     #[error(transparent)]
     Webhook(#[from] outgoing::Unusable),
@@ -246,6 +250,7 @@ impl Service {
         let receivers: Result<Vec<_>, _> =
             config.webhooks.iter().map(|webhook| Receiver::of(webhook).map(Arc::new)).collect();
         let receivers = receivers?;
+        let peers = Peers::of(&config.http)?;
         let telemetry = Telemetry::start(config::otlp_endpoint(&config)?, &worker, &hostname(), &metrics);
         let server = match config.http.listen {
             Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
@@ -259,6 +264,7 @@ impl Service {
             &worker,
             incarnation,
             displaces,
+            http::peers::advertised(&config.http, server.as_ref().map(http::Server::address)),
             &config.labels,
             config.flows.keys().chain(retired.iter().map(|flow| &flow.flow)),
         )
@@ -293,7 +299,8 @@ impl Service {
             let address = server.address();
             note_address(&config.borrow().data_dir, address);
             let handle = Handle::new(Arc::clone(&shared));
-            let settings = http::Settings { handle, config: config.subscribe(), tokens: tokens.subscribe(), local_key };
+            let settings =
+                http::Settings { handle, config: config.subscribe(), tokens: tokens.subscribe(), local_key, peers };
             (address, tokio::spawn(server.serve(settings, stop_http.subscribe())))
         });
         let loaded = Arc::clone(&config.borrow());
@@ -785,6 +792,7 @@ async fn register<'a>(
     worker: &WorkerId,
     incarnation: String,
     displaces: Option<String>,
+    address: Option<String>,
     labels: &Labels,
     flows: impl Iterator<Item = &'a FlowType>,
 ) -> Result<WorkerNote, Error> {
@@ -795,6 +803,7 @@ async fn register<'a>(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         labels: labels.clone(),
         displaces,
+        address,
     };
     store.apply(&[Write::RegisterFlows(flows.cloned().collect()), Write::RegisterWorker(this)]).await?;
     Ok(WorkerNote { worker: worker.clone(), incarnation, state: WorkerState::Active })

@@ -5,6 +5,7 @@
 
 mod adopted;
 mod changes;
+mod peers;
 mod report;
 mod telemetry;
 mod template;
@@ -39,6 +40,7 @@ use crate::domain::{FlowType, Timestamp, WorkerId};
 pub use adopted::AdoptedTable;
 pub(crate) use adopted::{COLUMNS as JOB_COLUMNS, OWN_SCHEMA};
 pub use changes::Changes;
+pub use peers::{PeerSecret, PeersConfig};
 pub use report::{Complaint, Complaints, Place, Places};
 pub use telemetry::{InvalidEndpoint, OtlpEndpoint, otlp_endpoint};
 pub use template::TEMPLATE;
@@ -107,6 +109,8 @@ pub struct HttpConfig {
     pub tokens: Vec<TokenConfig>,
     /// Certificate and key; `None` for plain HTTP.
     pub tls: Option<TlsConfig>,
+    /// How the workers of one database reach each other; `None` where they don't.
+    pub peers: Option<PeersConfig>,
 }
 
 /// `http.tls`: files in PEM, absolute.
@@ -428,7 +432,7 @@ impl Default for ServiceConfig {
 
 impl Default for HttpConfig {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))), tokens: Vec::new(), tls: None }
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 8440))), tokens: Vec::new(), tls: None, peers: None }
     }
 }
 

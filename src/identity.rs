@@ -92,6 +92,7 @@ mod tests {
             drain_requested_time: None,
             drain_requested_by: None,
             labels: Labels::default(),
+            address: None,
             runs: 0,
         }
     }

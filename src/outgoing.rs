@@ -148,7 +148,11 @@ impl Poster {
     }
 }
 
-fn connector(authority: Option<&Path>) -> Result<TlsConnector> {
+/// What speaks TLS as a client; with the certificates in a file in PEM to trust, else with those that browsers trust.
+///
+/// # Errors
+/// Where the file can't be used.
+pub fn connector(authority: Option<&Path>) -> Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     match authority {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),

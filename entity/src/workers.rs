@@ -24,6 +24,9 @@ pub struct Model {
     /// A JSON list of words.
     #[sea_orm(column_type = "Text", nullable)]
     pub labels: Option<String>,
+    /// A URL without a path.
+    #[sea_orm(column_type = "Text", nullable)]
+    pub address: Option<String>,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

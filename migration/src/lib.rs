@@ -17,6 +17,7 @@ mod m20261125_000012_undelivered;
 mod m20261125_000013_lease;
 mod m20261126_000014_labels;
 mod m20261126_000015_slot;
+mod m20261126_000016_address;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261125_000013_lease::Migration),
             Box::new(m20261126_000014_labels::Migration),
             Box::new(m20261126_000015_slot::Migration),
+            Box::new(m20261126_000016_address::Migration),
         ]
     }
 }

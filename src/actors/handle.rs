@@ -40,6 +40,12 @@ impl Handle {
         &self.0.worker
     }
 
+    /// Which start of it this is.
+    #[must_use]
+    pub fn incarnation(&self) -> &str {
+        &self.0.incarnation
+    }
+
     /// What keeps the service from working, a sentence each; empty where it is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {

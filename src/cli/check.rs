@@ -14,6 +14,7 @@ use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, w
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::template::Template;
 use crate::http;
+use crate::http::peers::Peers;
 use crate::outgoing::Receiver;
 use crate::process::check_limits;
 use crate::store::{self, Store, Use};
@@ -180,6 +181,13 @@ impl Findings<'_> {
                     "the service does not start without; it may be there where the service runs",
                 );
             }
+        }
+        if let Err(error) = Peers::of(&self.config.http) {
+            self.warn(
+                "",
+                error.to_string(),
+                "the service does not start without; it may be there where the service runs",
+            );
         }
         match known_tokens(&self.config.http) {
             Err(error @ config::Error::TokenUnfit { .. }) => {

@@ -229,7 +229,7 @@ impl From<app::Error> for Failure {
             app::Error::Process(process::Error::Limits { .. }) => Self::new(Exit::Usage, chain(&error)).help(
                 "remove memory, cpus and pids from the limits of the flows; `callsheet check` says which they are",
             ),
-            app::Error::Webhook(_) => Self::new(Exit::Usage, chain(&error)),
+            app::Error::Webhook(_) | app::Error::Peers(_) => Self::new(Exit::Usage, chain(&error)),
             app::Error::Http(http::Error::Tls { .. }) => Self::new(Exit::Usage, chain(&error)),
             app::Error::Http(http::Error::Bind { .. }) => {
                 Self::new(Exit::Failed, chain(&error)).help("name another address by http.listen, or \"off\"")

@@ -9,9 +9,10 @@ use super::Context;
 use super::failure::{Exit, Failure, Result};
 use super::output::{Output, many_lines};
 use super::show::{job_id, no_such_job};
-use crate::config::Config;
+use crate::config::{Config, known_worker_id};
 use crate::domain::{Attempt, JobId, RunToken};
 use crate::http::json::rfc3339;
+use crate::http::peers::{Event, Form, NoAnswer, Peers, Question};
 use crate::process::logs::{Page, Piece, RunLog, Selection, Stream};
 use crate::process::run_dir;
 use crate::store::{RunRow, Store};
@@ -83,16 +84,20 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             format!("the run_token of attempt {} of job {} is none", run.attempt, run.job_id),
         ));
     };
+    let own = known_worker_id(&config)?;
+    let elsewhere = run.worker_id.clone().filter(|worker| own.as_ref().is_none_or(|own| own.as_str() != worker));
+    if !directory.is_dir()
+        && let Some(worker) = elsewhere
+    {
+        return relayed(context, &config, &store, &worker, &run, args).await;
+    }
     if !directory.is_dir() {
         let shown = directory.display();
         return Err(Failure::new(
             Exit::NotFound,
             format!("there are no logs of attempt {} of job {}: no {shown}", run.attempt, run.job_id),
         )
-        .help(format!(
-            "logs are kept by the worker that ran it ({}), in its data_dir, for some time after the run's end (retention.logs)",
-            run.worker_id.as_deref().unwrap_or("unknown")
-        )));
+        .help("logs are kept in data_dir for some time after the run's end (retention.logs)"));
     }
     let log = RunLog::open(&directory, args.stream.selection(), run.outcome.is_some());
     let mut printer = Printer::new(context.output, args, log);
@@ -136,6 +141,50 @@ async fn find_run(store: &Store, args: &Args) -> Result<Option<RunRow>> {
         if !args.follow {
             return Err(Failure::new(Exit::NotFound, format!("job {} has no logs yet: it is {}", args.id, job.status))
                 .help("--follow waits for them"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Prints what another worker has.
+async fn relayed(context: &Context, config: &Config, store: &Store, worker: &str, run: &RunRow, args: &Args) -> Result {
+    let peers = Peers::of(&config.http).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let Some(peers) = peers else {
+        return Err(Failure::new(Exit::Failed, NoAnswer::NoSecret(worker.to_owned()).to_string()));
+    };
+    let selection = args.stream.selection();
+    let mut question = Question { offset: args.offset, tail: args.tail, ..Question::of(run, selection, Form::Events) };
+    let refused = |no_answer: NoAnswer| match no_answer {
+        NoAnswer::Store(error) => Failure::from(error),
+        NoAnswer::Refused { .. } | NoAnswer::Unknown(_) => Failure::new(Exit::NotFound, no_answer.to_string()),
+        other => Failure::new(Exit::Failed, other.to_string()),
+    };
+    let nowhere = RunLog::open(std::path::Path::new(""), selection, true);
+    let mut printer = Printer::new(context.output, args, nowhere);
+    if printer.raw && !args.follow {
+        // As events its text would have to be UTF-8.
+        question.form = Form::Text;
+        let mut relay = peers.ask(store, worker, &question).await.map_err(refused)?;
+        while let Some(bytes) = relay.bytes().await.map_err(unreadable)? {
+            context.output.raw(&bytes)?;
+        }
+        return Ok(());
+    }
+    if args.follow {
+        question.form = Form::Follow;
+    }
+    loop {
+        let mut relay = peers.ask(store, worker, &question).await.map_err(refused)?;
+        loop {
+            match relay.event().await {
+                Ok(Some(Event::Page(page))) => {
+                    (question.offset, question.tail) = (Some(page.next_offset), None);
+                    printer.take(page)?;
+                }
+                Ok(Some(Event::End)) => return printer.finish(),
+                // It comes back, or it is found to be gone.
+                Ok(None) | Err(_) => break,
+            }
         }
         tokio::time::sleep(POLL).await;
     }

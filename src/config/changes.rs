@@ -53,14 +53,14 @@ fn restart(old: &Config, new: &Config) -> Vec<&'static str> {
         otlp,
         flows: _,
     } = new;
-    let HttpConfig { listen, tokens, tls } = http;
+    let HttpConfig { listen, tokens, tls, peers } = http;
     let same = [
         ("data_dir", *data_dir == old.data_dir),
         ("database_url", *database_url == old.database_url),
         ("worker_id", *worker_id == old.worker_id),
         ("labels", *labels == old.labels),
         ("[service]", *service == old.service),
-        ("[http]", *listen == old.http.listen && *tls == old.http.tls),
+        ("[http]", *listen == old.http.listen && *tls == old.http.tls && *peers == old.http.peers),
         ("[[http.tokens]]", !opens(old, tokens)),
         ("[retention]", *retention == old.retention),
         ("[[webhooks]]", *webhooks == old.webhooks),

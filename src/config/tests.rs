@@ -175,6 +175,23 @@ fn labels_are_plain_words_each_once() {
 }
 
 #[test]
+fn workers_that_ask_each_other_share_a_secret() {
+    let http = parse("[http.peers]\nsecret_file = \"s\"\nadvertise = \"https://a:8443\"\n").unwrap().http;
+    let peers = http.peers.unwrap();
+    assert_eq!(peers.secret, PeerSecret::File("/etc/callsheet/s".into()));
+    assert_eq!(peers.advertise.unwrap().authority(), "a:8443");
+    let about = |text: &str| complaints(&format!("[http.peers]\n{text}\n"));
+    assert_eq!(about("advertise = \"http://a\"")[0], "1:1: `http.peers` has neither `secret_env` nor `secret_file`");
+    let both = "secret_file = \"s\"\nsecret_env = \"CALLSHEET_S\"";
+    assert_eq!(about(both), ["3:14: the workers have either `secret_env` or `secret_file`, not both"]);
+    assert_eq!(about("secret_env = \"S\""), ["2:14: `secret_env` must be a name that starts with CALLSHEET_"]);
+    for wrong in ["10.0.0.5:8440", "http://a/path", "http://u:p@a", "ftp://a"] {
+        let said = about(&format!("secret_file = \"s\"\nadvertise = \"{wrong}\""));
+        assert_eq!(said, [format!("3:13: `advertise` can't be {wrong:?}")]);
+    }
+}
+
+#[test]
 fn slots_are_a_variable_and_its_values() {
     let slots = |line| flow(line).slots.map(|slots| slots.to_string());
     assert_eq!(slots(""), None);
@@ -185,8 +202,8 @@ fn slots_are_a_variable_and_its_values() {
     assert_eq!(
         about("name = \"GPU\", values = [\"0\", \"0\"], order = 1"),
         [
-            "3:42: `slots`: \"0\" stands there twice, and two runs would hold one device",
-            "3:48: unknown key `order` in [flows.X.slots]"
+            "3:40: `slots`: \"0\" stands there twice, and two runs would hold one device",
+            "3:46: unknown key `order` in [flows.X.slots]"
         ]
     );
     assert_eq!(about("name = \"GPU\", values = [0]")[0], "3:35: `values` must be a text in quotes, not an integer");

@@ -13,10 +13,10 @@ use toml::Spanned;
 use super::adopted::{self, AdoptedTable};
 use super::report::Notes;
 use super::tokens::{is_of_nothing, parse_sha256};
-use super::written::{Flow, Recurring, Size, SlotsTable, Tls, Token, Webhook, Written};
+use super::written::{Flow, Peers, Recurring, Size, SlotsTable, Tls, Token, Webhook, Written};
 use super::{
-    AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RecurringConfig, RetentionConfig, ServiceConfig,
-    TlsConfig, TokenConfig, TokenSecret, WebhookConfig, WebhookSecret, WebhookUrl,
+    AccessRole, FlowConfig, HttpConfig, OnStop, OtlpEndpoint, PeerSecret, PeersConfig, RecurringConfig,
+    RetentionConfig, ServiceConfig, TlsConfig, TokenConfig, TokenSecret, WebhookConfig, WebhookSecret, WebhookUrl,
 };
 use crate::domain::admission::IdentifierPattern;
 use crate::domain::database_url::DatabaseUrl;
@@ -128,6 +128,7 @@ impl Validator<'_> {
             listen: self.listen(written.listen.as_ref(), written.tokens.is_empty()),
             tokens: self.tokens(&written.tokens),
             tls: written.tls.as_ref().and_then(|tls| self.tls(tls)),
+            peers: written.peers.as_ref().and_then(|peers| self.peers(peers)),
         };
         let adopted = written.jobs.as_ref().and_then(|jobs| {
             self.places.extend(adopted::places(jobs));
@@ -459,6 +460,55 @@ impl Validator<'_> {
         };
         let (certificate, key) = (file("certificate", written.certificate.as_ref()), file("key", written.key.as_ref()));
         Some(TlsConfig { certificate: certificate?, key: key? })
+    }
+
+    fn peers(&mut self, written: &Peers) -> Option<PeersConfig> {
+        let Peers { span, secret_env, secret_file, advertise, certificate_authority } = written;
+        let secret = match (secret_env, secret_file) {
+            (Some(variable), None) => {
+                if !variable.get_ref().starts_with("CALLSHEET_") || variable.get_ref().contains(['=', '\0']) {
+                    self.notes
+                        .add(variable.span(), "`secret_env` must be a name that starts with CALLSHEET_")
+                        .help("all other variables of the service's environment reach its commands")
+                        .private();
+                }
+                Some(PeerSecret::Env(variable.get_ref().clone()))
+            }
+            (None, Some(file)) => {
+                self.path("secret_file", file);
+                Some(PeerSecret::File(self.directory.join(file.get_ref())))
+            }
+            (Some(_), Some(second)) => {
+                let message = "the workers have either `secret_env` or `secret_file`, not both";
+                self.notes.add(second.span(), message).private();
+                None
+            }
+            (None, None) => {
+                self.notes
+                    .add(span.clone(), "`http.peers` has neither `secret_env` nor `secret_file`")
+                    .help("the workers know each other by it; at least 32 characters, the same for all of them")
+                    .missing();
+                None
+            }
+        };
+        let advertise = match advertise {
+            None => None,
+            Some(url) => match url.get_ref().parse::<WebhookUrl>() {
+                Ok(address) if address.path == "/" => Some(address),
+                Ok(_) | Err(_) => {
+                    let message = format!("`advertise` can't be {:?}", url.get_ref());
+                    self.notes
+                        .add(url.span(), message)
+                        .help("write \"http://10.0.0.5:8440\", or https, without a path");
+                    None
+                }
+            },
+        };
+        let certificate_authority = certificate_authority.as_ref().map(|file| {
+            self.path("certificate_authority", file);
+            self.directory.join(file.get_ref())
+        });
+        Some(PeersConfig { secret: secret?, advertise, certificate_authority })
     }
 
     fn tokens(&mut self, written: &[Spanned<Token>]) -> Vec<TokenConfig> {

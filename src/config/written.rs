@@ -23,6 +23,7 @@ pub(super) struct Written {
     pub(super) listen: Field<String>,
     pub(super) tokens: Vec<Spanned<Token>>,
     pub(super) tls: Option<Tls>,
+    pub(super) peers: Option<Peers>,
     pub(super) otlp_endpoint: Field<String>,
     pub(super) defaults: Option<Flow>,
     pub(super) flows: Vec<(Spanned<String>, Flow)>,
@@ -56,6 +57,15 @@ pub(super) struct Tls {
     pub(super) span: Range<usize>,
     pub(super) certificate: Field<String>,
     pub(super) key: Field<String>,
+}
+
+/// `[http.peers]`
+pub(super) struct Peers {
+    pub(super) span: Range<usize>,
+    pub(super) secret_env: Field<String>,
+    pub(super) secret_file: Field<String>,
+    pub(super) advertise: Field<String>,
+    pub(super) certificate_authority: Field<String>,
 }
 
 #[derive(Default)]
@@ -146,7 +156,8 @@ const STORE: &[&str] = &["jobs"];
 const JOBS: &[&str] = &["schema", "table", "columns", "statuses"];
 const STATUSES: &[&str] = &["PENDING", "INQUEUE", "PROGRESS", "COMPLETED", "ERROR", "CANCELLED"];
 const SERVICE: &[&str] = &["on_stop", "stop_deadline"];
-const HTTP: &[&str] = &["listen", "tokens", "tls"];
+const HTTP: &[&str] = &["listen", "tokens", "tls", "peers"];
+const PEERS: &[&str] = &["secret_env", "secret_file", "advertise", "certificate_authority"];
 const TLS: &[&str] = &["certificate", "key"];
 const TELEMETRY: &[&str] = &["otlp_endpoint"];
 const TOKEN: &[&str] = &["name", "role", "token_sha256", "token_env"];
@@ -187,6 +198,7 @@ const SECTIONS: &[(&[&str], &str)] = &[
     (TOP, "at the top of the file, before the first [table]"),
     (SERVICE, "in [service]"),
     (HTTP, "in [http]"),
+    (PEERS, "in [http.peers]"),
     (TELEMETRY, "in [telemetry]"),
     (FLOW, "in [flows.TYPE] or [defaults]"),
     (RETRY, "in [flows.TYPE.retry] or [defaults.retry]"),
@@ -227,6 +239,7 @@ pub(super) fn read(text: &str) -> (Written, Notes) {
         written.listen = http.string("listen", "write \"127.0.0.1:8440\", or \"off\" for none");
         written.tokens = http.tokens();
         written.tls = http.tls();
+        written.peers = http.peers();
         http.no_other_keys(HTTP);
     }
     if let Some(mut telemetry) = top.table("telemetry", "[telemetry]") {
@@ -454,6 +467,20 @@ impl<'t, 'i> Table<'t, 'i> {
         let mut tls = self.table("tls", "http.tls")?;
         let read = Tls { span, certificate: tls.string("certificate", ""), key: tls.string("key", "") };
         tls.no_other_keys(TLS);
+        Some(read)
+    }
+
+    fn peers(&mut self) -> Option<Peers> {
+        let span = self.get("peers")?.span();
+        let mut peers = self.table("peers", "[http.peers]")?;
+        let read = Peers {
+            span,
+            secret_env: peers.string("secret_env", ""),
+            secret_file: peers.string("secret_file", ""),
+            advertise: peers.string("advertise", "write \"http://10.0.0.5:8440\""),
+            certificate_authority: peers.string("certificate_authority", ""),
+        };
+        peers.no_other_keys(PEERS);
         Some(read)
     }
 

@@ -93,6 +93,11 @@ impl std::fmt::Debug for How {
 }
 
 impl Viewer {
+    /// Another worker of this database, which may read.
+    pub(super) fn worker(address: IpAddr) -> Self {
+        Self { name: "another worker".to_owned(), role: AccessRole::Viewer, address, via: "api", how: How::Bearer }
+    }
+
     /// Whether they may write.
     #[must_use]
     pub fn is_operator(&self) -> bool {

@@ -29,6 +29,7 @@ mod feed;
 mod guard;
 pub mod json;
 pub mod pages;
+pub mod peers;
 pub mod problem;
 mod sign_in;
 mod silent;
@@ -56,6 +57,7 @@ use tower::{Layer, ServiceExt};
 
 pub use self::auth::{Operator, PostedForm, Viewer};
 use self::connection::Patient;
+use self::peers::Peers;
 pub use self::problem::{FieldError, Problem};
 use self::silent::Silent;
 use crate::actors::Handle;
@@ -115,6 +117,7 @@ struct Parts {
     handle: Handle,
     config: watch::Receiver<Arc<Config>>,
     access: auth::Access,
+    peers: Option<Peers>,
     feed: feed::Feed,
     streams: Arc<Semaphore>,
     large_bodies: Semaphore,
@@ -150,6 +153,10 @@ impl App {
     #[must_use]
     pub fn stop(&self) -> watch::Receiver<bool> {
         self.0.stop.clone()
+    }
+
+    fn peers(&self) -> Option<&Peers> {
+        self.0.peers.as_ref()
     }
 
     fn access(&self) -> &auth::Access {
@@ -195,6 +202,8 @@ pub struct Settings {
     pub tokens: watch::Receiver<Arc<[KnownToken]>>,
     /// What the forms of a server without tokens are recognized by; nobody else may know it.
     pub local_key: String,
+    /// How other workers are asked; `None` where they are not.
+    pub peers: Option<Peers>,
 }
 
 /// The other end of a connection.
@@ -241,7 +250,7 @@ impl Server {
     /// Serves until `stop` says true, then lets open answers finish for a moment.
     pub async fn serve(self, settings: Settings, mut stop: watch::Receiver<bool>) {
         let Self { listener, tls, .. } = self;
-        let Settings { handle, config, tokens, local_key } = settings;
+        let Settings { handle, config, tokens, local_key, peers } = settings;
         if let Some(tls) = tls.clone() {
             tokio::spawn(tls.keep_fresh(config.clone()));
         }
@@ -251,6 +260,7 @@ impl Server {
             handle,
             config,
             access,
+            peers,
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
             large_bodies: Semaphore::new(MOST_LARGE_BODIES),
             stop: stop.clone(),
@@ -349,6 +359,7 @@ fn router(app: App) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route(peers::PATH, get(peers::answer))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(app)

@@ -57,6 +57,17 @@ pub enum Selection {
 #[error("there are \"stdout\", \"stderr\" and \"both\"")]
 pub struct UnknownSelection;
 
+impl Selection {
+    /// The word that it is read from.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Only(stream) => stream.as_str(),
+            Self::Both => "both",
+        }
+    }
+}
+
 impl FromStr for Selection {
     type Err = UnknownSelection;
 

@@ -574,6 +574,7 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
         drain_requested_time: row.maybe_time("drain_requested_time")?,
         drain_requested_by: row.text("drain_requested_by")?,
         labels: labels(row.text("labels")?.as_deref()),
+        address: row.text("address")?,
         runs: u64::try_from(row.int("runs")?).unwrap_or(0),
     })
 }

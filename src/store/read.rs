@@ -257,6 +257,8 @@ pub struct WorkerRow {
     pub drain_requested_by: Option<String>,
     /// `labels`; none where they can't be read.
     pub labels: Labels,
+    /// `address`: where other workers reach it, as it was written.
+    pub address: Option<String>,
     /// How many claimed and running rows it has.
     pub runs: u64,
 }

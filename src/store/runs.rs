@@ -282,9 +282,9 @@ impl Store {
         }
         let now = self.dialect().now();
         let upsert = format!(
-            "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time, labels) \
-             VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}, $5) ON CONFLICT (worker_id) DO UPDATE SET \
-             incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, labels = excluded.labels, \
+            "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time, labels, address) \
+             VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}, $5, $6) ON CONFLICT (worker_id) DO UPDATE SET \
+             incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, labels = excluded.labels, address = excluded.address, \
              state = excluded.state, heartbeat_time = excluded.heartbeat_time, started_time = \
              CASE WHEN workers.incarnation = excluded.incarnation THEN workers.started_time ELSE excluded.started_time END, \
              drain_requested_time = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_time END, \
@@ -296,6 +296,7 @@ impl Store {
             storable(&worker.hostname).into(),
             storable(&worker.version).into(),
             json!(worker.labels.to_words()).to_string().into(),
+            worker.address.as_deref().map(storable).into(),
         ];
         // From now on the others look after the leases of its runs.
         self.tell_everybody(transaction).await?;

@@ -276,6 +276,8 @@ pub struct Worker {
     pub labels: Labels,
     /// The last start under its name, where that was another worker: its open runs are not this one's.
     pub displaces: Option<String>,
+    /// Where other workers reach it: a URL without a path.
+    pub address: Option<String>,
 }
 
 /// What a worker is doing; `workers.state`.

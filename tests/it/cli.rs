@@ -686,6 +686,7 @@ async fn add_worker(place: &Place, store: &Store, age: u32) {
         version: "1".to_owned(),
         labels: callsheet::domain::labels::Labels::default(),
         displaces: None,
+        address: None,
     };
     store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
     let foreign = Database::connect(format!("sqlite://{}", place.database())).await.unwrap();

@@ -42,6 +42,7 @@ mod page;
 mod page_keys;
 mod page_live;
 mod page_weight;
+mod peers;
 mod process_layer;
 mod progress;
 mod recovery;

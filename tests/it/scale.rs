@@ -64,6 +64,9 @@ impl Simulated {
             incarnation: "1".to_owned(),
             hostname: "here".to_owned(),
             version: "0".to_owned(),
+            labels: callsheet::domain::labels::Labels::default(),
+            displaces: None,
+            address: None,
         };
         store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
         Self { store, name, number }
@@ -76,6 +79,8 @@ impl Simulated {
             worker: self.name.clone(),
             concurrency: 20_000,
             worker_concurrency: 20_000,
+            beyond_share: true,
+            incarnation: String::new(),
             schedule_to_close_timeout: Duration::from_secs(1 << 40),
             terms: TERMS,
             tokens: vec![token()],
@@ -104,6 +109,7 @@ impl Simulated {
             completed_time: Timestamp::from_unix_millis(2),
             execution_ms: Some(1),
             usage: None,
+            slot: None,
             lapsed: false,
             message: None,
         })

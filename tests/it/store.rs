@@ -698,6 +698,7 @@ async fn every_write_may_be_repeated(db: Db) {
             version: "v".to_owned(),
             labels: callsheet::domain::labels::Labels::default(),
             displaces: None,
+            address: None,
         }),
     ];
     for write in writes {
@@ -1117,6 +1118,7 @@ async fn workers_and_flows_are_registered(db: Db) {
         version: "1.2".to_owned(),
         labels: callsheet::domain::labels::Labels::default(),
         displaces: None,
+        address: None,
     };
     let note = |incarnation: &str, state| {
         Write::WorkerState(WorkerNote { worker: worker(), incarnation: incarnation.to_owned(), state })

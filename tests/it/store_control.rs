@@ -329,6 +329,7 @@ fn me(incarnation: &str) -> Worker {
         version: "1.2".to_owned(),
         labels: callsheet::domain::labels::Labels::default(),
         displaces: None,
+        address: None,
     }
 }
 

@@ -23,6 +23,7 @@ use super::jobs::{job_id, no_such_job};
 use super::query::{Parameters, shown};
 use crate::domain::{Attempt, JobId, JobStatus, RunToken};
 use crate::http::json::rfc3339;
+use crate::http::peers::{Form, NoAnswer, Question, Relay, find_worker};
 use crate::http::problem::{FieldError, Problem};
 use crate::http::{App, Viewer, sse};
 use crate::process::logs::{Page, RunLog, Selection};
@@ -65,7 +66,10 @@ const LONGEST_TAIL: usize = 1_000_000;
             (String = "text/plain; charset=utf-8"),
             (String = "text/event-stream"),
         ), description = "What was written"),
-        (status = 404, description = "There is no such job or attempt, or its output is not on this worker", body = Problem, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such job or attempt, or its output is kept no longer", body = Problem, content_type = "application/problem+json"),
+        (status = 410, description = "The worker that ran it is not known any more", body = Problem, content_type = "application/problem+json"),
+        (status = 502, description = "The worker that has it is gone, or can't be reached", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "The worker that has it does not answer", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn logs(
@@ -94,7 +98,7 @@ pub(super) async fn logs(
     }
     parameters.finish()?;
     if !follow {
-        return text(&app, job, attempt, selection, offset, tail).await;
+        return text(&app, Which::of(job, attempt), selection, offset, tail).await;
     }
     let last = headers.get(LAST_EVENT_ID).map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()));
     if last == Some(None) {
@@ -104,17 +108,25 @@ pub(super) async fn logs(
     }
     let last = last.flatten();
     // What can't be followed is refused now; what has not begun yet is waited for.
-    let found = find(&app, job, attempt).await?;
-    if let Found::Never(problem) = found {
-        return Err(problem);
-    }
+    let found = find(&app, &Which::of(job, attempt)).await?;
     let permit = app.stream_permit()?;
+    match found {
+        Found::Never(problem) => return Err(problem),
+        Found::Elsewhere(run, worker) => {
+            let (offset, tail) = (last.or(offset), if last.is_some() { None } else { tail });
+            let question = Question { offset, tail, ..Question::of(&run, selection, Form::Follow) };
+            let relay = ask(&app, &worker, &question).await?;
+            return Ok(sse::respond(relay, &app, &viewer, permit));
+        }
+        Found::Run(..) | Found::NotYet(_) => {}
+    }
     let follower = Follower {
         changes: app.handle().changes(),
         told: false,
         app: app.clone(),
-        job,
-        attempt,
+        which: Which::of(job, attempt),
+        once: false,
+        relay: None,
         selection,
         offset: last.or(offset).unwrap_or(0),
         tail: if last.is_some() { None } else { tail },
@@ -142,15 +154,35 @@ enum Found {
     NotYet(Problem),
     /// There is none, and will not be.
     Never(Problem),
+    /// This worker has it.
+    Elsewhere(Box<RunRow>, String),
 }
 
-async fn find(app: &App, id: JobId, attempt: Option<Attempt>) -> Result<Found, Problem> {
+/// Which run's output is meant.
+#[derive(Clone)]
+struct Which {
+    job: JobId,
+    attempt: Option<Attempt>,
+    /// Only the run with this token.
+    token: Option<RunToken>,
+}
+
+impl Which {
+    fn of(job: JobId, attempt: Option<Attempt>) -> Self {
+        Self { job, attempt, token: None }
+    }
+}
+
+async fn find(app: &App, which: &Which) -> Result<Found, Problem> {
+    let Which { job: id, attempt, token } = which.clone();
     let store = app.store();
     let job = store.job(id).await?.ok_or_else(|| no_such_job(id))?;
     let mut runs = store.runs(id).await?;
     let not_found = |detail: String| Problem::new(StatusCode::NOT_FOUND, detail);
     let wanted = match attempt {
-        Some(attempt) => runs.iter().rposition(|run| run.attempt == attempt),
+        Some(attempt) => runs.iter().rposition(|run| {
+            run.attempt == attempt && token.as_ref().is_none_or(|token| run.run_token == token.as_str())
+        }),
         None => runs.len().checked_sub(1),
     };
     let Some(index) = wanted else {
@@ -163,26 +195,32 @@ async fn find(app: &App, id: JobId, attempt: Option<Attempt>) -> Result<Found, P
     let run = runs.swap_remove(index);
     let token: Option<RunToken> = run.run_token.parse().ok();
     let directory = token.map(|token| app.handle().run_dir(id, run.attempt, &token)).filter(|path| path.is_dir());
-    Ok(match directory {
-        Some(directory) => Found::Run(Box::new(run), directory),
-        None => Found::Never(not_found(format!(
-            "the output of attempt {} of job {id} is not here; the worker that ran it ({}) keeps it",
+    let worker = run.worker_id.clone().filter(|worker| worker != app.handle().worker().as_str());
+    Ok(match (directory, worker) {
+        (Some(directory), _) => Found::Run(Box::new(run), directory),
+        (None, Some(worker)) => Found::Elsewhere(Box::new(run), worker),
+        (None, None) => Found::Never(not_found(format!(
+            "the output of attempt {} of job {id} is not here any more; it is kept for some time after the run ([retention] logs)",
             run.attempt,
-            run.worker_id.as_deref().unwrap_or("unknown")
         ))),
     })
 }
 
 async fn text(
     app: &App,
-    job: JobId,
-    attempt: Option<Attempt>,
+    which: Which,
     selection: Selection,
     offset: Option<u64>,
     tail: Option<usize>,
 ) -> Result<Response, Problem> {
-    let (run, directory) = match find(app, job, attempt).await? {
+    let (run, directory) = match find(app, &which).await? {
         Found::Run(run, directory) => (run, directory),
+        // A worker that is asked by another one asks nobody.
+        Found::Elsewhere(run, worker) if which.token.is_some() => return Err(not_with(&run, &worker)),
+        Found::Elsewhere(run, worker) => {
+            let question = Question { offset, tail, ..Question::of(&run, selection, Form::Text) };
+            return Ok(relayed(ask(app, &worker, &question).await?));
+        }
         Found::NotYet(problem) | Found::Never(problem) => return Err(problem),
     };
     let log = RunLog::open(&directory, selection, run.outcome.is_some());
@@ -215,6 +253,112 @@ async fn text(
     Ok((headers, Body::from_stream(pages)).into_response())
 }
 
+fn not_with(run: &RunRow, worker: &str) -> Problem {
+    let detail =
+        format!("attempt {} of job {} was run by {worker}, and its output is not here", run.attempt, run.job_id);
+    Problem::new(StatusCode::NOT_FOUND, detail)
+}
+
+/// Asks the worker that has an output.
+///
+/// # Errors
+/// Why there is no answer.
+pub(in crate::http) async fn ask(app: &App, worker: &str, question: &Question) -> Result<Relay, NoAnswer> {
+    let Some(peers) = app.peers() else {
+        // One that is gone is not to be asked either.
+        find_worker(app.store(), worker).await?;
+        return Err(NoAnswer::NoSecret(worker.to_owned()));
+    };
+    peers.ask(app.store(), worker, question).await
+}
+
+/// What another worker has answered, as text.
+fn relayed(relay: Relay) -> Response {
+    let kind = (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let numbers = [OFFSET, NEXT_OFFSET].map(|name| (relay.number(&name), name));
+    let pages = stream::try_unfold(relay, |mut relay| async move {
+        let bytes = relay.bytes().await?;
+        Ok::<_, io::Error>(bytes.map(|bytes| (bytes, relay)))
+    });
+    let mut response = ([kind], Body::from_stream(pages)).into_response();
+    for (number, name) in numbers {
+        if let Some(number) = number {
+            response.headers_mut().insert(name, HeaderValue::from(number));
+        }
+    }
+    response
+}
+
+/// What another worker asks for.
+pub(in crate::http) struct Asked {
+    which: Which,
+    selection: Selection,
+    offset: Option<u64>,
+    tail: Option<usize>,
+    form: Form,
+}
+
+impl Asked {
+    /// As its address says it.
+    ///
+    /// # Errors
+    /// Where it is not understood.
+    pub(in crate::http) fn read(uri: &Uri) -> Result<Self, Problem> {
+        let mut parameters = Parameters::of(uri, &["job", "attempt", "token", "stream", "offset", "tail", "form"]);
+        let job = parameters.parsed::<i64>("job", "the id of a job");
+        let attempt = parameters.parsed::<u32>("attempt", "an attempt");
+        let token = parameters.parsed::<RunToken>("token", "a run's token");
+        let selection = parameters.parsed::<Selection>("stream", "a stream");
+        let offset = parameters.parsed::<u64>("offset", "a number of bytes");
+        let tail = parameters.parsed::<usize>("tail", "a number of lines").map(|lines| lines.min(LONGEST_TAIL));
+        let form = parameters.read("form", |text| match text {
+            "text" => Ok(Form::Text),
+            "events" => Ok(Form::Events),
+            "follow" => Ok(Form::Follow),
+            _ => Err(format!("{} is none", shown(text))),
+        });
+        parameters.finish()?;
+        let (Some(job), Some(attempt), Some(token)) = (job, attempt, token) else {
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "it is not said which run is meant"));
+        };
+        let which = Which { job: JobId(job), attempt: Some(Attempt(attempt)), token: Some(token) };
+        let (selection, form) = (selection.unwrap_or(Selection::Both), form.unwrap_or(Form::Text));
+        Ok(Self { which, selection, offset, tail, form })
+    }
+}
+
+/// Answers another worker from this one's own disk, or not at all.
+///
+/// # Errors
+/// Where there is no such output here.
+pub(in crate::http) async fn answer_here(app: &App, viewer: &Viewer, asked: Asked) -> Result<Response, Problem> {
+    let Asked { which, selection, offset, tail, form } = asked;
+    if form == Form::Text {
+        return text(app, which, selection, offset, tail).await;
+    }
+    match find(app, &which).await? {
+        Found::Run(..) => {}
+        Found::Elsewhere(run, worker) => return Err(not_with(&run, &worker)),
+        Found::Never(problem) | Found::NotYet(problem) => return Err(problem),
+    }
+    let permit = app.stream_permit()?;
+    let follower = Follower {
+        changes: app.handle().changes(),
+        told: false,
+        app: app.clone(),
+        which,
+        once: form == Form::Events,
+        relay: None,
+        selection,
+        offset: offset.unwrap_or(0),
+        tail,
+        run: None,
+        asked: None,
+        phase: Phase::Waiting,
+    };
+    Ok(sse::respond(follower, app, viewer, permit))
+}
+
 /// Reads files without holding up anybody else.
 async fn blocking<T: Send + 'static>(read: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Problem> {
     match tokio::task::spawn_blocking(read).await.map_err(io::Error::other) {
@@ -232,8 +376,11 @@ struct Follower {
     changes: watch::Receiver<()>,
     /// Whether something has changed since the database was asked.
     told: bool,
-    job: JobId,
-    attempt: Option<Attempt>,
+    which: Which,
+    /// Whether it ends with what there is by now.
+    once: bool,
+    /// The run has begun on another worker, which tells the rest.
+    relay: Option<Relay>,
     selection: Selection,
     offset: u64,
     /// Begin with so many lines from the end.
@@ -266,7 +413,7 @@ impl Follower {
         }
         self.told = false;
         match self.phase {
-            Phase::Waiting => match find(&self.app, self.job, self.attempt).await? {
+            Phase::Waiting => match find(&self.app, &self.which).await? {
                 Found::Run(run, directory) => {
                     let ended = run.outcome.is_some();
                     self.phase = if ended { Phase::Ended } else { Phase::Running };
@@ -274,9 +421,16 @@ impl Follower {
                 }
                 Found::NotYet(_) => {}
                 Found::Never(_) => self.phase = Phase::Ended,
+                Found::Elsewhere(..) if self.which.token.is_some() => self.phase = Phase::Ended,
+                Found::Elsewhere(run, worker) => {
+                    let (offset, tail) = (Some(self.offset), self.tail);
+                    let offset = offset.filter(|_| tail.is_none());
+                    let question = Question { offset, tail, ..Question::of(&run, self.selection, Form::Follow) };
+                    self.relay = Some(ask(&self.app, &worker, &question).await?);
+                }
             },
             Phase::Running => {
-                let runs = self.app.store().runs(self.job).await?;
+                let runs = self.app.store().runs(self.which.job).await?;
                 if let Some((run, log)) = &mut self.run {
                     let now = runs.into_iter().find(|row| row.run_token == run.run_token);
                     if now.as_ref().is_none_or(|row| row.outcome.is_some()) {
@@ -312,9 +466,9 @@ impl Follower {
     async fn last(&mut self) -> Bytes {
         self.phase = Phase::Over;
         let run = self.run.as_ref().map(|(run, _)| run);
-        let status = self.app.store().job(self.job).await.ok().flatten().map(|job| job.status);
+        let status = self.app.store().job(self.which.job).await.ok().flatten().map(|job| job.status);
         let data = json!({
-            "job_id": self.job.0,
+            "job_id": self.which.job.0,
             "attempt": run.map(|run| run.attempt.0),
             "outcome": run.and_then(|run| run.outcome.clone()),
             "exit_code": run.and_then(|run| run.exit_code),
@@ -330,6 +484,9 @@ impl sse::Source for Follower {
             if self.phase == Phase::Over {
                 return None;
             }
+            if let Some(relay) = &mut self.relay {
+                return sse::Source::next(relay).await;
+            }
             // Asked before reading: what was written before the run ended is then certainly read.
             let sent = match self.ask().await {
                 Ok(()) => self.read().await,
@@ -337,7 +494,7 @@ impl sse::Source for Follower {
             };
             match sent {
                 Ok(Some(frame)) => return Some(frame),
-                Ok(None) if self.phase == Phase::Ended => return Some(self.last().await),
+                Ok(None) if self.phase == Phase::Ended || self.once => return Some(self.last().await),
                 Ok(None) => self.told |= timeout(POLL, self.changes.changed()).await.is_ok(),
                 // The client comes back from where it was, by then perhaps to a database that answers.
                 Err(problem) => {

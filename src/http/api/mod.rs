@@ -9,7 +9,7 @@ pub(super) mod enqueue;
 mod events;
 mod flows;
 mod jobs;
-mod logs;
+pub(super) mod logs;
 mod prune;
 mod query;
 mod workers;

@@ -186,6 +186,8 @@ pub(super) struct LogView<'a> {
     pub(super) attempts: Vec<u32>,
     /// The end of it; `None` where this machine has none of it.
     pub(super) tail: Option<Vec<(Stream, String)>>,
+    /// The worker that it is fetched from, or why it can't be; `None` where this one ran it.
+    pub(super) elsewhere: Option<Result<String, String>>,
 }
 
 pub(super) fn log(view: &LogView<'_>) -> Markup {
@@ -203,12 +205,11 @@ pub(super) fn log(view: &LogView<'_>) -> Markup {
                     }
                 }
             }
-            @match &view.tail {
-                None => p.muted {
-                    "This machine has no output of this attempt: it is kept by the worker that ran it"
-                    @if let Some(worker) = &run.worker_id { " (" (name(worker)) ")" } ", until retention removes it."
-                },
-                Some(pieces) => {
+            @match (&view.tail, &view.elsewhere) {
+                (None, None) => p.muted { "There is no output of this attempt any more: retention has removed it." },
+                (None, Some(Err(why))) => p.muted { "Its output is not here: " (remark(why, 400)) "." },
+                (tail, elsewhere) => {
+                    @let pieces = tail.as_deref().unwrap_or_default();
                     div.log-tools #log-tools hidden {
                         label { "Stream " select #log-stream { option value="both" { "both" } option value="stdout" { "stdout" } option value="stderr" { "stderr" } } }
                         label { "Search " input #log-search type="search" placeholder="in the output" maxlength="200"; }
@@ -219,7 +220,8 @@ pub(super) fn log(view: &LogView<'_>) -> Markup {
                         span #log-lines.muted {}
                     }
                     div #log.log tabindex="0" role="log" aria-label="Output" aria-live="off" data-attempt=(run.attempt) data-job=(view.job) {
-                        @if pieces.is_empty() { p.muted { "Nothing has been written yet." } }
+                        @if let Some(Ok(worker)) = elsewhere { p.muted { "It is fetched from worker " (name(worker)) ", which has it." } }
+                        @else if pieces.is_empty() { p.muted { "Nothing has been written yet." } }
                         @for (stream, text) in pieces { pre class=(stream.as_str()) { (text) } }
                     }
                 }

@@ -10,16 +10,20 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::response::Response;
 use serde_json::json;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::form::Fields;
 use super::frame::assets;
 use super::renderings::{Looker, Shown, ShownOutput};
 use super::{Place, Renderings, Visitor};
+use crate::actors::AbortOnDrop;
 use crate::domain::{Attempt, JobId};
+use crate::http::api::logs::ask;
+use crate::http::peers::{Event, Form, Question};
 use crate::http::{App, Viewer, sse};
-use crate::process::logs::{RunLog, Selection, Stream};
+use crate::process::logs::{Page, RunLog, Selection, Stream};
 use crate::process::text::made_safe;
+use crate::store::RunRow;
 
 /// How often the output is looked at.
 const LOG_EVERY: Duration = Duration::from_millis(250);
@@ -27,6 +31,12 @@ const LOG_EVERY: Duration = Duration::from_millis(250);
 const PAST: u64 = 12 << 20;
 /// So much is read at once, in bytes.
 const AT_ONCE: usize = 256 << 10;
+/// The same of a run on another worker, in lines.
+const PAST_LINES: usize = 100_000;
+/// How soon another worker is asked again that did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Pieces of another worker's output that may wait to be sent; it waits with them.
+const MOST_WAITING: usize = 8;
 
 /// A page that is open.
 struct Watcher {
@@ -54,7 +64,7 @@ pub(super) fn stream(
     let attempt = fields.first("attempt").and_then(|text| text.parse().ok()).map(Attempt);
     let log = job.zip(attempt).map(|(job, attempt)| {
         let read = fields.first("at").and_then(|text| text.parse().ok());
-        Log { job, attempt, place: None, read, ended: false }
+        Log { job, attempt, source: Source::Unknown, read, ended: false }
     });
     let hello = json!({ "script": assets()[1].path }).to_string();
     let watcher = Watcher {
@@ -81,7 +91,7 @@ impl sse::Source for Watcher {
             }
             self.read_log().await;
             if self.ready.is_empty() {
-                let log_is_open = self.log.as_ref().is_some_and(|log| !log.ended);
+                let log_is_open = self.log.as_ref().is_some_and(Log::is_open);
                 tokio::select! {
                     shown = self.looker.next() => self.show(&*shown?),
                     () = tokio::time::sleep(LOG_EVERY), if log_is_open => {}
@@ -123,25 +133,60 @@ impl Watcher {
             return;
         }
         self.event("output", &output.json);
-        self.log = Some(Log { job, attempt: output.attempt, place: None, read: None, ended: output.ended });
+        self.log = Some(Log { job, attempt: output.attempt, source: Source::Unknown, read: None, ended: output.ended });
     }
 
     async fn read_log(&mut self) {
         let Some(log) = self.log.as_mut() else { return };
-        if log.place.is_none() {
-            log.place = place_of(&self.app, log.job, log.attempt).await;
+        if matches!(log.source, Source::Unknown) {
+            log.source = source_of(&self.app, log.job, log.attempt, log.read).await;
         }
-        let Some(place) = log.place.clone() else { return };
+        let place = match &mut log.source {
+            Source::Unknown => return,
+            Source::Here(place) => place.clone(),
+            Source::There(remote) => {
+                let told: Vec<Told> = std::iter::from_fn(|| remote.told.try_recv().ok()).take(MOST_WAITING).collect();
+                for one in told {
+                    self.tell(one);
+                }
+                return;
+            }
+        };
         let (read, ended) = (log.read, log.ended);
         // Files are read where that may take its time.
         let Ok(Some((pieces, next))) = tokio::task::spawn_blocking(move || read_on(&place, read, ended)).await else {
             return;
         };
         log.read = Some(next);
+        self.tell_output(&pieces, next);
+    }
+
+    fn tell_output(&mut self, pieces: &[(Stream, String)], next: u64) {
         if !pieces.is_empty() {
             let pieces: Vec<_> = pieces.iter().map(|(stream, text)| [stream.as_str(), text]).collect();
             let data = json!({ "pieces": pieces, "at": next });
             self.event("log", &data.to_string());
+        }
+    }
+
+    fn tell(&mut self, told: Told) {
+        match told {
+            Told::Output(pieces, next) => {
+                if let Some(log) = &mut self.log {
+                    log.read = Some(next);
+                }
+                self.tell_output(&pieces, next);
+            }
+            Told::Note(why) => {
+                let at = self.log.as_ref().and_then(|log| log.read);
+                let data = json!({ "pieces": [["callsheet", format!("callsheet: {why}\n")]], "at": at });
+                self.event("log", &data.to_string());
+            }
+            Told::Over => {
+                if let Some(Log { source: Source::There(remote), .. }) = &mut self.log {
+                    remote.over = true;
+                }
+            }
         }
     }
 }
@@ -150,17 +195,111 @@ impl Watcher {
 struct Log {
     job: JobId,
     attempt: Attempt,
-    place: Option<std::path::PathBuf>,
+    source: Source,
     /// How far it was read, in bytes.
     read: Option<u64>,
     ended: bool,
 }
 
-/// Where this machine keeps the output of an attempt.
-pub(super) async fn place_of(app: &App, job: JobId, attempt: Attempt) -> Option<std::path::PathBuf> {
-    let runs = app.store().runs(job).await.ok()?;
-    let run = runs.iter().rfind(|run| run.attempt == attempt)?;
-    Some(app.handle().run_dir(job, attempt, &run.run_token.parse().ok()?))
+impl Log {
+    /// Whether there may be more of it.
+    fn is_open(&self) -> bool {
+        match &self.source {
+            Source::There(remote) => !remote.over,
+            Source::Unknown | Source::Here(_) => !self.ended,
+        }
+    }
+}
+
+/// Where output comes from.
+enum Source {
+    Unknown,
+    /// A directory of this worker.
+    Here(std::path::PathBuf),
+    /// Another worker.
+    There(Remote),
+}
+
+/// The output of a run of another worker.
+struct Remote {
+    told: mpsc::Receiver<Told>,
+    over: bool,
+    _task: AbortOnDrop,
+}
+
+/// What there is to say of it.
+enum Told {
+    /// More output, and where the next begins.
+    Output(Vec<(Stream, String)>, u64),
+    /// Why there is none just now.
+    Note(String),
+    /// There is no more.
+    Over,
+}
+
+/// Where the output of an attempt is to be had.
+async fn source_of(app: &App, job: JobId, attempt: Attempt, read: Option<u64>) -> Source {
+    let run = app.store().runs(job).await.ok().and_then(|runs| runs.into_iter().rfind(|run| run.attempt == attempt));
+    let Some(run) = run else { return Source::Unknown };
+    let Ok(token) = run.run_token.parse() else { return Source::Unknown };
+    let place = app.handle().run_dir(job, attempt, &token);
+    match run.worker_id.clone().filter(|worker| worker != app.handle().worker().as_str()) {
+        Some(worker) if !place.is_dir() => {
+            let (sender, told) = mpsc::channel(MOST_WAITING);
+            let task = AbortOnDrop::spawn(fetch(app.clone(), run, worker, read, sender));
+            Source::There(Remote { told, over: false, _task: task })
+        }
+        Some(_) | None => Source::Here(place),
+    }
+}
+
+/// Follows the output of a run that another worker has, from `at` on; of what is past, the end.
+async fn fetch(app: App, run: RunRow, worker: String, mut at: Option<u64>, told: mpsc::Sender<Told>) {
+    let mut refused = None;
+    loop {
+        let tail = at.is_none().then_some(PAST_LINES);
+        let question = Question { offset: at, tail, ..Question::of(&run, Selection::Both, Form::Follow) };
+        let more = match ask(&app, &worker, &question).await {
+            Ok(mut relay) => {
+                refused = None;
+                loop {
+                    match relay.event().await {
+                        Ok(Some(Event::Page(page))) => {
+                            at = Some(page.next_offset);
+                            if told.send(Told::Output(shown(&page), page.next_offset)).await.is_err() {
+                                return;
+                            }
+                        }
+                        Ok(Some(Event::End)) => break Some(Told::Over),
+                        Ok(None) | Err(_) => break None,
+                    }
+                }
+            }
+            Err(no_answer) => {
+                let kind = std::mem::discriminant(&no_answer);
+                (refused.replace(kind) != Some(kind)).then(|| Told::Note(no_answer.to_string()))
+            }
+        };
+        let is_over = matches!(more, Some(Told::Over));
+        if let Some(more) = more
+            && told.send(more).await.is_err()
+        {
+            return;
+        }
+        if is_over {
+            return;
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+}
+
+/// The pieces of some output as they are shown.
+fn shown(page: &Page) -> Vec<(Stream, String)> {
+    let pieces = page.pieces.iter().filter(|piece| !piece.bytes.is_empty()).map(|piece| {
+        let note = piece.dropped_note().map(|note| note + "\n").unwrap_or_default();
+        (piece.stream, note + &made_safe(&piece.bytes))
+    });
+    pieces.collect()
 }
 
 /// What was written from this offset on (of what is past, the end), up to the end of a line, and where to go on.
@@ -181,11 +320,7 @@ fn read_on(place: &std::path::Path, from: Option<u64>, ended: bool) -> Option<(V
         page.next_offset = page.next_offset.saturating_sub((last.bytes.len() - whole) as u64);
         last.bytes.truncate(whole);
     }
-    let shown = page.pieces.iter().filter(|piece| !piece.bytes.is_empty()).map(|piece| {
-        let note = piece.dropped_note().map(|note| note + "\n").unwrap_or_default();
-        (piece.stream, note + &made_safe(&piece.bytes))
-    });
-    Some((shown.collect(), page.next_offset))
+    Some((shown(&page), page.next_offset))
 }
 
 /// What tells a part from the same part as it was before, however much time has passed and whose token its forms have.

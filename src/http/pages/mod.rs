@@ -42,11 +42,12 @@ use self::frame::{Frame, Notice, laid_out};
 use self::jobs::{Filter, JobsView};
 use self::overview::{FlowInfo, OverviewView};
 use self::renderings::Renderings;
+use super::peers::{NoAnswer, find_worker};
 use super::{App, Problem, Viewer};
 use crate::domain::{Attempt, JobId, Timestamp};
 use crate::process::logs::{RunLog, Selection};
 use crate::process::text::made_safe;
-use crate::store::AuditFilter;
+use crate::store::{AuditFilter, RunRow};
 
 pub(super) use self::missing::missing;
 pub(super) use self::sign_in::sign_in;
@@ -297,12 +298,29 @@ async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>
     }
     let mut attempts: Vec<u32> = runs.iter().map(|run| run.attempt.0).collect();
     attempts.dedup();
-    let markup = job::log(&job::LogView { job: id, run, attempts, tail });
+    let elsewhere = match run {
+        Some(run) if tail.is_none() => elsewhere(app, run).await,
+        Some(_) | None => None,
+    };
+    let markup = job::log(&job::LogView { job: id, run, attempts, tail, elsewhere });
     let output = run.map(|run| Output { attempt: run.attempt, ended: run.outcome.is_some(), markup: markup.clone() });
     let below = html! { @if output.is_none() { (markup) } (job::rest(view)) };
     let (parts, later) = (job::parts(view, visitor), job::later_parts(view));
     let title = format!("Job {id}: {}", parts::plain_name(&job.identifier));
     Ok(Rendered { output, later, below, ..Rendered::of(&title, "/jobs", parts, now) })
+}
+
+/// The worker that a run's output can be fetched from, or why it can't be.
+async fn elsewhere(app: &App, run: &RunRow) -> Option<Result<String, String>> {
+    let worker = run.worker_id.clone().filter(|worker| worker != app.handle().worker().as_str())?;
+    Some(match find_worker(app.store(), &worker).await {
+        Ok(_) if app.peers().is_none() => Err(NoAnswer::NoSecret(worker).to_string()),
+        Ok((_, row)) if row.address.is_none() => {
+            Err(NoAnswer::NoAddress { worker, hostname: row.hostname }.to_string())
+        }
+        Ok(_) => Ok(worker),
+        Err(no_answer) => Err(no_answer.to_string()),
+    })
 }
 
 /// The flows of the configuration.

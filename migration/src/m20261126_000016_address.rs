@@ -1,0 +1,17 @@
+//! `workers.address`: where the other workers reach each one.
+
+#![allow(elided_lifetimes_in_paths, reason = "the trait's own signature elides it, and async_trait wants the same")]
+
+use sea_orm_migration::prelude::*;
+
+#[derive(DeriveMigrationName)]
+pub(crate) struct Migration;
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        // A URL without a path; null where it is not to be reached.
+        manager.get_connection().execute_unprepared("ALTER TABLE workers ADD COLUMN address text").await?;
+        Ok(())
+    }
+}
