@@ -215,9 +215,9 @@ impl Trial {
     /// Everything works, and jobs of a sequential flow run in their order.
     async fn calm(&mut self) {
         self.all_well().await;
-        self.client.enqueue(true);
+        self.client.enqueue(Wanted::Short);
         tokio::time::sleep(CALM).await;
-        self.client.enqueue(false);
+        self.client.enqueue(Wanted::Nothing);
         self.until("the jobs of the calm to have ended", async |trial| trial.client.open().is_empty()).await;
         let ones = self.client.sequential();
         let started = started(self.workers[0].service.path("evidence/log").as_path());
@@ -236,7 +236,7 @@ impl Trial {
     }
 
     async fn storm(&mut self, plan: &Plan) {
-        self.client.enqueue(true);
+        self.client.enqueue(Wanted::Anything);
         // The beginnings and ends of all strikes.
         let mut agenda: Vec<(Duration, bool, Strike, Duration)> = Vec::new();
         for Planned { at, strike, lasts } in plan.strikes.iter().copied() {
@@ -257,7 +257,7 @@ impl Trial {
                 self.begin(strike, lasts);
             }
         }
-        self.client.enqueue(false);
+        self.client.enqueue(Wanted::Nothing);
     }
 
     fn begin(&mut self, strike: Strike, lasts: Duration) {
@@ -470,9 +470,18 @@ struct Client {
     known: Arc<Mutex<Known>>,
 }
 
+/// Which jobs are enqueued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wanted {
+    #[default]
+    Nothing,
+    Short,
+    Anything,
+}
+
 #[derive(Debug, Default)]
 struct Known {
-    enqueues: bool,
+    wanted: Wanted,
     acknowledged: BTreeSet<JobId>,
     sequential: BTreeSet<JobId>,
     open: BTreeSet<JobId>,
@@ -503,10 +512,17 @@ impl Client {
         let rows = self.connection.query_all_raw(Statement::from_string(DbBackend::Postgres, select)).await?;
         let open: BTreeSet<JobId> =
             rows.iter().map(|row| row.try_get("", "id").map(JobId)).collect::<Result<_, _>>()?;
-        let (wanting, enqueues) = (MOST_OPEN.saturating_sub(open.len()), self.known.lock().unwrap().enqueues);
-        self.known.lock().unwrap().open = open;
-        for _ in 0..wanting * usize::from(enqueues) {
-            let time = format!("0.{:03}", chance.below(600));
+        let wanting = MOST_OPEN.saturating_sub(open.len());
+        let wanted = {
+            let mut known = self.known.lock().unwrap();
+            known.open = open;
+            known.wanted
+        };
+        for _ in 0..if wanted == Wanted::Nothing { 0 } else { wanting } {
+            // Some run for longer than a lease: only those can still be alive when somebody else takes their job over.
+            let long = wanted == Wanted::Anything && chance.below(4) == 0;
+            let millis = chance.below(if long { 6000 } else { 600 });
+            let time = format!("{}.{:03}", millis / 1000, millis % 1000);
             let command = chance.pick(&COMMANDS).unwrap().replace("{}", &time);
             let flow = *chance.pick(&["ONE", "FOUR", "FOUR"]).unwrap();
             self.insert(flow, &command).await?;
@@ -527,8 +543,8 @@ impl Client {
         Ok(job)
     }
 
-    fn enqueue(&self, enqueues: bool) {
-        self.known.lock().unwrap().enqueues = enqueues;
+    fn enqueue(&self, wanted: Wanted) {
+        self.known.lock().unwrap().wanted = wanted;
     }
 
     fn open(&self) -> BTreeSet<JobId> {
