@@ -87,6 +87,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let own = known_worker_id(&config)?;
     let elsewhere = run.worker_id.clone().filter(|worker| own.as_ref().is_none_or(|own| own.as_str() != worker));
     if !directory.is_dir()
+        && config.http.peers.is_some()
         && let Some(worker) = elsewhere
     {
         return relayed(context, &config, &store, &worker, &run, args).await;
@@ -97,7 +98,11 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
             Exit::NotFound,
             format!("there are no logs of attempt {} of job {}: no {shown}", run.attempt, run.job_id),
         )
-        .help("logs are kept in data_dir for some time after the run's end (retention.logs)"));
+        .help(format!(
+            "logs are kept by the worker that ran it ({}), in its data_dir, for some time after the run's end (retention.logs); with \
+             [http.peers] it is asked for them",
+            run.worker_id.as_deref().unwrap_or("unknown")
+        )));
     }
     let log = RunLog::open(&directory, args.stream.selection(), run.outcome.is_some());
     let mut printer = Printer::new(context.output, args, log);
