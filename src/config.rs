@@ -250,10 +250,13 @@ pub enum Error {
     Invalid(Complaints),
     /// A table was to be adopted in a database that can't do it.
     #[error(
-        "[store.jobs] needs PostgreSQL, and the database is SQLite: rows can't be written there through a view, under other \
+        "[store.jobs] needs PostgreSQL, and the database is {database}: rows can't be written there through a view, under other \
          names, and still be locked one by one"
     )]
-    AdoptedWithoutServer,
+    AdoptedWithoutPostgres {
+        /// What it is instead.
+        database: &'static str,
+    },
     /// The database URL of the command line or the environment is no database's.
     #[error("--database-url (or DATABASE_URL) can't be used")]
     DatabaseUrl(#[source] InvalidDatabaseUrl),
@@ -385,8 +388,13 @@ impl Config {
             otlp: file.otlp,
             flows: file.flows,
         };
-        if config.adopted.is_some() && matches!(config.database_url, DatabaseUrl::Sqlite(_)) {
-            return Err(Error::AdoptedWithoutServer);
+        let other = match config.database_url {
+            DatabaseUrl::Sqlite(_) => Some("SQLite"),
+            DatabaseUrl::MySql(_) => Some("MySQL or MariaDB"),
+            DatabaseUrl::Postgres(_) => None,
+        };
+        if let Some(database) = other.filter(|_| config.adopted.is_some()) {
+            return Err(Error::AdoptedWithoutPostgres { database });
         }
         Ok((config, Places { file: shown.to_owned(), text: text.to_owned(), spans: file.places }))
     }

@@ -18,6 +18,7 @@ mod m20261125_000013_lease;
 mod m20261126_000014_labels;
 mod m20261126_000015_slot;
 mod m20261126_000016_address;
+mod m20261126_000020_mysql;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -41,6 +42,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000014_labels::Migration),
             Box::new(m20261126_000015_slot::Migration),
             Box::new(m20261126_000016_address::Migration),
+            Box::new(m20261126_000020_mysql::Migration),
         ]
     }
 }

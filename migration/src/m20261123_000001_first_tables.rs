@@ -16,6 +16,7 @@ impl MigrationTrait for Migration {
         let (tables, triggers) = match manager.get_database_backend() {
             DbBackend::Sqlite => (SQLITE_TABLES, SQLITE_TRIGGERS),
             DbBackend::Postgres => (POSTGRES_TABLES, POSTGRES_TRIGGERS),
+            DbBackend::MySql => return Ok(()), // all of it is in the step that brought MySQL
             other => return Err(DbErr::Migration(format!("{other:?} is not supported"))),
         };
         for statements in [tables, INDEXES, triggers] {

@@ -14,6 +14,7 @@ impl MigrationTrait for Migration {
         let statements = match manager.get_database_backend() {
             DbBackend::Sqlite => SQLITE,
             DbBackend::Postgres => POSTGRES,
+            DbBackend::MySql => return Ok(()), // all of it is in the step that brought MySQL
             other => return Err(DbErr::Migration(format!("{other:?} is not supported"))),
         };
         manager.get_connection().execute_unprepared(statements).await?;

@@ -4,6 +4,7 @@
 #![allow(elided_lifetimes_in_paths, reason = "the trait's own signature elides it, and async_trait wants the same")]
 
 use sea_orm_migration::prelude::*;
+use sea_orm_migration::sea_orm::DbBackend;
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -11,6 +12,9 @@ pub(crate) struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        if manager.get_database_backend() == DbBackend::MySql {
+            return Ok(()); // it is in the step that brought MySQL
+        }
         let index = "CREATE INDEX deliveries_waiting ON deliveries (webhook, id) WHERE state = 'WAITING'";
         manager.get_connection().execute_unprepared(index).await?;
         Ok(())

@@ -66,7 +66,7 @@ async fn has_live_worker(config: &Config, store: &Store, id: JobId) -> Result<bo
     // An embedded database has one service, which takes over what any before it left.
     let owner = match config.database_url {
         DatabaseUrl::Sqlite(_) => None,
-        DatabaseUrl::Postgres(_) => store.job(id).await?.and_then(|job| job.worker_id),
+        DatabaseUrl::Postgres(_) | DatabaseUrl::MySql(_) => store.job(id).await?.and_then(|job| job.worker_id),
     };
     Ok(live.iter().any(|worker| owner.as_ref().is_none_or(|owner| *owner == worker.worker_id)))
 }

@@ -164,9 +164,10 @@ impl From<config::Error> for Failure {
                 .help("`callsheet init` writes a callsheet.toml to start from; --config PATH names another one"),
             config::Error::NotFound(_) => Self::new(Exit::Usage, chain(&error))
                 .help("check --config (or CALLSHEET_CONFIG); `callsheet init` writes a callsheet.toml to start from"),
-            config::Error::DatabaseUrl(_) => Self::new(Exit::Usage, chain(&error))
-                .help("write sqlite://path/to/callsheet.db or postgres://user@host/database"),
-            config::Error::AdoptedWithoutServer => Self::new(Exit::Usage, chain(&error))
+            config::Error::DatabaseUrl(_) => Self::new(Exit::Usage, chain(&error)).help(
+                "write sqlite://path/to/callsheet.db, postgres://user@host/database or mysql://user@host/database",
+            ),
+            config::Error::AdoptedWithoutPostgres { .. } => Self::new(Exit::Usage, chain(&error))
                 .help("set database_url to the PostgreSQL that the table is in, or remove [store.jobs]"),
             config::Error::Unreadable { .. }
             | config::Error::CurrentDir(_)
@@ -195,6 +196,7 @@ impl From<store::Error> for Failure {
             | store::Error::NoDirectory { .. }
             | store::Error::Refused { .. }
             | store::Error::Encoding { .. }
+            | store::Error::ServerTooOld { .. }
             | store::Error::SchemaMissing
             | store::Error::SchemaTooNew { .. }
             | store::Error::Corrupt { .. } => Exit::Database,

@@ -63,7 +63,7 @@ struct Global {
     /// The configuration file [default: ./callsheet.toml]
     #[arg(long, global = true, value_name = "PATH", env = "CALLSHEET_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Where the jobs are: sqlite://PATH or postgres://…; stands over the configuration
+    /// Where the jobs are: sqlite://PATH, postgres://… or mysql://…; stands over the configuration
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
     /// Run directories, logs and the embedded database; stands over the configuration

@@ -477,8 +477,8 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
     }
     for (text, complaint) in [
         (
-            "database_url = \"mysql://h/db\"",
-            "1:16: `database_url` can't be used: MySQL and MariaDB are not supported yet; use sqlite:// or postgres://",
+            "database_url = \"oracle://h/db\"",
+            "1:16: `database_url` can't be used: a database URL starts with sqlite://, postgres:// or mysql://",
         ),
         ("[service]\nstop_deadline = \"0s\"", "2:17: `stop_deadline` must be at least 1s"),
         ("[http]\nlisten = \"localhost:80\"", "2:10: `listen` can't be \"localhost:80\""),
@@ -503,7 +503,10 @@ fn the_rows_of_an_adopted_table_are_kept_unless_somebody_says_otherwise() {
     assert_eq!(kept.logs, RetentionConfig::default().logs);
     let config = parse(&format!("{adopted}[retention]\nerror = \"90d\"\n")).unwrap();
     assert_eq!(config.retention.error, RetentionConfig::default().error);
-    assert!(matches!(parse("[store.jobs]\ntable = \"Job\"\n"), Err(Error::AdoptedWithoutServer)));
+    for (url, name) in [("", "SQLite"), ("database_url = \"mysql://h/db\"\n", "MySQL or MariaDB")] {
+        let refused = parse(&format!("{url}[store.jobs]\ntable = \"Job\"\n"));
+        assert!(matches!(refused, Err(Error::AdoptedWithoutPostgres { database }) if database == name), "{url}");
+    }
 }
 
 #[test]
@@ -579,7 +582,7 @@ fn sizes_have_units() {
 fn no_password_is_ever_shown() {
     const SECRET: &str = "s3cret";
     for text in [
-        "database_url = \"mysql://ann:s3cret@db/x\"",
+        "database_url = \"oracle://ann:s3cret@db/x\"",
         "database_url = \"postgres://ann:s3cret@db/x\ndata_dir = 3",
         "database_url = \"postgres://ann:s3cret@db/x\" trailing",
         "database_url = { a = \"s3cret\" }",

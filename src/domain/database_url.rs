@@ -10,19 +10,18 @@ pub enum DatabaseUrl {
     /// An embedded SQLite database: the path of its file, as written or made absolute by [`DatabaseUrl::resolved`].
     Sqlite(PathBuf),
     /// A PostgreSQL server.
-    Postgres(PostgresUrl),
+    Postgres(ServerUrl),
+    /// A MySQL or MariaDB server.
+    MySql(ServerUrl),
 }
 
-/// A PostgreSQL URL; what it shows of itself has no password in it.
+/// A server's URL; what it shows of itself has no password in it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct PostgresUrl(String);
+pub struct ServerUrl(String);
 
 /// Why a text names no database that Callsheet can use; the text itself is never repeated, since it may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidDatabaseUrl {
-    /// MySQL and MariaDB.
-    #[error("MySQL and MariaDB are not supported yet; use sqlite:// or postgres://")]
-    MySql,
     /// A database that ends with the process.
     #[error("an in-memory SQLite database would be lost with the process; name a file: sqlite://path/to/callsheet.db")]
     InMemory,
@@ -33,7 +32,7 @@ pub enum InvalidDatabaseUrl {
     #[error("a sqlite:// URL takes no option other than ?mode=rwc, which is the default")]
     SqliteOption,
     /// Some other scheme, or none.
-    #[error("a database URL starts with sqlite:// or postgres://")]
+    #[error("a database URL starts with sqlite://, postgres:// or mysql://")]
     Scheme,
     /// A line break or the like.
     #[error("a database URL holds no control characters")]
@@ -51,9 +50,9 @@ impl FromStr for DatabaseUrl {
         match scheme.to_ascii_lowercase().as_str() {
             "sqlite" => sqlite_path(rest).map(Self::Sqlite),
             "postgres" | "postgresql" if rest.starts_with("//") => {
-                Ok(Self::Postgres(PostgresUrl(format!("postgres:{rest}"))))
+                Ok(Self::Postgres(ServerUrl(format!("postgres:{rest}"))))
             }
-            "mysql" | "mariadb" => Err(InvalidDatabaseUrl::MySql),
+            "mysql" | "mariadb" if rest.starts_with("//") => Ok(Self::MySql(ServerUrl(format!("mysql:{rest}")))),
             _ => Err(InvalidDatabaseUrl::Scheme),
         }
     }
@@ -77,7 +76,7 @@ impl DatabaseUrl {
     pub fn resolved(self, directory: &Path) -> Self {
         match self {
             Self::Sqlite(path) => Self::Sqlite(directory.join(path)),
-            Self::Postgres(url) => Self::Postgres(url),
+            Self::Postgres(_) | Self::MySql(_) => self,
         }
     }
 
@@ -87,11 +86,12 @@ impl DatabaseUrl {
         match self {
             Self::Sqlite(_) => "sqlite",
             Self::Postgres(_) => "postgres",
+            Self::MySql(_) => "mysql",
         }
     }
 }
 
-impl PostgresUrl {
+impl ServerUrl {
     /// The whole URL, password included: for connecting, never for showing.
     #[must_use]
     pub fn expose(&self) -> &str {
@@ -103,7 +103,7 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
-            Self::Postgres(url) => url.fmt(f),
+            Self::Postgres(url) | Self::MySql(url) => url.fmt(f),
         }
     }
 }
@@ -114,10 +114,10 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-impl fmt::Display for PostgresUrl {
+impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rest = self.0.strip_prefix("postgres://").unwrap_or_default();
-        f.write_str("postgres://")?;
+        let (scheme, rest) = self.0.split_once("://").unwrap_or_default();
+        write!(f, "{scheme}://")?;
         // A password may hold '@', '/' or '?' that should have been escaped, so the last '@' anywhere ends it: where
         // that is wrong, too much is hidden and never too little.
         let server = match rest.rsplit_once('@') {
@@ -143,11 +143,22 @@ impl fmt::Display for PostgresUrl {
     }
 }
 
-/// Options of a PostgreSQL URL that hold no secret; every other one is hidden.
-const SHOWN_OPTIONS: [&str; 8] =
-    ["host", "hostaddr", "port", "dbname", "user", "sslmode", "sslrootcert", "application_name"];
+/// Options of a server's URL that hold no secret; every other one is hidden.
+const SHOWN_OPTIONS: [&str; 11] = [
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "sslmode",
+    "sslrootcert",
+    "application_name",
+    "socket",
+    "ssl-mode",
+    "ssl-ca",
+];
 
-impl fmt::Debug for PostgresUrl {
+impl fmt::Debug for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -184,8 +195,8 @@ mod tests {
             ("sqlite://x?mode=ro", E::SqliteOption),
             ("sqlite://", E::NoPath),
             ("sqlite://dir/", E::NoPath),
-            ("mysql://h/db", E::MySql),
-            ("mariadb://h/db", E::MySql),
+            ("mysql:db", E::Scheme),
+            ("oracle://h/db", E::Scheme),
             ("callsheet.db", E::Scheme),
             ("postgres:db", E::Scheme),
             ("sqlite://a\nb", E::ControlCharacter),
@@ -201,6 +212,8 @@ mod tests {
             ("postgresql://ann:s3/cr@e?t@db/jobs", "postgres://ann:***@db/jobs"),
             ("postgres://ann@db/jobs?sslmode=require", "postgres://ann@db/jobs?sslmode=require"),
             ("postgres:///jobs?host=/run/pg&password=s3cret", "postgres:///jobs?host=/run/pg&password=***"),
+            ("mysql://ann:s3cret@db:3306/jobs?ssl-mode=REQUIRED", "mysql://ann:***@db:3306/jobs?ssl-mode=REQUIRED"),
+            ("mariadb://ann:s3@cret@db/jobs", "mysql://ann:***@db/jobs"),
         ] {
             let url: DatabaseUrl = text.parse().unwrap();
             assert_eq!(url.to_string(), shown);

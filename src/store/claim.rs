@@ -1,7 +1,7 @@
 //! Claims: PENDING rows become INQUEUE, in order and never more than the flow may have open.
 //!
 //! On PostgreSQL the flow's row in `flows` is locked first, so claims of one flow follow one another over all workers
-//! and each counts what the one before has taken. On SQLite every writing transaction excludes every other anyway.
+//! and each counts what the one before has taken; on MySQL likewise. On SQLite every writing transaction excludes every other anyway.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::json;
 use super::leases::{claimers, lease_millis, next_lapse, others_live};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
+use super::update::{Rows, Update};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
 use crate::domain::heartbeat::Lease;
 use crate::domain::trace::{TraceContext, TraceState};
@@ -32,12 +33,13 @@ impl Store {
             .iter()
             .filter_map(|write| if let Write::Claim(claim) = write { Some(claim.flow.as_str()) } else { None })
             .collect();
-        if flows.is_empty() || self.dialect() == Dialect::Sqlite {
+        if flows.is_empty() || !self.dialect().is_shared() {
             return Ok(());
         }
         let names = json!(flows).to_string();
         let lock = format!(
-            "SELECT 1 AS locked FROM flows WHERE {} ORDER BY type FOR UPDATE",
+            "SELECT 1 AS locked FROM {} WHERE {} ORDER BY type FOR UPDATE",
+            self.dialect().pick("flows", "flows", "flows FORCE INDEX (PRIMARY)"),
             self.dialect().among("type", "$1")
         );
         let lock = self.statement(lock, [names.into()]);
@@ -58,6 +60,8 @@ impl Store {
             "INSERT INTO flows (type) SELECT value FROM json_each($1) WHERE true ON CONFLICT (type) DO NOTHING",
             "INSERT INTO flows (type) SELECT value FROM json_array_elements_text($1::json) AS value ORDER BY value \
              ON CONFLICT (type) DO NOTHING",
+            "INSERT INTO flows (type) SELECT item.name FROM JSON_TABLE($1, '$[*]' COLUMNS (name VARCHAR(255) CHARACTER SET utf8mb4 PATH '$')) AS item \
+             ORDER BY item.name ON CONFLICT (type) DO NOTHING",
         );
         transaction.execute_raw(self.statement(insert, [names.into()])).await.doing("register flows")?;
         Ok(())
@@ -83,7 +87,7 @@ impl Store {
             lapsed: Vec::new(),
             next_lapse: next_lapse(state.now, state.lapse, state.shared, claim.terms),
             lease: if state.shared { Lease::Short } else { Lease::Long },
-            begun: (self.dialect() == Dialect::Postgres).then_some(begun),
+            begun: self.dialect().is_shared().then_some(begun),
             held_back: false,
             paused: state.paused,
             open: state.open,
@@ -180,7 +184,7 @@ impl Store {
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
         let mut statement = flow_now_sql(dialect);
-        if dialect == Dialect::Postgres {
+        if dialect.is_shared() {
             values.push(claim.incarnation.as_str().into());
         }
         if dialect == Dialect::Sqlite {
@@ -264,7 +268,9 @@ impl Store {
                     jobs
                 }
                 None => {
-                    let select = self.statement(next_rows_sql(dialect, limit), [flow.as_str().into(), below.into()]);
+                    // By the index that counts the other way, on MySQL.
+                    let bound = if dialect == Dialect::MySql { -below } else { below };
+                    let select = self.statement(next_rows_sql(dialect, limit), [flow.as_str().into(), bound.into()]);
                     let results = transaction.query_all_raw(select).await.doing(ACTION)?;
                     results.iter().map(|result| claimed_job(&Row { result, dialect })).collect::<Result<_, _>>()?
                 }
@@ -294,10 +300,12 @@ impl Store {
         now: Timestamp,
         below: i64,
     ) -> Result<Option<i64>, Error> {
-        let select = self.statement(
-            due_priority_sql(self.dialect()),
-            [flow.as_str().into(), below.into(), now.unix_millis().into()],
-        );
+        let (select, bound) = match self.dialect() {
+            // In a recursive statement it would read each priority's rows from the first one on.
+            Dialect::MySql => ("SELECT callsheet_due_priority($1, $2, $3) AS priority".to_owned(), -below),
+            dialect @ (Dialect::Sqlite | Dialect::Postgres) => (due_priority_sql(dialect), below),
+        };
+        let select = self.statement(select, [flow.as_str().into(), bound.into(), now.unix_millis().into()]);
         let result = transaction.query_one_raw(select).await.doing(ACTION)?;
         result.map_or(Ok(None), |result| Row { result: &result, dialect: self.dialect() }.maybe_int("priority"))
     }
@@ -310,23 +318,26 @@ impl Store {
         (now, lease): (Timestamp, Duration),
     ) -> Result<(), Error> {
         // A statement for each row: joined with a list, either database's planner may choose to read all pending rows. The
-        // event goes with it: on SQLite as a second statement, where changes() is how many rows the first one has changed.
-        let lease = match self.dialect() {
+        // event goes with it: on SQLite as a second statement, where changes() is how many rows the first one has changed. On
+        // MySQL, which takes one statement at a time, the events of all rows follow in one.
+        let dialect = self.dialect();
+        let lease = match dialect {
             Dialect::Sqlite => String::new(),
-            Dialect::Postgres => format!(", lease_time = $5 + {}", lease_millis(lease)),
+            Dialect::Postgres | Dialect::MySql => format!(", lease_time = $5 + {}", lease_millis(lease)),
         };
         let job = format!(
             "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
-             schedule_time = $6, traceparent = COALESCE(traceparent, $7), \
-             tracestate = CASE WHEN traceparent IS NULL THEN $9 ELSE tracestate END, progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
+             schedule_time = $6, tracestate = CASE WHEN traceparent IS NULL THEN $9 ELSE tracestate END, \
+             traceparent = COALESCE(traceparent, $7), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
              execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL{lease} \
              WHERE id = $1 AND status = 'PENDING'"
         );
         let event = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
              SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8";
-        let statement = match self.dialect() {
+        let statement = match dialect {
             Dialect::Sqlite => format!("{job}; {event} WHERE changes() > 0"),
             Dialect::Postgres => format!("WITH job AS ({job} RETURNING id) {event} FROM job"),
+            Dialect::MySql => job,
         };
         let worker = claim.worker.as_str();
         let message = format!("claimed by {worker}");
@@ -349,6 +360,17 @@ impl Store {
                 return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
             }
         }
+        if dialect == Dialect::MySql {
+            let taken: Vec<_> = jobs.iter().map(|job| json!({ "id": job.id.0, "attempt": job.attempt.0 })).collect();
+            let events = format!(
+                "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+                 SELECT item.id, item.attempt, 'PENDING', 'INQUEUE', $2, $3, $4 FROM {}",
+                dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint")])
+            );
+            let taken = serde_json::Value::from(taken).to_string();
+            let values = [taken.into(), now.unix_millis().into(), worker.into(), message.into()];
+            transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+        }
         Ok(())
     }
 
@@ -360,17 +382,19 @@ impl Store {
     ) -> Result<Vec<JobId>, Error> {
         let dialect = self.dialect();
         let requested = format!(
-            "SELECT id FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} \
+            "FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} \
              AND status = 'PENDING' ORDER BY id LIMIT {AT_MOST} {}",
             dialect.by_index("jobs_cancel_requested"),
-            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+            dialect.skip_locked(),
         );
-        let update = format!(
-            "UPDATE jobs SET {CANCEL_PENDING} WHERE status = 'PENDING' AND {} RETURNING id, attempt",
-            dialect.one_of("id", &requested),
-        );
-        let values = [claim.flow.as_str().into(), now.unix_millis().into()];
-        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let update = Update {
+            table: "jobs",
+            set: CANCEL_PENDING,
+            rows: Rows::Selected { from: &requested, while_: "status = 'PENDING'" },
+            returning: "id, attempt",
+        };
+        let values = vec![claim.flow.as_str().into(), now.unix_millis().into()];
+        let results = self.update(transaction, ACTION, &update, values).await?;
         let mut cancelled = Vec::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -391,28 +415,30 @@ impl Store {
         let (dialect, timeout) = (self.dialect(), claim.schedule_to_close_timeout);
         let schedule_time = dialect.schedule_time();
         let longest_waiting = format!(
-            "SELECT id FROM jobs {} WHERE type = $1 AND status = 'PENDING' AND {schedule_time} <= $3 \
+            "FROM jobs {} WHERE type = $1 AND status = 'PENDING' AND {schedule_time} <= $3 \
              ORDER BY {schedule_time} LIMIT {AT_MOST} {}",
             dialect.by_index("jobs_expiry"),
-            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+            dialect.skip_locked(),
         );
-        let update = format!(
-            "UPDATE jobs SET status = 'ERROR', completed_time = $2, error = CASE WHEN attempt = 0 THEN $4 \
-             ELSE $5 || COALESCE('; the last one: ' || error, '') END WHERE status = 'PENDING' AND {} RETURNING id, attempt",
-            dialect.one_of("id", &longest_waiting),
-        );
+        let update = Update {
+            table: "jobs",
+            set: "status = 'ERROR', completed_time = $2, error = CASE WHEN attempt = 0 THEN $4 \
+                  ELSE $5 || COALESCE('; the last one: ' || error, '') END",
+            rows: Rows::Selected { from: &longest_waiting, while_: "status = 'PENDING'" },
+            returning: "id, attempt",
+        };
         let passed = format!("timed out: schedule_to_close_timeout ({}) passed", humantime::format_duration(timeout));
         let waiting = format!("{passed} before the command could be started");
         let between = format!("{passed} while it waited for another attempt");
         let latest = now.unix_millis().saturating_sub(i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX));
-        let values = [
+        let values = vec![
             claim.flow.as_str().into(),
             now.unix_millis().into(),
             latest.into(),
             waiting.as_str().into(),
             between.as_str().into(),
         ];
-        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let results = self.update(transaction, ACTION, &update, values).await?;
         let mut expired = Vec::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -478,7 +504,7 @@ impl Store {
             dialect.text("status"),
             dialect.by_index("jobs_open"),
             nobodys(dialect),
-            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+            dialect.skip_locked(),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
         let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
@@ -495,13 +521,14 @@ impl Store {
              SELECT item.id, item.attempt, item.was, 'ERROR', $2, $3, $4 FROM {}",
             dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("was", "text")])
         );
-        let values = [items.clone().into(), now.unix_millis().into(), claim.worker.as_str().into(), DISOWNED.into()];
+        let values = [items.into(), now.unix_millis().into(), claim.worker.as_str().into(), DISOWNED.into()];
         transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
         let update = format!(
-            "UPDATE jobs SET status = 'ERROR', completed_time = $2, error = $3 WHERE id IN (SELECT item.id FROM {})",
-            dialect.items("$1", &[("id", "bigint")])
+            "UPDATE jobs SET status = 'ERROR', completed_time = $2, error = $3 WHERE {}",
+            dialect.among_ids("id", "$1")
         );
-        let values = [items.into(), now.unix_millis().into(), DISOWNED.into()];
+        let ids = json!(disowned.iter().map(|id: &JobId| id.0).collect::<Vec<_>>()).to_string();
+        let values = [ids.into(), now.unix_millis().into(), DISOWNED.into()];
         transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
         Ok(disowned)
     }
@@ -518,7 +545,7 @@ impl Store {
              AND status <> 'PENDING' AND {} ORDER BY id",
             dialect.text("run_token"),
             dialect.by_index("jobs_cancel_requested"),
-            dialect.pick("$2 IS NOT NULL", "worker_id = $2"),
+            if dialect.is_shared() { "worker_id = $2" } else { "$2 IS NOT NULL" },
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
         let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
@@ -601,14 +628,14 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
 fn flow_now_sql(dialect: Dialect) -> String {
     let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
     // Nobody else can have had the name where there is one worker.
-    let displaced = dialect.pick("", " OR $4 <> '' AND incarnation <> $4");
+    let displaced = if dialect.is_shared() { " OR $4 <> '' AND incarnation <> $4" } else { "" };
     let (shared, claimers, lapse) = match dialect {
         // A SQLite database has one worker.
         Dialect::Sqlite => ("1 = 0".to_owned(), "0".to_owned(), "NULL".to_owned()),
-        Dialect::Postgres => (
+        Dialect::Postgres | Dialect::MySql => (
             others_live(dialect, "$2"),
             claimers(dialect, "$2"),
-            format!("(SELECT min(lease_time) FROM jobs WHERE type = $1 AND worker_id <> $2 AND {OPEN})"),
+            format!("(SELECT min(lease_time) FROM jobs {open} WHERE type = $1 AND worker_id <> $2 AND {OPEN})"),
         ),
     };
     format!(
@@ -621,7 +648,7 @@ fn flow_now_sql(dialect: Dialect) -> String {
          AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
          (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN} AND {}) AS disowned, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
-         CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE ended IS NOT NULL AND looked_at = 0) \
+         CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE {}) \
          THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
          CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({claimers} AS bigint) AS claimers, CAST({lapse} AS bigint) AS lapse, \
          (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
@@ -631,6 +658,7 @@ fn flow_now_sql(dialect: Dialect) -> String {
         dialect.by_index("jobs_run_token"),
         dialect.among("run_token", "$3"),
         dialect.by_index("job_dependencies_ended"),
+        dialect.noted(),
         dialect.by_index("jobs_expiry"),
     )
 }
@@ -647,6 +675,12 @@ fn nobodys(dialect: Dialect) -> String {
         Dialect::Postgres => "(run_token IS NULL OR run_token !~ '^[0-9a-f]{32}$') \
             AND (worker_id IS NULL OR worker_id = $2)"
             .to_owned(),
+        // A line break at the end is no end to it.
+        Dialect::MySql => {
+            "(run_token IS NULL OR run_token NOT REGEXP '^[0-9a-f]{32}$' OR CHAR_LENGTH(run_token) <> 32) \
+            AND (worker_id IS NULL OR worker_id = $2)"
+                .to_owned()
+        }
     }
 }
 
@@ -662,7 +696,11 @@ fn claimed_columns(dialect: Dialect) -> String {
 
 /// `limit` stands in the text: with a parameter there PostgreSQL's generic plan would assume a tenth of the table.
 fn next_rows_sql(dialect: Dialect, limit: usize) -> String {
-    rows_sql(dialect, "AND priority < $2", &limit.to_string())
+    rows_sql(
+        dialect,
+        dialect.pick("AND priority < $2", "AND priority < $2", "AND priority_down > $2"),
+        &limit.to_string(),
+    )
 }
 
 /// `$2` is the priority below which to look, `$3` the time.
@@ -682,10 +720,11 @@ fn due_priority_sql(dialect: Dialect) -> String {
 fn rows_sql(dialect: Dialect, which: &str, limit: &str) -> String {
     format!(
         "SELECT {} FROM jobs {} WHERE type = $1 AND status = 'PENDING' {which} AND cancel_requested_time IS NULL \
-         ORDER BY priority DESC, run_at, id LIMIT {limit} {}",
+         ORDER BY {}, run_at, id LIMIT {limit} {}",
         claimed_columns(dialect),
         dialect.by_index("jobs_claim"),
-        dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
+        dialect.pick("priority DESC", "priority DESC", "priority_down"),
+        dialect.skip_locked(),
     )
 }
 

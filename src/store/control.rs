@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN_OR_PENDING, Row, storable};
+use super::update::{Rows, Update};
 use super::{CancelResult, DrainResult, Error, JobFilter, Page, PauseResult, RetryResult, Store};
 use crate::crash::Step;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, Timestamp, WorkerId};
@@ -114,7 +115,8 @@ impl Store {
     }
 
     async fn key_holder(&self, transaction: &Transaction, flow: &str, key: &str) -> Result<Option<JobId>, Error> {
-        let select = format!("SELECT id FROM jobs WHERE type = $1 AND unique_key = $2 AND {OPEN_OR_PENDING}");
+        let open_key = self.dialect().open_key();
+        let select = format!("SELECT id FROM jobs WHERE type = $1 AND {open_key} = $2 AND {OPEN_OR_PENDING}");
         let result = transaction.query_one_raw(self.statement(select, [flow.into(), key.into()])).await.doing(RETRY)?;
         result.map(|result| Row { result: &result, dialect: self.dialect() }.job("id")).transpose()
     }
@@ -128,18 +130,25 @@ impl Store {
         now: Timestamp,
     ) -> Result<BTreeSet<JobId>, Error> {
         let dialect = self.dialect();
+        let these = format!("{} AND {RETRYABLE}", dialect.among_ids("id", "$1"));
         let event = format!(
             "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, message) \
-             SELECT id, attempt, status, 'PENDING', $2, $3 FROM jobs WHERE {} AND {RETRYABLE} ORDER BY id {} RETURNING job_id",
-            dialect.among_ids("id", "$1"),
-            dialect.pick("", "FOR NO KEY UPDATE"),
+             SELECT id, attempt, status, 'PENDING', $2, $3 FROM jobs WHERE {these} ORDER BY id",
         );
         let message = format!("retried by {}", name(who));
         let values = [ids(jobs), now.unix_millis().into(), message.into()];
-        let results = transaction.query_all_raw(self.statement(event, values)).await.doing(RETRY)?;
         let mut retried = BTreeSet::new();
-        for result in &results {
-            retried.insert(Row { result, dialect }.job("job_id")?);
+        if dialect == Dialect::MySql {
+            let lock = format!("SELECT id FROM jobs {} WHERE {these} ORDER BY id FOR UPDATE", dialect.by_key());
+            let locked = self.ids(transaction, RETRY, lock, vec![ids(jobs)]).await?;
+            retried.extend(locked.into_iter().map(JobId));
+            transaction.execute_raw(self.statement(event, values)).await.doing(RETRY)?;
+        } else {
+            let lock = dialect.pick("", "FOR NO KEY UPDATE", "");
+            let event = self.statement(format!("{event} {lock} RETURNING job_id"), values);
+            for result in transaction.query_all_raw(event).await.doing(RETRY)? {
+                retried.insert(Row { result: &result, dialect }.job("job_id")?);
+            }
         }
         // What the last attempt said stays readable until the next one is claimed, as between two attempts.
         let update = format!(
@@ -232,14 +241,12 @@ impl Store {
         let dialect = self.dialect();
         let transaction = self.begin(CANCEL).await?;
         let now = self.time(&transaction).await?;
-        let update = format!(
-            "UPDATE jobs SET {}, cancel_requested_time = COALESCE(cancel_requested_time, $2) \
-             WHERE {} AND status = 'PENDING' RETURNING id, attempt",
-            super::claim::CANCEL_PENDING,
-            dialect.among_ids("id", "$1"),
-        );
-        let values = [ids(jobs), now.unix_millis().into()];
-        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(CANCEL)?;
+        let set =
+            format!("{}, cancel_requested_time = COALESCE(cancel_requested_time, $2)", super::claim::CANCEL_PENDING);
+        let these = format!("{} AND status = 'PENDING'", dialect.among_ids("id", "$1"));
+        let update = Update { table: "jobs", set: &set, rows: Rows::Where(&these), returning: "id, attempt" };
+        let values = vec![ids(jobs), now.unix_millis().into()];
+        let results = self.update(&transaction, CANCEL, &update, values).await?;
         let mut cancelled: Vec<(JobId, Attempt)> = Vec::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -272,7 +279,7 @@ impl Store {
 
     async fn set_paused(&self, flow: &FlowType, paused: bool, who: &str) -> Result<PauseResult, Error> {
         let dialect = self.dialect();
-        let (no, yes) = (dialect.pick("0", "false"), dialect.pick("1", "true"));
+        let (no, yes) = (dialect.pick("0", "false", "false"), dialect.pick("1", "true", "true"));
         let (before, after) = if paused { (no, yes) } else { (yes, no) };
         let update = format!(
             "UPDATE flows SET paused = {after}, paused_time = {}, paused_by = $2 WHERE type = $1 AND paused = {before}",
@@ -356,7 +363,7 @@ impl Store {
     }
 
     /// Has every service hear of this transaction, this process's own too, so the notice names no instance. On SQLite the
-    /// file tells them.
+    /// file tells them, on MySQL what they look at.
     pub(super) async fn tell_everybody(&self, transaction: &Transaction) -> Result<(), Error> {
         if self.dialect() == Dialect::Postgres {
             let tell = self.statement("SELECT CAST(pg_notify('callsheet', '') AS text) AS told", []);

@@ -13,8 +13,9 @@ use serde_json::json;
 
 use super::schema::Transaction;
 use super::sql::{Doing, Row, storable};
+use super::update::{Rows, Update};
 use super::{Error, JobRow, Page, Store, StreamedEvent};
-use crate::crash::{self, Step};
+use crate::crash::Step;
 use crate::domain::{JobId, Timestamp};
 
 const ACTION: &str = "deliver events";
@@ -184,23 +185,24 @@ impl Store {
     pub async fn take_deliveries(&self, webhook: &str, lease: Duration, limit: usize) -> Result<Vec<Delivery>, Error> {
         let dialect = self.dialect();
         let due = format!(
-            "SELECT id FROM deliveries {} WHERE webhook = $1 AND state = 'WAITING' AND next_time <= $2 \
+            "FROM deliveries {} WHERE webhook = $1 AND state = 'WAITING' AND next_time <= $2 \
              ORDER BY next_time LIMIT {limit} {}",
             dialect.by_index("deliveries_due"),
-            dialect.pick("", "FOR UPDATE SKIP LOCKED"),
+            dialect.skip_locked(),
         );
-        let update = format!(
-            "UPDATE deliveries SET tries = tries + 1, first_time = COALESCE(first_time, $2), next_time = $3 \
-             WHERE state = 'WAITING' AND {} RETURNING id, event_id, job_id, tries, first_time, {}",
-            dialect.one_of("id", &due),
-            dialect.text("body"),
-        );
+        let returning = format!("id, event_id, job_id, tries, first_time, {}", dialect.text("body"));
+        let update = Update {
+            table: "deliveries",
+            set: "tries = tries + 1, first_time = COALESCE(first_time, $2), next_time = $3",
+            rows: Rows::Selected { from: &due, while_: "state = 'WAITING'" },
+            returning: &returning,
+        };
         let once = || async {
-            let now = self.time(self.writer()).await?;
-            let values = [webhook.into(), now.unix_millis().into(), now.plus(lease).unix_millis().into()];
-            crash::before(Step::TakeCommit);
-            let results = self.writer().query_all_raw(self.statement(update.as_str(), values)).await.doing(ACTION)?;
-            crash::after(Step::TakeCommit);
+            let transaction = self.begin(ACTION).await?;
+            let now = self.time(&transaction).await?;
+            let values = vec![webhook.into(), now.unix_millis().into(), now.plus(lease).unix_millis().into()];
+            let results = self.update(&transaction, ACTION, &update, values).await?;
+            self.commit(transaction, Step::TakeCommit, ACTION).await?;
             let read = |row: Row<'_>| {
                 Ok(Delivery {
                     id: row.int("id")?,
@@ -262,8 +264,9 @@ impl Store {
         now: Timestamp,
     ) -> Result<(), Error> {
         let update = format!(
-            "UPDATE deliveries SET next_time = $3 WHERE next_time = {FAR} AND id = (SELECT min(id) FROM deliveries \
-             WHERE webhook = $1 AND job_id = $2 AND state = 'WAITING')"
+            // The inner one of the two is for MySQL, which else can't read what it updates.
+            "UPDATE deliveries SET next_time = $3 WHERE next_time = {FAR} AND id = (SELECT first.id FROM \
+             (SELECT min(id) AS id FROM deliveries WHERE webhook = $1 AND job_id = $2 AND state = 'WAITING') AS first)"
         );
         let values = [webhook.into(), job.0.into(), now.unix_millis().into()];
         transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
@@ -386,9 +389,7 @@ impl Store {
             "SELECT id FROM deliveries {} WHERE ended_time IS NOT NULL AND ended_time <= $1 ORDER BY ended_time LIMIT {batch}",
             self.dialect().by_index("deliveries_ended")
         );
-        let delete = format!("DELETE FROM deliveries WHERE {}", self.dialect().one_of("id", &oldest));
-        let delete = self.statement(delete, [before.unix_millis().into()]);
-        Ok(self.writer().execute_raw(delete).await.doing(ACTION)?.rows_affected())
+        self.delete("deliveries", ACTION, oldest, vec![before.unix_millis().into()]).await
     }
 }
 

@@ -4,13 +4,14 @@
 //! and the claim of one batch. A row is locked first and looked at in a later statement, which sees what other transactions
 //! had noted by then; what they note after that is looked at once more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::ConnectionTrait;
 use serde_json::json;
 
 use super::schema::Transaction;
-use super::sql::{Doing, Row};
+use super::sql::{Dialect, Doing, Row};
+use super::update::{Rows, Update};
 use super::{Error, Store};
 use crate::domain::{Attempt, JobId, Timestamp};
 
@@ -123,23 +124,24 @@ impl Store {
             let ids: sea_orm::Value = json!(jobs).to_string().into();
             // First of all, so that what is noted after this is looked at again.
             let looked = format!(
-                "UPDATE job_dependencies SET looked_at = $2 WHERE ended IS NOT NULL AND looked_at = 0 AND {}",
+                "UPDATE job_dependencies SET looked_at = $2 WHERE {} AND {}",
+                self.dialect().noted(),
                 self.dialect().among_ids("job_id", "$1"),
             );
             let values = [ids.clone(), now.unix_millis().max(1).into()];
             transaction.execute_raw(self.statement(looked, values)).await.doing(ACTION)?;
             let failed = self.fail_waiting(transaction, &ids, now).await?;
             waited.failed.extend(failed);
-            let release = format!(
-                "UPDATE jobs SET run_at = {}(run_at_wanted, $2), run_at_wanted = NULL WHERE {} AND {WAITS} \
-                 AND NOT EXISTS (SELECT 1 FROM job_dependencies AS d WHERE d.job_id = jobs.id \
+            let these = format!(
+                "{} AND {WAITS} AND NOT EXISTS (SELECT 1 FROM job_dependencies AS d WHERE d.job_id = jobs.id \
                  AND (d.ended IS NULL OR d.ended <> 'COMPLETED'))",
-                self.dialect().pick("max", "GREATEST"),
                 self.dialect().among_ids("id", "$1"),
             );
-            let values = [ids, now.unix_millis().into()];
-            let released = transaction.execute_raw(self.statement(release, values)).await.doing(ACTION)?;
-            waited.released += released.rows_affected();
+            let greatest = self.dialect().pick("max", "GREATEST", "GREATEST");
+            let set = format!("run_at = {greatest}(run_at_wanted, $2), run_at_wanted = NULL");
+            let update = Update { table: "jobs", set: &set, rows: Rows::Where(&these), returning: "id" };
+            let released = self.update(transaction, ACTION, &update, vec![ids, now.unix_millis().into()]).await?;
+            waited.released += u64::try_from(released.len()).unwrap_or(0);
         }
         waited.more = true;
         Ok(waited)
@@ -150,17 +152,20 @@ impl Store {
     async fn lock_waiting(&self, transaction: &Transaction) -> Result<Vec<i64>, Error> {
         let dialect = self.dialect();
         let noted = format!(
-            "SELECT DISTINCT job_id FROM job_dependencies {} WHERE ended IS NOT NULL AND looked_at = 0 \
-             ORDER BY job_id LIMIT {AT_MOST}",
+            "SELECT DISTINCT job_id AS id FROM job_dependencies {} WHERE {} ORDER BY job_id LIMIT {AT_MOST}",
             dialect.by_index("job_dependencies_ended"),
+            dialect.noted(),
         );
-        let select = format!(
-            "SELECT id FROM jobs WHERE {} ORDER BY id {}",
-            dialect.one_of("id", &noted),
-            dialect.pick("", "FOR NO KEY UPDATE SKIP LOCKED"),
-        );
-        let results = transaction.query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
-        results.iter().map(|result| Row { result, dialect }.int("id")).collect()
+        let (these, values) = if dialect == Dialect::MySql {
+            // It would lock the rows of a subquery too.
+            let noted = self.ids(transaction, ACTION, noted, Vec::new()).await?;
+            (dialect.among_ids("id", "$1"), vec![json!(noted).to_string().into()])
+        } else {
+            (dialect.one_of("id", &noted), Vec::new())
+        };
+        let select =
+            format!("SELECT id FROM jobs {} WHERE {these} ORDER BY id {}", dialect.by_key(), dialect.skip_locked());
+        self.ids(transaction, ACTION, select, values).await
     }
 
     async fn fail_waiting(
@@ -169,6 +174,9 @@ impl Store {
         ids: &sea_orm::Value,
         now: Timestamp,
     ) -> Result<Vec<FailedWaiter>, Error> {
+        if self.dialect() == Dialect::MySql {
+            return self.fail_waiting_by_reason(transaction, ids, now).await;
+        }
         const OTHERWISE: &str =
             "FROM job_dependencies AS d WHERE d.job_id = jobs.id AND d.ended IS NOT NULL AND d.ended <> 'COMPLETED'";
         let dialect = self.dialect();
@@ -193,23 +201,77 @@ impl Store {
                 error: row.some_text("error")?,
             });
         }
-        if failed.is_empty() {
-            return Ok(failed);
-        }
         failed.sort_by_key(|waiter| waiter.job);
+        self.note_failed(transaction, &failed, now).await?;
+        Ok(failed)
+    }
+
+    /// The same on MySQL, where no statement may read `job_dependencies` whose triggers may write it.
+    async fn fail_waiting_by_reason(
+        &self,
+        transaction: &Transaction,
+        ids: &sea_orm::Value,
+        now: Timestamp,
+    ) -> Result<Vec<FailedWaiter>, Error> {
+        let dialect = self.dialect();
+        let select = format!(
+            "SELECT jobs.id, jobs.attempt, jobs.type, d.after_id, d.ended FROM jobs {} JOIN job_dependencies AS d \
+             ON d.job_id = jobs.id WHERE {} AND {WAITS} AND d.ended IS NOT NULL AND d.ended <> 'COMPLETED' \
+             ORDER BY jobs.id, d.after_id",
+            dialect.by_key(),
+            dialect.among_ids("jobs.id", "$1"),
+        );
+        let results = transaction.query_all_raw(self.statement(select, [ids.clone()])).await.doing(ACTION)?;
+        let mut failed: Vec<FailedWaiter> = Vec::new();
+        let mut reasons: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+        for result in &results {
+            let row = Row { result, dialect };
+            let (job, after, ended) = (row.job("id")?, row.int("after_id")?, row.some_text("ended")?);
+            if failed.last().is_some_and(|last| last.job == job) {
+                continue;
+            }
+            let how = if ended == "DELETED" { "was deleted".to_owned() } else { format!("ended as {ended}") };
+            let error = format!("job {after}, which this one waits for, {how}");
+            reasons.entry(error.clone()).or_default().push(job.0);
+            failed.push(FailedWaiter { job, job_type: row.some_text("type")?, attempt: row.attempt()?, error });
+        }
+        let update = format!(
+            "UPDATE jobs {} SET status = 'ERROR', completed_time = $2, run_at = run_at_wanted, run_at_wanted = NULL, \
+             error = $3 WHERE {}",
+            dialect.by_key(),
+            dialect.among_ids("id", "$1"),
+        );
+        for (error, jobs) in reasons {
+            let values = [json!(jobs).to_string().into(), now.unix_millis().into(), error.into()];
+            transaction.execute_raw(self.statement(update.as_str(), values)).await.doing(ACTION)?;
+        }
+        self.note_failed(transaction, &failed, now).await?;
+        Ok(failed)
+    }
+
+    /// Writes the events of those, which are in the order of their ids.
+    async fn note_failed(
+        &self,
+        transaction: &Transaction,
+        failed: &[FailedWaiter],
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        if failed.is_empty() {
+            return Ok(());
+        }
         let event =
             |waiter: &FailedWaiter| json!({ "id": waiter.job.0, "attempt": waiter.attempt.0, "message": waiter.error });
         let items = serde_json::Value::from(failed.iter().map(event).collect::<Vec<_>>()).to_string();
         let events = format!(
             "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, message) \
              SELECT item.id, item.attempt, 'PENDING', 'ERROR', $2, item.message FROM {}",
-            dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("message", "text")])
+            self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("message", "text")])
         );
         transaction
             .execute_raw(self.statement(events, [items.into(), now.unix_millis().into()]))
             .await
             .doing(ACTION)?;
-        Ok(failed)
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use sea_orm::sqlx;
+use sea_orm::sqlx::mysql::MySqlDatabaseError;
 use sea_orm::{DbErr, RuntimeErr};
 
 use crate::domain::JobId;
@@ -47,7 +48,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The database URL can't be used; it is not repeated, since it may hold a password.
-    #[error("the PostgreSQL URL can't be used: {reason}")]
+    #[error("the database URL can't be used: {reason}")]
     InvalidUrl {
         /// What is wrong with it.
         reason: String,
@@ -64,6 +65,12 @@ pub enum Error {
     Encoding {
         /// What `SHOW server_encoding` says.
         encoding: String,
+    },
+    /// A MySQL or MariaDB that lacks what Callsheet is built on.
+    #[error("the server is {server}; Callsheet needs MySQL 8.0.16 or MariaDB 10.6, or a later one")]
+    ServerTooOld {
+        /// What it says of itself.
+        server: String,
     },
     /// Callsheet's tables are not there, or not all of them.
     #[error("the database has no Callsheet tables of this version; run `callsheet migrate up`")]
@@ -135,12 +142,13 @@ impl Error {
     #[must_use]
     pub fn is_contended(&self) -> bool {
         let Self::Unavailable { source, .. } = self else { return false };
-        // lock_not_available, and query_canceled: a statement that was still waiting when its time was over.
-        database_code(source).is_some_and(|code| code == "55P03" || code == "57014")
+        // lock_not_available, and query_canceled: a statement that was still waiting when its time was over. On MySQL
+        // ER_LOCK_WAIT_TIMEOUT, which MariaDB says to NOWAIT too, and ER_LOCK_NOWAIT.
+        database_code(source).is_some_and(|code| matches!(&*code, "55P03" | "57014" | "1205" | "3572"))
     }
 
     /// Every answer of [`Self::kind`].
-    pub const KINDS: [&str; 15] = [
+    pub const KINDS: [&str; 16] = [
         "unavailable",
         "timeout",
         "replaced",
@@ -148,6 +156,7 @@ impl Error {
         "invalid_url",
         "refused",
         "encoding",
+        "server_too_old",
         "schema_missing",
         "schema_too_new",
         "adopted_table",
@@ -169,6 +178,7 @@ impl Error {
             Self::InvalidUrl { .. } => "invalid_url",
             Self::Refused { .. } => "refused",
             Self::Encoding { .. } => "encoding",
+            Self::ServerTooOld { .. } => "server_too_old",
             Self::SchemaMissing => "schema_missing",
             Self::SchemaTooNew { .. } => "schema_too_new",
             Self::Adopted { .. } | Self::AdoptionMissing { .. } => "adopted_table",
@@ -222,6 +232,8 @@ fn classify_sqlx(error: &sqlx::Error) -> Class {
             let code = error.code().unwrap_or_default();
             if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
                 classify_sqlite(&code, error.message())
+            } else if let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() {
+                classify_mysql(error.number())
             } else {
                 classify_postgres(&code)
             }
@@ -257,16 +269,47 @@ fn classify_postgres(code: &str) -> Class {
     }
 }
 
+/// The numbers of MySQL (<https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html>) and MariaDB
+/// (<https://mariadb.com/kb/en/mariadb-error-codes/>); its SQLSTATEs mostly say that there was an error.
+const fn classify_mysql(number: u16) -> Class {
+    match number {
+        1146 | 1054 => Class::SchemaMissing, // no such table, unknown column
+        // Access denied (to a database; by password; by the way of logging in), unknown database, host not allowed, password
+        // expired.
+        1044 | 1045 | 1698 | 1049 | 1130 | 1820 | 1862 => Class::Refused,
+        // Deadlock; lock wait timeout; NOWAIT; a statement that took too long (MySQL, MariaDB) or was interrupted.
+        1213 | 1205 | 3572 | 3024 | 1969 | 1317 | 1028
+        // Disk full, table full, an error of the storage engine or at commit; out of memory.
+        | 1021 | 1114 | 1030 | 1180 | 1037 | 1038 | 1041
+        // Too many connections, of all or of this user; host blocked; shutting down; connection killed or given up.
+        | 1040 | 1203 | 1226 | 1129 | 1053 | 1927 | 4031 | 1152 | 1158 | 1159 | 1160 | 1161
+        // Read-only after a failover, or while somebody works on it.
+        | 1290 | 1792 | 1836 => Class::Unavailable,
+        _ => Class::Other,
+    }
+}
+
+/// SQLite's and PostgreSQL's code, or MySQL's number.
 fn database_code(error: &DbErr) -> Option<String> {
     let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
         return None;
     };
-    if let sqlx::Error::Database(error) = &**error { error.code().map(|code| code.into_owned()) } else { None }
+    let sqlx::Error::Database(error) = &**error else { return None };
+    match error.try_downcast_ref::<MySqlDatabaseError>() {
+        Some(error) => Some(error.number().to_string()),
+        None => error.code().map(|code| code.into_owned()),
+    }
+}
+
+/// Whether a row was not inserted into MySQL since another one has its key: ER_DUP_ENTRY.
+pub(super) fn is_duplicate(error: &Error) -> bool {
+    let Error::Statement { source, .. } = error else { return false };
+    database_code(source).is_some_and(|code| code == "1062")
 }
 
 /// Whether the transaction lost against another one and should simply be tried again: it was chosen as the victim, or a
 /// unique key that was free when it looked was not any more when it wrote.
 pub(super) fn lost_a_race(error: &Error) -> bool {
     let (Error::Unavailable { source, .. } | Error::Statement { source, .. }) = error else { return false };
-    matches!(database_code(source).as_deref(), Some("40001" | "40P01" | "23505"))
+    matches!(database_code(source).as_deref(), Some("40001" | "40P01" | "23505" | "1213" | "1062"))
 }

@@ -7,11 +7,13 @@ use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ColumnType, ConnectionTrait, EntityTrait, Iterable, QueryResult};
 use serde_json::json;
 
+use super::runs::Parameters;
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
+use super::update::{Rows, Update};
 use super::{
     CancelResult, Due, Enqueued, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, NewJob, OpenJob, Page,
-    RunRow, Store, WorkerRow,
+    RunRow, Store, WorkerRow, error,
 };
 use crate::crash::{self, Step};
 use crate::domain::labels::{Label, Labels};
@@ -87,23 +89,31 @@ impl Store {
         Ok(enqueued)
     }
 
-    /// Lets batches with keys of one flow follow one another on PostgreSQL: two that have the same keys in another order
-    /// would wait for each other until the server ends one of them, a second later.
+    /// Lets batches with keys of one flow follow one another on a server: two that have the same keys in another order would
+    /// wait for each other until the server ends one of them, PostgreSQL a second later.
     pub(super) async fn lock_keys(&self, transaction: &Transaction, flows: BTreeSet<&str>) -> Result<(), Error> {
-        if self.dialect() == Dialect::Postgres {
-            let lock = "SELECT CAST(pg_advisory_xact_lock(hashtextextended($1, 1)) AS text) AS locked";
-            for flow in flows {
-                transaction
-                    .execute_raw(self.statement(lock, [format!("callsheet unique keys of {flow}").into()]))
-                    .await
-                    .doing(ENQUEUE)?;
-            }
+        for flow in flows {
+            let (lock, name) = match self.dialect() {
+                Dialect::Sqlite => return Ok(()),
+                Dialect::Postgres => (
+                    "SELECT CAST(pg_advisory_xact_lock(hashtextextended($1, 1)) AS text) AS locked",
+                    format!("callsheet unique keys of {flow}"),
+                ),
+                // Its own locks by name outlast a transaction; that of a row does not.
+                Dialect::MySql => {
+                    ("INSERT INTO unique_keys (type) VALUES ($1) ON CONFLICT (type) DO NOTHING", flow.to_owned())
+                }
+            };
+            transaction.execute_raw(self.statement(lock, [name.into()])).await.doing(ENQUEUE)?;
         }
         Ok(())
     }
 
     pub(super) async fn insert(&self, transaction: &Transaction, new: &[NewJob]) -> Result<Vec<JobId>, Error> {
         let dialect = self.dialect();
+        if dialect == Dialect::MySql {
+            return self.insert_values(transaction, new).await;
+        }
         let items: Vec<_> = new
             .iter()
             .map(|job| {
@@ -139,7 +149,7 @@ impl Store {
              traceparent, tracestate) SELECT item.type, item.identifier, {}, item.priority, COALESCE(item.run_at, {} + item.delay), \
              item.maximum_attempts, item.unique_key, item.traceparent, item.tracestate FROM {source} WHERE true \
              ON CONFLICT (type, unique_key) WHERE unique_key IS NOT NULL AND {OPEN_OR_PENDING} DO NOTHING RETURNING id",
-            dialect.pick("item.payload", "item.payload::json"),
+            dialect.pick("item.payload", "item.payload::json", "item.payload"),
             dialect.now(),
         );
         let items = serde_json::Value::from(items).to_string();
@@ -153,10 +163,63 @@ impl Store {
         Ok(ids)
     }
 
+    /// The same on MySQL, which tells only the first id of a statement; the others follow it at even distances, in all of its
+    /// ways to number rows, if the statement says how many there are
+    /// (<https://dev.mysql.com/doc/refman/8.0/en/innodb-auto-increment-handling.html>, "simple inserts").
+    async fn insert_values(&self, transaction: &Transaction, new: &[NewJob]) -> Result<Vec<JobId>, Error> {
+        let (mut values, mut rows) = (Parameters::default(), Vec::with_capacity(new.len()));
+        for job in new {
+            let run_at = match job.due {
+                Due::At(time) => values.add(time.unix_millis()),
+                Due::After(delay) => {
+                    let delay = values.add(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX / 4));
+                    format!("{} + {delay}", self.dialect().now())
+                }
+            };
+            let columns = [
+                values.add(job.flow.as_str()),
+                values.add(job.identifier.as_str()),
+                values.add(job.payload.as_deref()),
+                values.add(job.priority),
+                run_at,
+                values.add(job.maximum_attempts.map(i64::from)),
+                values.add(job.unique_key.as_deref()),
+                values.add(job.trace.as_ref().map(|trace| trace.parent.to_string())),
+                values.add(job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str)),
+            ];
+            rows.push(format!("({})", columns.join(", ")));
+        }
+        let insert = format!(
+            "INSERT INTO jobs (type, identifier, payload, priority, run_at, maximum_attempts, unique_key, \
+             traceparent, tracestate) VALUES {}",
+            rows.join(", ")
+        );
+        let inserted = match transaction.execute_raw(self.statement(insert, values.0)).await.doing(ENQUEUE) {
+            // Only the statement is taken back; and only a row with a key, which is alone, can meet another one.
+            Err(error) if error::is_duplicate(&error) => return Ok(Vec::new()),
+            inserted => inserted?,
+        };
+        let first = i64::try_from(inserted.last_insert_id()).unwrap_or_default();
+        let step = match new {
+            [_] => 1,
+            _ => {
+                let select = self.statement("SELECT CAST(@@auto_increment_increment AS bigint) AS step", []);
+                let result = transaction.query_one_raw(select).await.doing(ENQUEUE)?;
+                result.map_or(Ok(1), |result| Row { result: &result, dialect: self.dialect() }.int("step"))?
+            }
+        };
+        Ok((0..)
+            .step_by(usize::try_from(step).unwrap_or(1).max(1))
+            .take(new.len())
+            .map(|n: i64| JobId(first + n))
+            .collect())
+    }
+
     /// The open row with this key. It may end between the two statements on PostgreSQL; then its key is free again.
     async fn holder_or_insert(&self, transaction: &Transaction, job: &NewJob) -> Result<Enqueued, Error> {
         let dialect = self.dialect();
-        let select = format!("SELECT id FROM jobs WHERE type = $1 AND unique_key = $2 AND {OPEN_OR_PENDING}");
+        let key = dialect.open_key();
+        let select = format!("SELECT id FROM jobs WHERE type = $1 AND {key} = $2 AND {OPEN_OR_PENDING}");
         loop {
             let values = [job.flow.as_str().into(), job.unique_key.clone().into()];
             if let Some(result) =
@@ -200,23 +263,21 @@ impl Store {
         let dialect = self.dialect();
         let now = self.time(transaction).await?;
         // Every service is to hear of it, this one's own too, so the notice names no instance.
-        let tell = dialect.pick("", ", CAST(pg_notify('callsheet', '') AS text) AS told");
-        let values = || [job.0.into(), now.unix_millis().into()];
-        let pending = format!(
-            "UPDATE jobs SET {}, cancel_requested_time = COALESCE(cancel_requested_time, $2) \
-             WHERE id = $1 AND status = 'PENDING' RETURNING attempt{tell}",
-            super::claim::CANCEL_PENDING
-        );
-        if let Some(result) = transaction.query_one_raw(self.statement(pending, values())).await.doing(CANCEL)? {
-            let attempt = Row { result: &result, dialect }.attempt()?;
+        let tell = dialect.pick("attempt", "attempt, CAST(pg_notify('callsheet', '') AS text) AS told", "attempt");
+        let values = || vec![job.0.into(), now.unix_millis().into()];
+        let set =
+            format!("{}, cancel_requested_time = COALESCE(cancel_requested_time, $2)", super::claim::CANCEL_PENDING);
+        let rows = Rows::Where("id = $1 AND status = 'PENDING'");
+        let pending = Update { table: "jobs", set: &set, rows, returning: tell };
+        if let Some(result) = self.update(transaction, CANCEL, &pending, values()).await?.first() {
+            let attempt = Row { result, dialect }.attempt()?;
             self.note_cancelled(transaction, &[(job, attempt)], now).await?;
             return Ok(CancelResult::Cancelled);
         }
-        let open = format!(
-            "UPDATE jobs SET cancel_requested_time = $2 WHERE id = $1 AND {OPEN} AND cancel_requested_time IS NULL \
-             RETURNING attempt{tell}"
-        );
-        if transaction.query_one_raw(self.statement(open, values())).await.doing(CANCEL)?.is_some() {
+        let unasked = format!("id = $1 AND {OPEN} AND cancel_requested_time IS NULL");
+        let rows = Rows::Where(&unasked);
+        let open = Update { table: "jobs", set: "cancel_requested_time = $2", rows, returning: tell };
+        if !self.update(transaction, CANCEL, &open, values()).await?.is_empty() {
             return Ok(CancelResult::Requested);
         }
         let select = format!("SELECT {} FROM jobs WHERE id = $1", dialect.text("status"));
@@ -329,8 +390,10 @@ impl Store {
     pub(super) async fn matching_ids(&self, filter: &JobFilter) -> Result<Page<(JobId, JobStatus)>, Error> {
         let mut query = Query::select();
         query.from(jobs::Entity).column(jobs::Column::Id);
-        let cast = Alias::new(self.dialect().pick("BLOB", "text"));
-        query.expr_as(Expr::col(jobs::Column::Status).cast_as(cast), jobs::Column::Status);
+        match text_type(self.dialect()) {
+            Some(cast) => query.expr_as(Expr::col(jobs::Column::Status).cast_as(cast), jobs::Column::Status),
+            None => query.column(jobs::Column::Status),
+        };
         self.page(filter, query, |row| Ok((row.job("id")?, row.status()?))).await
     }
 
@@ -367,14 +430,14 @@ impl Store {
         const ACTION: &str = "read the open jobs";
         let dialect = self.dialect();
         let columns = ["type", "status", "run_token", "worker_id", "identifier", "traceparent", "tracestate"]
-            .map(|column| format!("CAST(jobs.{column} AS {}) AS {column}", dialect.pick("BLOB", "text")));
+            .map(|column| format!("{} AS {column}", dialect.as_text(&format!("jobs.{column}"))));
         let select = format!(
             "SELECT jobs.id, jobs.attempt, jobs.attempts_before, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
              jobs.queued_time, jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \
              FROM jobs LEFT JOIN runs ON runs.run_token = jobs.run_token AND runs.job_id = jobs.id \
              WHERE jobs.{OPEN} AND ($2 IS NULL OR jobs.type = $2) AND {} ORDER BY jobs.id",
             columns.join(", "),
-            dialect.pick("$1 IS NOT NULL", "(jobs.worker_id = $1 OR jobs.worker_id IS NULL)"),
+            if dialect.is_shared() { "(jobs.worker_id = $1 OR jobs.worker_id IS NULL)" } else { "$1 IS NOT NULL" },
         );
         let values = [worker.as_str().into(), flow.map(FlowType::as_str).into()];
         let query = async {
@@ -392,8 +455,8 @@ impl Store {
         const ACTION: &str = "read how the queues stand";
         let dialect = self.dialect();
         let select = format!(
-            "SELECT CAST(type AS {}) AS type, CAST(max(paused) AS bigint) AS paused, max(paused_time) AS paused_time, \
-             CAST(max(paused_by) AS {}) AS paused_by, CAST(sum(pending) AS bigint) AS pending, \
+            "SELECT {} AS type, CAST(max(paused) AS bigint) AS paused, max(paused_time) AS paused_time, \
+             {} AS paused_by, CAST(sum(pending) AS bigint) AS pending, \
              CAST(sum(runnable) AS bigint) AS runnable, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
              CAST(sum(progress) AS bigint) AS progress FROM (\
              SELECT type, CASE WHEN paused THEN 1 ELSE 0 END AS paused, CASE WHEN paused THEN paused_time END AS paused_time, \
@@ -403,8 +466,8 @@ impl Store {
              UNION ALL SELECT type, 0, NULL, NULL, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
              sum(CASE WHEN status = 'PROGRESS' THEN 1 ELSE 0 END) FROM jobs {} WHERE {OPEN} GROUP BY type) AS parts \
              GROUP BY type ORDER BY type",
-            dialect.pick("BLOB", "text"),
-            dialect.pick("BLOB", "text"),
+            dialect.as_text("type"),
+            dialect.as_text("max(paused_by)"),
             dialect.by_index("jobs_due"),
             dialect.by_index("jobs_open"),
         );
@@ -468,14 +531,23 @@ pub(super) fn select_but<E: EntityTrait>(dialect: Dialect, unwanted: Option<E::C
             continue;
         }
         match column.def().get_column_type() {
-            ColumnType::Text | ColumnType::String(_) => {
-                let cast = Alias::new(dialect.pick("BLOB", "text"));
-                query.expr_as(Expr::col(name.clone()).cast_as(cast), name)
-            }
+            ColumnType::Text | ColumnType::String(_) => match text_type(dialect) {
+                Some(cast) => query.expr_as(Expr::col(name.clone()).cast_as(cast), name),
+                None => query.column(name),
+            },
             _ => query.column(name),
         };
     }
     query
+}
+
+/// The type that a text is read as, see [`Dialect::as_text`]; `None` for its own.
+fn text_type(dialect: Dialect) -> Option<Alias> {
+    match dialect {
+        Dialect::Sqlite => Some(Alias::new("BLOB")),
+        Dialect::Postgres => Some(Alias::new("text")),
+        Dialect::MySql => None,
+    }
 }
 
 pub(super) fn entity_status(status: JobStatus) -> jobs::Status {

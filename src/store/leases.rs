@@ -1,4 +1,4 @@
-//! Leases on PostgreSQL: how long a run is its worker's, and which runs of other workers are nobody's any more.
+//! Leases on a shared database: how long a run is its worker's, and which runs of other workers are nobody's any more.
 //!
 //! On SQLite there is one worker, and `jobs.lease_time` stays empty.
 
@@ -24,7 +24,7 @@ impl Store {
     /// Has the lease of rows that an earlier try has taken count from now, as that of the others does.
     pub(super) async fn renew(&self, transaction: &Transaction, claim: &Claim, claimed: &Claimed) -> Result<(), Error> {
         let dialect = self.dialect();
-        if dialect == Dialect::Sqlite || claimed.jobs.is_empty() {
+        if !dialect.is_shared() || claimed.jobs.is_empty() {
             return Ok(());
         }
         let tokens: Vec<_> = claimed.jobs.iter().map(|job| job.token.as_str()).collect();
@@ -46,9 +46,10 @@ impl Store {
         let texts = ["run_token", "status", "worker_id"].map(|column| dialect.text(column));
         let select = format!(
             "SELECT id, attempt, attempts_before, maximum_attempts, created_time, run_at, schedule_time, heartbeat_time, \
-             cancel_requested_time, {} FROM jobs WHERE type = $1 AND worker_id <> $2 AND {OPEN} AND lease_time < $3 \
+             cancel_requested_time, {} FROM jobs {} WHERE type = $1 AND worker_id <> $2 AND {OPEN} AND lease_time < $3 \
              ORDER BY id LIMIT {AT_MOST}",
-            texts.join(", ")
+            texts.join(", "),
+            dialect.by_index("jobs_open"),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into(), now.unix_millis().into()];
         let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;

@@ -17,15 +17,19 @@ mod overview;
 mod place;
 #[cfg(test)]
 mod plans;
+mod polled;
 mod prune;
 mod read;
 mod recurring;
 mod runs;
 mod schema;
 mod search;
+mod server;
 mod sessions;
+mod spelling;
 mod sql;
 mod trial;
+mod update;
 mod wake;
 mod write;
 
@@ -33,9 +37,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sea_orm::sqlx::{self, ConnectOptions, Connection};
+use sea_orm::sqlx::{self, ConnectOptions};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
     TransactionTrait, Value,
@@ -58,11 +61,11 @@ pub use sessions::Session;
 pub use wake::Wakes;
 pub use write::*;
 
-use crate::config::{AdoptedTable, Config, OWN_SCHEMA};
+use crate::config::{AdoptedTable, Config};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
-use crate::domain::database_url::{DatabaseUrl, PostgresUrl};
-use place::{DatabaseFile, Place, Trust};
+use crate::domain::database_url::DatabaseUrl;
+use place::{DatabaseFile, Place};
 use schema::Transaction;
 use sql::{Dialect, Doing, Row};
 
@@ -98,13 +101,7 @@ struct Inner {
 const BATCH: &str = "commit a batch";
 /// How long a connection may be waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long PostgreSQL may work on one statement.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a transaction of ours may stand still. A worker that freezes, or whose machine or network goes, in the middle of
-/// one leaves its locks behind, and no other worker gets past them: no claim of a flow whose row is locked, and no takeover.
-/// Less than what a lease lasts beyond its `heartbeat_timeout`, with some time to spare for the claim that waited.
-const STANDSTILL: Duration = Duration::from_secs(3);
-/// How long PostgreSQL's answer to a whole call is waited for: a peer that has vanished says nothing at all.
+/// How long a server's answer to a whole call is waited for: a peer that has vanished says nothing at all.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a transaction that lost against another one is tried again.
 const RACES: u32 = 5;
@@ -117,7 +114,8 @@ impl Store {
     pub async fn connect(url: &DatabaseUrl, use_: Use) -> Result<Self, Error> {
         match url {
             DatabaseUrl::Sqlite(path) => Self::open_file(path, use_).await,
-            DatabaseUrl::Postgres(url) => Self::open_server(url, use_, None).await,
+            DatabaseUrl::Postgres(url) => Self::open_postgres(url, use_, None).await,
+            DatabaseUrl::MySql(url) => Self::open_mysql(url, use_).await,
         }
     }
 
@@ -128,7 +126,7 @@ impl Store {
     pub async fn of(config: &Config, use_: Use) -> Result<Self, Error> {
         match (&config.database_url, &config.adopted) {
             (DatabaseUrl::Postgres(url), Some(adopted)) => {
-                Self::open_server(url, use_, Some(Arc::clone(adopted))).await
+                Self::open_postgres(url, use_, Some(Arc::clone(adopted))).await
             }
             (url, _) => Self::connect(url, use_).await,
         }
@@ -174,53 +172,6 @@ impl Store {
         Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), place, None))
     }
 
-    async fn open_server(url: &PostgresUrl, use_: Use, adopted: Option<Arc<AdoptedTable>>) -> Result<Self, Error> {
-        let options: PgConnectOptions = url.expose().parse().map_err(invalid_url)?;
-        let application = if use_ == Use::Service { "callsheet" } else { "callsheet-tool" };
-        let mut options = options
-            .application_name(application)
-            .options([("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string())])
-            .options([("idle_in_transaction_session_timeout", STANDSTILL.as_millis().to_string())])
-            // What looks dear to the planner reads a few thousand rows here; compiling it first took 0.25 s of each look.
-            .options([("jit", "off")])
-            .disable_statement_logging();
-        let instance = if use_ == Use::Service { random_name() } else { String::new() };
-        if use_ == Use::Service {
-            options = options.options([("callsheet.instance", &instance)]);
-        }
-        if adopted.is_some() {
-            // Its neighbours may have the names of ours, and no other client is to trip over them either.
-            options = options.options([("search_path", OWN_SCHEMA)]);
-        }
-        // A pool goes on asking a server that refuses, and in the end tells of the waiting only; one connection tells why.
-        match tokio::time::timeout(ACQUIRE_TIMEOUT, PgConnection::connect_with(&options)).await {
-            Ok(connection) => connection.map_err(opening)?.close().await.map_err(opening)?,
-            Err(_) => return Err(Error::Timeout { action: "open it" }),
-        }
-        let trust = Trust::default();
-        let pool = trust
-            .kept_by(PgPoolOptions::new())
-            .max_connections(if use_ == Use::Service { 8 } else { 2 })
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A ping before every use would be a round trip for each write; a dead connection is an error to retry.
-            .test_before_acquire(false)
-            .connect_with(options.clone())
-            .await
-            .map_err(opening)?;
-        let listeners =
-            PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
-        let connection = DatabaseConnection::from(pool);
-        let place = Place::Server { listeners, instance, trust };
-        let store = Self::new(Dialect::Postgres, connection.clone(), connection, place, adopted);
-        let encoding =
-            store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
-        let encoding = encoding
-            .map(|result| Row { result: &result, dialect: Dialect::Postgres }.some_text("server_encoding"))
-            .transpose()?
-            .unwrap_or_default();
-        if encoding == "UTF8" { Ok(store) } else { Err(Error::Encoding { encoding }) }
-    }
-
     fn new(
         dialect: Dialect,
         writer: DatabaseConnection,
@@ -240,7 +191,7 @@ impl Store {
         self.now().await.map(drop)
     }
 
-    /// The time by the clock that the tables go by: the server's on PostgreSQL, this machine's on SQLite.
+    /// The time by the clock that the tables go by: the server's, or this machine's on SQLite.
     ///
     /// # Errors
     /// Where the database fails.
@@ -365,6 +316,13 @@ impl Store {
     /// Starts a transaction that will write. A deferred one of SQLite would fail at its first write, without waiting, if
     /// another connection has written since its first read.
     async fn begin(&self, action: &'static str) -> Result<Transaction, Error> {
+        let transaction = self.begin_without_turn(action).await?;
+        self.begin_turn(&transaction, action).await?;
+        Ok(transaction)
+    }
+
+    /// The same for one that writes no event, or has no table to say so in yet.
+    async fn begin_without_turn(&self, action: &'static str) -> Result<Transaction, Error> {
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
@@ -399,7 +357,7 @@ impl Store {
                 file.check()?;
                 call.await
             }
-            Place::Server { trust, .. } => {
+            Place::Server { trust, .. } | Place::SilentServer { trust } => {
                 let answer = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }));
                 if answer.as_ref().is_err_and(|error| error.is_transient() && !error.is_contended()) {
                     trust.lost_now();
@@ -457,16 +415,6 @@ fn invalid_url(error: sqlx::Error) -> Error {
         _ => "it does not parse".to_owned(),
     };
     Error::InvalidUrl { reason }
-}
-
-/// A name that no other service has; the time will do where the machine has no random numbers.
-fn random_name() -> String {
-    let mut bytes = [0; 16];
-    if getrandom::fill(&mut bytes).is_err() {
-        bytes[..8].copy_from_slice(&crate::clock::now().unix_millis().to_be_bytes());
-        bytes[8..12].copy_from_slice(&std::process::id().to_be_bytes());
-    }
-    crate::domain::RunToken::from_bytes(bytes).to_string()
 }
 
 #[cfg(test)]

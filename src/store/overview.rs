@@ -192,16 +192,53 @@ impl Store {
     /// Where the database fails.
     pub async fn types(&self) -> Result<Vec<String>, Error> {
         let dialect = self.dialect();
+        if dialect == Dialect::MySql {
+            return self.in_time(ACTION, self.types_by_steps()).await;
+        }
         let select = format!(
-            "{} SELECT CAST(types.type AS {}) AS type FROM types ORDER BY types.type LIMIT {MOST_FLOWS}",
+            "{} SELECT {} AS type FROM types ORDER BY types.type LIMIT {MOST_FLOWS}",
             self.with_types(),
-            dialect.pick("BLOB", "text"),
+            dialect.as_text("types.type"),
         );
         let query = async {
             let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
             results.iter().map(|result| Row { result, dialect }.some_text("type")).collect()
         };
         self.in_time(ACTION, query).await
+    }
+
+    /// [`Self::types`] on MySQL, for which a jump is a statement: in a recursive one it would read all rows in between.
+    async fn types_by_steps(&self) -> Result<Vec<String>, Error> {
+        let waiting = self.types_of(&[JobStatus::Pending]).await?;
+        let others = format!(
+            "SELECT type FROM flows UNION SELECT type FROM jobs {} WHERE {OPEN}",
+            self.dialect().by_index("jobs_open")
+        );
+        let results = self.reader().query_all_raw(self.statement(others, [])).await.doing(ACTION)?;
+        let read = |result| Row { result, dialect: self.dialect() }.some_text("type");
+        let others = results.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let types: BTreeSet<String> = waiting.into_iter().chain(others).collect();
+        Ok(types.into_iter().take(MOST_FLOWS).collect())
+    }
+
+    /// The types that rows of these statuses have on MySQL, by one look into an index for each.
+    pub(super) async fn types_of(&self, statuses: &[JobStatus]) -> Result<Vec<String>, Error> {
+        let dialect = self.dialect();
+        let by_due = dialect.by_index("jobs_due");
+        let mut types = BTreeSet::new();
+        for status in statuses {
+            let mut last: Option<String> = None;
+            loop {
+                let behind = if last.is_some() { "AND type > $2" } else { "" };
+                let next = format!("SELECT min(type) AS type FROM jobs {by_due} WHERE status = $1 {behind}");
+                let values = [status.as_str().into(), last.as_deref().into()];
+                let result = self.reader().query_one_raw(self.statement(next, values)).await.doing(ACTION)?;
+                last = result.map_or(Ok(None), |result| Row { result: &result, dialect }.text("type"))?;
+                let Some(found) = &last else { break };
+                types.insert(found.clone());
+            }
+        }
+        Ok(types.into_iter().collect())
     }
 
     /// The table `types`. Those of waiting rows are found by jumping through the index from one to the next, however many
@@ -222,24 +259,40 @@ impl Store {
         let dialect = self.dialect();
         let [by_due, by_open] = ["jobs_due", "jobs_open"].map(|index| dialect.by_index(index));
         let one_more = COUNTED_UP_TO + 1;
+        // Each type by itself on MySQL, which else reads all that waits to find what is due first.
+        let one = dialect == Dialect::MySql;
+        let (with, from) = if one {
+            (String::new(), String::new())
+        } else {
+            (self.with_types(), format!("FROM types ORDER BY types.type LIMIT {MOST_FLOWS}"))
+        };
         // In their order the rows are counted along the index, which PostgreSQL else leaves for a bitmap of all of them.
         let select = format!(
-            "{} SELECT CAST(types.type AS {}) AS type, \
+            "{with} SELECT {} AS type, \
              CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE flows.type = types.type), 0) AS bigint) AS paused, \
              CAST((SELECT count(*) FROM (SELECT 1 FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
              AND run_at <= $1 ORDER BY run_at LIMIT {one_more}) AS due) AS bigint) AS waiting, \
              CAST((SELECT count(*) FROM (SELECT 1 FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
-             AND run_at > $1 ORDER BY run_at LIMIT {one_more}) AS later) AS bigint) AS delayed, \
+             AND run_at > $1 ORDER BY run_at LIMIT {one_more}) AS later) AS bigint) AS postponed, \
              (SELECT min(run_at) FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type) AS oldest, \
              (SELECT min(run_at) FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type AND run_at > $1) AS next_due, \
              CAST((SELECT count(*) FROM jobs {by_open} WHERE {OPEN} AND jobs.type = types.type) AS bigint) AS open \
-             FROM types ORDER BY types.type LIMIT {MOST_FLOWS}",
-            self.with_types(),
-            dialect.pick("BLOB", "text"),
+             {from}",
+            dialect.as_text("types.type"),
         );
-        let statement = self.statement(select, [now.unix_millis().into()]);
-        let results = self.reader().query_all_raw(statement).await.doing(ACTION)?;
-        results.iter().map(|result| queue(&Row { result, dialect }, now)).collect()
+        if !one {
+            let statement = self.statement(select, [now.unix_millis().into()]);
+            let results = self.reader().query_all_raw(statement).await.doing(ACTION)?;
+            return results.iter().map(|result| queue(&Row { result, dialect }, now)).collect();
+        }
+        let select = select.replace("types.type", "$2");
+        let mut queues = Vec::new();
+        for name in self.types_by_steps().await? {
+            let values = [now.unix_millis().into(), name.into()];
+            let result = self.reader().query_one_raw(self.statement(select.as_str(), values)).await.doing(ACTION)?;
+            queues.extend(result.map(|result| queue(&Row { result: &result, dialect }, now)).transpose()?);
+        }
+        Ok(queues)
     }
 
     async fn open_rows(&self) -> Result<Vec<OpenRow>, Error> {
@@ -259,10 +312,10 @@ impl Store {
     async fn failures(&self) -> Result<Vec<EndedRow>, Error> {
         let dialect = self.dialect();
         let select = format!(
-            "SELECT {}, CAST(substr(error, 1, {ERROR_LENGTH}) AS {}) AS error FROM jobs {} \
+            "SELECT {}, {} AS error FROM jobs {} \
              WHERE status = 'ERROR' AND completed_time IS NOT NULL ORDER BY completed_time DESC LIMIT {FAILURES}",
             self.ended_columns(),
-            dialect.pick("BLOB", "text"),
+            dialect.as_text(&format!("substr(error, 1, {ERROR_LENGTH})")),
             dialect.by_index("jobs_failed"),
         );
         let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
@@ -292,7 +345,7 @@ impl Store {
                 let select = format!("SELECT lane.* FROM {wanted} CROSS JOIN LATERAL ({lane}) AS lane");
                 (select, vec![json!(types).to_string().into()])
             }
-            Dialect::Sqlite => {
+            Dialect::Sqlite | Dialect::MySql => {
                 let lanes = (1..=types.len())
                     .map(|place| format!("SELECT * FROM ({}) AS lane{place}", lane(&format!("${place}"))));
                 let values = types.iter().map(|name| name.as_str().into()).collect();
@@ -354,11 +407,13 @@ impl Store {
     ) -> Result<BTreeMap<(String, i64), Ended>, Error> {
         const ACTION: &str = "count what has ended";
         let dialect = self.dialect();
+        // Elsewhere a whole number divided by one is one.
+        let minute = dialect.pick("completed_time / 60000", "completed_time / 60000", "completed_time DIV 60000");
         let select = format!(
-            "SELECT CAST(type AS {0}) AS type, CAST(status AS {0}) AS status, CAST(completed_time / 60000 AS bigint) AS minute, \
-             CAST(count(*) AS bigint) AS ended FROM jobs {1} WHERE {2} AND {ENDED} \
-             AND completed_time >= $2 AND completed_time < $3 GROUP BY jobs.type, jobs.status, completed_time / 60000",
-            dialect.pick("BLOB", "text"),
+            "SELECT {}, {}, CAST({minute} AS bigint) AS minute, CAST(count(*) AS bigint) AS ended FROM jobs {} WHERE {} \
+             AND {ENDED} AND completed_time >= $2 AND completed_time < $3 GROUP BY jobs.type, jobs.status, {minute}",
+            dialect.text("type"),
+            dialect.text("status"),
             dialect.by_index("jobs_ended"),
             dialect.among("type", "$1"),
         );
@@ -473,7 +528,7 @@ fn queue(row: &Row<'_>, now: Timestamp) -> Result<Queue, Error> {
         job_type: row.some_text("type")?,
         paused: row.flag("paused")?,
         waiting: counted(row, "waiting")?,
-        delayed: counted(row, "delayed")?,
+        delayed: counted(row, "postponed")?,
         oldest_waiting: row.maybe_time("oldest")?.filter(|oldest| *oldest <= now),
         next_due: row.maybe_time("next_due")?,
         open: u64::try_from(row.int("open")?).unwrap_or(0),

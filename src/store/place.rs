@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use sea_orm::sqlx::postgres::{PgPool, PgPoolOptions};
+use sea_orm::sqlx::pool::PoolOptions;
+use sea_orm::sqlx::postgres::PgPool;
 
 use super::Error;
 
@@ -13,7 +14,16 @@ use super::Error;
 pub(super) enum Place {
     Memory,
     File(DatabaseFile),
-    Server { listeners: PgPool, instance: String, trust: Trust },
+    /// A server that tells of changes.
+    Server {
+        listeners: PgPool,
+        instance: String,
+        trust: Trust,
+    },
+    /// A server that has to be asked for them.
+    SilentServer {
+        trust: Trust,
+    },
 }
 
 /// A SQLite file, by what it was when it was opened: SQLite itself writes on into one that was deleted, and never knows.
@@ -64,7 +74,7 @@ impl Trust {
     }
 
     /// Has the pool replace what was connected before trust was lost, instead of handing it out.
-    pub(super) fn kept_by(&self, options: PgPoolOptions) -> PgPoolOptions {
+    pub(super) fn kept_by<D: sea_orm::sqlx::Database>(&self, options: PoolOptions<D>) -> PoolOptions<D> {
         let trust = self.clone();
         options.before_acquire(move |_, connection| {
             let lost = *trust.0.lock().unwrap_or_else(PoisonError::into_inner);

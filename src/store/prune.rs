@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
+use serde_json::json;
 use tokio::time::Instant;
 
-use super::sql::{Doing, Row};
+use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 use crate::crash::{self, Step};
 use crate::domain::retention::Horizon;
@@ -166,6 +167,9 @@ impl Store {
     /// The types that ended rows have, by one step along the index for each.
     async fn ended_types(&self) -> Result<Vec<String>, Error> {
         let dialect = self.dialect();
+        if dialect == Dialect::MySql {
+            return self.in_time(ACTION, self.types_of(&FINAL)).await;
+        }
         let by_ended = dialect.by_index("jobs_ended");
         let select = format!(
             "WITH RECURSIVE ended(type) AS (SELECT min(type) FROM jobs {by_ended} WHERE {ENDED} UNION ALL \
@@ -236,27 +240,40 @@ impl Store {
     /// Removes those of these jobs that still are what they were; answers how many.
     async fn prune_jobs(&self, ids: &[i64], status: JobStatus, before: Timestamp) -> Result<u64, Error> {
         let dialect = self.dialect();
-        let old = format!(
-            "SELECT id FROM jobs WHERE {} AND status = $2 AND completed_time <= $3 AND {NOT_AWAITED} {}",
-            dialect.among_ids("id", "$1"),
-            dialect.pick("", "FOR UPDATE SKIP LOCKED"),
-        );
-        let delete = format!("DELETE FROM jobs WHERE {}", dialect.one_of("id", &old));
-        let values = [serde_json::json!(ids).to_string().into(), status.as_str().into(), before.unix_millis().into()];
+        let these = format!("{} AND status = $2 AND completed_time <= $3", dialect.among_ids("id", "$1"));
+        let values = [json!(ids).to_string().into(), status.as_str().into(), before.unix_millis().into()];
+        if dialect == Dialect::MySql {
+            return self.prune_locked(&these, values.into()).await;
+        }
+        let lock = dialect.pick("", "FOR UPDATE SKIP LOCKED", "");
+        let old = format!("SELECT id FROM jobs WHERE {these} AND {NOT_AWAITED} {lock}");
         crash::before(Step::PruneCommit);
-        let removed = self.writer().execute_raw(self.statement(delete, values)).await.doing(ACTION)?.rows_affected();
+        let removed = self.delete("jobs", ACTION, old, values.into()).await?;
         crash::after(Step::PruneCommit);
+        Ok(removed)
+    }
+
+    /// The same on MySQL, which would pass over what is locked in a subquery too: locked first, nobody can begin to wait for
+    /// them any more.
+    async fn prune_locked(&self, these: &str, values: Vec<sea_orm::Value>) -> Result<u64, Error> {
+        let dialect = self.dialect();
+        let transaction = self.begin(ACTION).await?;
+        let lock = format!("SELECT id FROM jobs {} WHERE {these} FOR UPDATE SKIP LOCKED", dialect.by_key());
+        let locked = self.ids(&transaction, ACTION, lock, values).await?;
+        let old = format!("SELECT id FROM jobs WHERE {} AND {NOT_AWAITED}", dialect.among_ids("id", "$1"));
+        let old = self.ids(&transaction, ACTION, old, vec![json!(locked).to_string().into()]).await?;
+        let delete = format!("DELETE FROM jobs WHERE {}", dialect.among_ids("id", "$1"));
+        let delete = self.statement(delete, [json!(old).to_string().into()]);
+        let removed = transaction.execute_raw(delete).await.doing(ACTION)?.rows_affected();
+        self.commit(transaction, Step::PruneCommit, ACTION).await?;
         Ok(removed)
     }
 
     /// Removes those of the oldest rows of the audit trail that are old enough; ids follow the clock closely enough.
     async fn prune_audit(&self, before: Timestamp) -> Result<u64, Error> {
-        let delete = format!(
-            "DELETE FROM audit WHERE id IN (SELECT id FROM (SELECT id, time FROM audit ORDER BY id LIMIT {BATCH}) AS oldest \
-             WHERE time <= $1)"
-        );
-        let delete = self.statement(delete, [before.unix_millis().into()]);
-        Ok(self.writer().execute_raw(delete).await.doing(ACTION)?.rows_affected())
+        let oldest =
+            format!("SELECT id FROM (SELECT id, time FROM audit ORDER BY id LIMIT {BATCH}) AS oldest WHERE time <= $1");
+        self.delete("audit", ACTION, oldest, vec![before.unix_millis().into()]).await
     }
 }
 

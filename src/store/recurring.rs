@@ -106,7 +106,7 @@ impl Store {
         let [schedule, timezone] = line.clone();
         let values = [flow.as_str().into(), storable(&entry.name).into(), schedule, timezone];
         transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
-        let lock = self.dialect().pick("", "FOR UPDATE");
+        let lock = self.dialect().pick("", "FOR UPDATE", "FOR UPDATE");
         let Some(cursor) = self.cursor(&transaction, flow, entry, lock).await? else {
             return Err(Error::UnreadableRow {
                 reason: "a row of recurring was removed while it was locked".to_owned(),

@@ -3,6 +3,7 @@
 //! A write is one round trip to the database, whatever it changes: the event, selected from the row as it stands (that
 //! names the status it comes from), the job and the run, each only where the run is still current. PostgreSQL gets it as one
 //! statement that locks the row first; SQLite, where nobody else can write meanwhile, as statements one after the other.
+//! MySQL takes one statement at a time, so there it is a round trip each.
 
 use std::collections::BTreeMap;
 use std::iter::repeat;
@@ -14,6 +15,7 @@ use serde_json::json;
 use super::leases::{lease_millis, others_live};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
+use super::update::{Rows, Update};
 use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
 use crate::domain::run::Next;
 use crate::domain::slots::Slot;
@@ -61,7 +63,19 @@ impl Store {
         change: &Change<'_>,
         values: Parameters,
     ) -> Result<bool, Error> {
-        let statement = self.statement(change.sql(self.dialect()), values.0);
+        let dialect = self.dialect();
+        if dialect == Dialect::MySql {
+            // What finds its row locked fails at once, as below.
+            let lock = format!("SELECT id FROM jobs WHERE {} FOR UPDATE NOWAIT", change.current);
+            let current = self.ids(transaction, action, lock, values.0.clone()).await?;
+            if !current.is_empty() {
+                for sql in change.statements("") {
+                    transaction.execute_raw(self.statement(sql, values.0.clone())).await.doing(action)?;
+                }
+            }
+            return Ok(!current.is_empty());
+        }
+        let statement = self.statement(change.sql(dialect), values.0);
         Ok(transaction.execute_raw(statement).await.doing(action)?.rows_affected() > 0)
     }
 
@@ -108,23 +122,29 @@ impl Store {
             dialect.text("run_token")
         );
         let set = format!("UPDATE jobs {} SET heartbeat_time = {}", dialect.by_index("jobs_run_token"), dialect.now());
-        let update = match dialect {
-            Dialect::Sqlite => format!("{set} WHERE {these} RETURNING {answer}"),
-            // A row that some open transaction holds, maybe for ever, must not hold up the confirmation of all others.
-            Dialect::Postgres => format!(
-                "{set}, lease_time = {} + $2 WHERE id = ANY (ARRAY(SELECT id FROM jobs WHERE {these} \
-                 FOR NO KEY UPDATE SKIP LOCKED)) RETURNING {answer}, CAST(CASE WHEN {} THEN 1 ELSE 0 END AS bigint) AS shared",
-                dialect.now(),
-                others_live(dialect, "jobs.worker_id"),
-            ),
-        };
         let names = json!(tokens.iter().map(|token| token.as_str()).collect::<Vec<_>>()).to_string();
-        let mut values: Vec<Value> = vec![names.clone().into()];
-        if dialect == Dialect::Postgres {
-            values.push(lease_millis(untouched).into());
-        }
-        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
-        let locked = if results.len() < tokens.len() && dialect == Dialect::Postgres {
+        let shared =
+            format!("CAST(CASE WHEN {} THEN 1 ELSE 0 END AS bigint) AS shared", others_live(dialect, "jobs.worker_id"));
+        let results = match dialect {
+            Dialect::Sqlite => {
+                let update = format!("{set} WHERE {these} RETURNING {answer}");
+                transaction.query_all_raw(self.statement(update, [names.clone().into()])).await.doing(ACTION)?
+            }
+            // A row that some open transaction holds, maybe for ever, must not hold up the confirmation of all others.
+            Dialect::Postgres | Dialect::MySql => {
+                let (now, lock) = (dialect.now(), dialect.skip_locked());
+                let by_token = dialect.pick("", "", "FORCE INDEX (jobs_run_token)");
+                let update = Update {
+                    table: "jobs",
+                    set: &format!("heartbeat_time = {now}, lease_time = {now} + $2"),
+                    rows: Rows::Selected { from: &format!("FROM jobs {by_token} WHERE {these} {lock}"), while_: OPEN },
+                    returning: &format!("{answer}, {shared}"),
+                };
+                let values = vec![names.clone().into(), lease_millis(untouched).into()];
+                self.update(transaction, ACTION, &update, values).await?
+            }
+        };
+        let locked = if results.len() < tokens.len() && dialect.is_shared() {
             // Gone, or only locked: then it is as it was committed last.
             let select = format!("SELECT {answer}, CAST(0 AS bigint) AS shared FROM jobs WHERE {these}");
             transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?
@@ -136,7 +156,7 @@ impl Store {
             let row = Row { result, dialect };
             if let Some(token) = row.token()? {
                 let cancel_requested = row.flag("cancel_requested")?;
-                let shared = dialect == Dialect::Postgres && row.flag("shared")?;
+                let shared = dialect.is_shared() && row.flag("shared")?;
                 let run = ConfirmedRun { token: token.clone(), cancel_requested, written, shared, begun };
                 current.entry(token).or_insert(run);
             }
@@ -145,21 +165,25 @@ impl Store {
     }
 
     pub(super) async fn progress(&self, transaction: &Transaction, note: &ProgressNote) -> Result<Written, Error> {
-        let update = format!(
-            "UPDATE jobs {} SET progress = COALESCE($2, progress), status_message = COALESCE($3, status_message) WHERE {}",
-            self.dialect().by_index("jobs_run_token"),
-            self.dialect().pick(
-                &format!("run_token = $1 AND {OPEN}"),
-                // The next note says more.
-                &format!("id = (SELECT id FROM jobs WHERE run_token = $1 AND {OPEN} FOR NO KEY UPDATE SKIP LOCKED)"),
-            ),
-        );
+        const ACTION: &str = "record progress";
+        let dialect = self.dialect();
+        let set = "progress = COALESCE($2, progress), status_message = COALESCE($3, status_message)";
+        let these = format!("run_token = $1 AND {OPEN}");
         let values = [
             note.token.as_str().into(),
             note.progress.map(|progress| i64::from(progress.min(100))).into(),
             note.status_message.as_deref().map(storable).into(),
         ];
-        self.applied_where(transaction, "record progress", &update, values).await
+        if !dialect.is_shared() {
+            let update = format!("UPDATE jobs {} SET {set} WHERE {these}", dialect.by_index("jobs_run_token"));
+            return self.applied_where(transaction, ACTION, &update, values).await;
+        }
+        // Where the row is locked: the next note says more.
+        let from = format!("FROM jobs WHERE {these} {}", dialect.skip_locked());
+        let rows = Rows::Selected { from: &from, while_: OPEN };
+        let update = Update { table: "jobs", set, rows, returning: "id" };
+        let updated = self.update(transaction, ACTION, &update, values.into()).await?;
+        Ok(if updated.is_empty() { Written::Fenced } else { Written::Applied })
     }
 
     pub(super) async fn settle(&self, transaction: &Transaction, settlement: &Settlement) -> Result<Written, Error> {
@@ -192,7 +216,7 @@ impl Store {
             event,
             event_rest,
             job: update,
-            told: self.dialect().pick("", TELL_OTHERS),
+            told: self.dialect().pick("", TELL_OTHERS, ""),
             run,
         };
         if self.changed(transaction, "settle a run", &change, values).await? {
@@ -284,11 +308,12 @@ impl Store {
         let upsert = format!(
             "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time, labels, address) \
              VALUES ($1, $2, $3, $4, 'ACTIVE', {now}, {now}, $5, $6) ON CONFLICT (worker_id) DO UPDATE SET \
-             incarnation = excluded.incarnation, hostname = excluded.hostname, version = excluded.version, labels = excluded.labels, address = excluded.address, \
+             hostname = excluded.hostname, version = excluded.version, labels = excluded.labels, address = excluded.address, \
              state = excluded.state, heartbeat_time = excluded.heartbeat_time, started_time = \
              CASE WHEN workers.incarnation = excluded.incarnation THEN workers.started_time ELSE excluded.started_time END, \
              drain_requested_time = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_time END, \
-             drain_requested_by = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_by END"
+             drain_requested_by = CASE WHEN workers.incarnation = excluded.incarnation THEN workers.drain_requested_by END, \
+             incarnation = excluded.incarnation"
         );
         let values = [
             worker.worker.as_str().into(),
@@ -367,10 +392,10 @@ impl Store {
 
 /// The values of a statement, each by the name that it has in the text.
 #[derive(Debug, Default)]
-struct Parameters(Vec<Value>);
+pub(super) struct Parameters(pub(super) Vec<Value>);
 
 impl Parameters {
-    fn add(&mut self, value: impl Into<Value>) -> String {
+    pub(super) fn add(&mut self, value: impl Into<Value>) -> String {
         self.0.push(value.into());
         format!("${}", self.0.len())
     }
@@ -390,23 +415,25 @@ struct Change<'a> {
     run: Option<(String, &'a str)>,
 }
 
+const EVENT: &str = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message)";
+
 impl Change<'_> {
-    /// It changes no rows where the run is not current.
+    /// The statements one after the other; the last one, about the run, on this condition too.
+    fn statements(&self, condition: &str) -> Vec<String> {
+        let Self { current, event, event_rest, job, told: _, run } = self;
+        let row = format!("(SELECT id, attempt, status FROM jobs WHERE {current}) AS current");
+        let mut statements =
+            vec![format!("{EVENT} {event} {row} {event_rest}"), format!("UPDATE jobs SET {job} WHERE {current}")];
+        statements.extend(run.as_ref().map(|(run, rest)| format!("{run}{condition} {rest}")));
+        statements
+    }
+
+    /// As one text. It changes no rows where the run is not current.
     fn sql(&self, dialect: Dialect) -> String {
-        const EVENT: &str =
-            "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message)";
         let Self { current, event, event_rest, job, told, run } = self;
         match dialect {
-            Dialect::Sqlite => {
-                let row = format!("(SELECT id, attempt, status FROM jobs WHERE {current}) AS current");
-                let mut statements =
-                    format!("{EVENT} {event} {row} {event_rest}; UPDATE jobs SET {job} WHERE {current}");
-                if let Some((run, rest)) = run {
-                    // changes(): how many rows the update has changed.
-                    statements += &format!("; {run} AND changes() > 0 {rest}");
-                }
-                statements
-            }
+            // changes(): how many rows the update has changed.
+            Dialect::Sqlite | Dialect::MySql => self.statements(" AND changes() > 0").join("; "),
             Dialect::Postgres => {
                 let there = "EXISTS (SELECT 1 FROM current)";
                 let run =
@@ -452,13 +479,13 @@ fn settle_run(
     let more: Vec<String> = more.into_iter().map(|value: Value| values.add(value)).collect();
     let insert = format!(
         "INSERT INTO runs (job_id, run_token, worker_id, attempt, pid, started_time, completed_time, outcome, \
-         exit_code, signal, error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
+         exit_code, \"signal\", error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
          SELECT {job}, {token}, {worker}, {} WHERE true",
         more.join(", ")
     );
     let rest = "ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
          started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
-         outcome = excluded.outcome, exit_code = excluded.exit_code, signal = excluded.signal, error = excluded.error, \
+         outcome = excluded.outcome, exit_code = excluded.exit_code, \"signal\" = excluded.\"signal\", error = excluded.error, \
          user_cpu_ms = excluded.user_cpu_ms, system_cpu_ms = excluded.system_cpu_ms, \
          max_rss_bytes = excluded.max_rss_bytes, io_read_bytes = excluded.io_read_bytes, \
          io_write_bytes = excluded.io_write_bytes";

@@ -11,6 +11,8 @@ use crate::crash::{self, Step};
 const ADVISORY_LOCK: i64 = 0x6361_6c6c_7368_6565;
 
 const ACTION: &str = "migrate";
+/// How long another process's migration is waited for on MySQL, in seconds; elsewhere it is the connection's own limits.
+const LOCK_TIMEOUT: u32 = 30;
 
 impl Store {
     /// Brings the schema up to date and names the migrations that it took, oldest first.
@@ -19,8 +21,11 @@ impl Store {
     /// [`Error::SchemaTooNew`] where a newer Callsheet was here before, [`Error::Adopted`] and [`Error::AdoptionMissing`] where
     /// a table that is to be adopted is not fit or complete; then nothing is changed.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        let transaction = self.begin(ACTION).await?;
-        let pending = self.migrate_in(&transaction).await?;
+        let transaction = self.begin_without_turn(ACTION).await?;
+        let pending = match self.dialect() {
+            Dialect::Sqlite | Dialect::Postgres => self.migrate_in(&transaction).await?,
+            Dialect::MySql => self.migrate_locked(&transaction).await?,
+        };
         if let Some(adopted) = self.adopted() {
             self.adopt(&transaction, adopted).await?;
         }
@@ -28,6 +33,25 @@ impl Store {
         transaction.commit().await.doing(ACTION)?;
         crash::after(Step::MigrationCommit);
         Ok(pending)
+    }
+
+    /// [`Self::migrate_in`] on MySQL, whose statements about tables end a transaction, and all that it has locked with it. What
+    /// was done before an error stays done, and each step may be done again.
+    async fn migrate_locked(&self, transaction: &Transaction) -> Result<Vec<String>, Error> {
+        // Such a lock is the server's, not the database's.
+        const NAME: &str = "CONCAT('callsheet ', MD5(DATABASE()))";
+        let lock = format!("SELECT CAST(COALESCE(GET_LOCK({NAME}, {LOCK_TIMEOUT}), 0) AS bigint) AS locked");
+        let result = transaction.query_one_raw(self.statement(lock, [])).await.doing(ACTION)?;
+        let locked =
+            result.map(|result| Row { result: &result, dialect: self.dialect() }.flag("locked")).transpose()?;
+        if !locked.unwrap_or(false) {
+            return Err(Error::Timeout { action: ACTION });
+        }
+        let pending = self.migrate_in(transaction).await;
+        let unlock = self.statement(format!("DO RELEASE_LOCK({NAME})"), []);
+        let unlocked = transaction.execute_raw(unlock).await.doing(ACTION);
+        let pending = pending?;
+        unlocked.map(|_| pending)
     }
 
     /// Names what it applied. Where a table has been adopted there is no table `jobs` after this, but one of another name.
@@ -88,6 +112,8 @@ impl Store {
         let exists = dialect.pick(
             "SELECT count(*) AS tables FROM sqlite_schema WHERE type = 'table' AND name = 'seaql_migrations'",
             "SELECT count(to_regclass('seaql_migrations')) AS tables",
+            "SELECT count(*) AS tables FROM information_schema.tables \
+             WHERE table_schema = DATABASE() AND table_name = 'seaql_migrations'",
         );
         let row = connection.query_one_raw(self.statement(exists, [])).await.doing(ACTION)?;
         let tables = row.map(|result| Row { result: &result, dialect }.int("tables")).transpose()?;

@@ -72,7 +72,7 @@ impl Store {
     /// Where the database fails.
     pub async fn search(&self, search: &JobSearch) -> Result<Found, Error> {
         let limit = search.limit.clamp(1, 1000);
-        let (mut ids, looked_down_to) = self.in_time(ACTION, self.ids(search, limit + 1)).await?;
+        let (mut ids, looked_down_to) = self.in_time(ACTION, self.ids_found(search, limit + 1)).await?;
         let mut fit = usize::try_from(limit).unwrap_or(usize::MAX).min(ids.len());
         if search.payloads {
             fit = self.in_time(ACTION, self.fitting(ids.get(..fit).unwrap_or_default())).await?;
@@ -93,16 +93,12 @@ impl Store {
     /// How many of these jobs, from the first on, have payloads that together are no more than may be read at once.
     async fn fitting(&self, ids: &[i64]) -> Result<usize, Error> {
         let dialect = self.dialect();
-        let size = dialect.pick("LENGTH(CAST(payload AS BLOB))", "octet_length(payload::text)");
+        let size = dialect.pick("LENGTH(CAST(payload AS BLOB))", "octet_length(payload::text)", "LENGTH(payload)");
         if ids.is_empty() {
             return Ok(0);
         }
-        // One parameter for any number of ids, as for `Dialect::items`.
-        let these = dialect.pick(
-            "SELECT value FROM json_each($1)",
-            "SELECT value::bigint FROM json_array_elements_text($1::json) AS value",
-        );
-        let select = format!("SELECT id, CAST(COALESCE({size}, 0) AS bigint) AS size FROM jobs WHERE id IN ({these})");
+        let these = dialect.among_ids("id", "$1");
+        let select = format!("SELECT id, CAST(COALESCE({size}, 0) AS bigint) AS size FROM jobs WHERE {these}");
         let list = format!("[{}]", ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", "));
         let results = self.reader().query_all_raw(self.statement(select, [list.into()])).await.doing(ACTION)?;
         let mut sizes = BTreeMap::new();
@@ -119,7 +115,7 @@ impl Store {
     }
 
     /// The ids of the jobs, newest first; and where the rest is still to be looked at, from where down.
-    async fn ids(&self, search: &JobSearch, most: u32) -> Result<(Vec<i64>, Option<JobId>), Error> {
+    async fn ids_found(&self, search: &JobSearch, most: u32) -> Result<(Vec<i64>, Option<JobId>), Error> {
         let mut within = Ids { from: i64::MIN, until: search.cursor.map_or(i64::MAX, |cursor| cursor.0) };
         if let Some(from) = search.from {
             within.from = self.first_created(from).await?.saturating_sub(DISORDER);
@@ -218,10 +214,18 @@ impl Store {
         let (times, mut values) = times(search, within);
         let others = others(search, &mut values);
         values.push(format!("%{}%", escaped(text)).into());
-        let (place, like) = (values.len(), self.dialect().pick("LIKE", "ILIKE"));
+        let (place, dialect) = (values.len(), self.dialect());
+        // MySQL's texts are compared as they are, so there both sides are in small letters.
+        let like = |column: &str| match dialect {
+            Dialect::Sqlite => format!("{column} LIKE ${place} ESCAPE '!'"),
+            Dialect::Postgres => format!("{column} ILIKE ${place} ESCAPE '!'"),
+            Dialect::MySql => format!("LOWER({column}) LIKE LOWER(${place}) ESCAPE '!'"),
+        };
         let select = format!(
-            "SELECT id FROM jobs WHERE true{times}{others} AND (identifier {like} ${place} ESCAPE '!' \
-             OR error {like} ${place} ESCAPE '!' OR status_message {like} ${place} ESCAPE '!') ORDER BY id DESC LIMIT {most}"
+            "SELECT id FROM jobs WHERE true{times}{others} AND ({} OR {} OR {}) ORDER BY id DESC LIMIT {most}",
+            like("identifier"),
+            like("error"),
+            like("status_message"),
         );
         self.read_ids(select, values).await
     }
@@ -255,6 +259,9 @@ impl Store {
 
     /// The first id of which every later row, give or take, was created at `time` or after.
     async fn first_created(&self, time: Timestamp) -> Result<i64, Error> {
+        if self.dialect() == Dialect::MySql {
+            return self.first_created_by_steps(time).await;
+        }
         // One statement for all steps: each is one look into an index, and as many round trips would take ten times as long.
         // Lowest and highest id apart: asked for both at once, SQLite reads the whole table.
         let middle = "search.low + (search.high - search.low) / 2";
@@ -272,6 +279,32 @@ impl Store {
         let first =
             result.map(|result| Row { result: &result, dialect: self.dialect() }.maybe_int("first")).transpose()?;
         Ok(first.flatten().unwrap_or(0))
+    }
+
+    /// The same on MySQL, which in a recursive statement would read the table from its start at each step.
+    async fn first_created_by_steps(&self, time: Timestamp) -> Result<i64, Error> {
+        let dialect = self.dialect();
+        let ends = self.statement("SELECT min(id) AS low, max(id) AS high FROM jobs", []);
+        let Some(ends) = self.reader().query_one_raw(ends).await.doing(ACTION)? else { return Ok(0) };
+        let ends = Row { result: &ends, dialect };
+        let Some((mut low, high)) = ends.maybe_int("low")?.zip(ends.maybe_int("high")?) else { return Ok(0) };
+        let mut high = high.saturating_add(1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let next = "SELECT id, created_time FROM jobs WHERE id >= $1 ORDER BY id LIMIT 1";
+            let next = self.statement(next, [middle.into()]);
+            let Some(result) = self.reader().query_one_raw(next).await.doing(ACTION)? else {
+                high = middle;
+                continue;
+            };
+            let row = Row { result: &result, dialect };
+            if row.time("created_time")? < time {
+                low = row.int("id")?.saturating_add(1);
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
     }
 
     async fn read_ids(&self, select: String, values: Vec<Value>) -> Result<Vec<i64>, Error> {

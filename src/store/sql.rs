@@ -2,6 +2,7 @@
 
 use sea_orm::{DbBackend, DbErr, QueryResult, Statement, TryGetable, Value};
 
+use super::spelling::{LIST, spelled};
 use super::{Error, Unreadable};
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
 
@@ -15,6 +16,8 @@ pub(super) const OPEN: &str = "status IN ('INQUEUE', 'PROGRESS')";
 pub(super) enum Dialect {
     Sqlite,
     Postgres,
+    /// MySQL and MariaDB.
+    MySql,
 }
 
 impl Dialect {
@@ -22,6 +25,15 @@ impl Dialect {
         match self {
             Self::Sqlite => DbBackend::Sqlite,
             Self::Postgres => DbBackend::Postgres,
+            Self::MySql => DbBackend::MySql,
+        }
+    }
+
+    /// Whether several workers may use the database at a time. Where not, nobody else can write during a transaction.
+    pub(super) const fn is_shared(self) -> bool {
+        match self {
+            Self::Sqlite => false,
+            Self::Postgres | Self::MySql => true,
         }
     }
 
@@ -30,31 +42,65 @@ impl Dialect {
         match self {
             Self::Sqlite => "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)",
             Self::Postgres => "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+            Self::MySql => "(TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', UTC_TIMESTAMP(3)) DIV 1000)",
         }
     }
 
     /// A text column to be read with [`Row::bytes`]. SQLite keeps any bytes in it, and reading them as text would fail.
     pub(super) fn text(self, column: &str) -> String {
+        format!("{} AS {column}", self.as_text(column))
+    }
+
+    /// An expression as a text to be read with [`Row::bytes`].
+    pub(super) fn as_text(self, expression: &str) -> String {
         match self {
-            Self::Sqlite => format!("CAST({column} AS BLOB) AS {column}"),
-            Self::Postgres => format!("CAST({column} AS text) AS {column}"),
+            Self::Sqlite => format!("CAST({expression} AS BLOB)"),
+            Self::Postgres => format!("CAST({expression} AS text)"),
+            Self::MySql => expression.to_owned(),
         }
     }
 
-    /// Makes SQLite use this index or fail: its planner guesses by rules where it has no statistics.
+    /// Makes SQLite use this index or fail, and MySQL if it can: their planners guess, SQLite's by rules where it has no
+    /// statistics, MySQL's by a look at a few pages.
     pub(super) fn by_index(self, index: &str) -> String {
         match self {
             Self::Sqlite => format!("INDEXED BY {index}"),
             Self::Postgres => String::new(),
+            Self::MySql => format!("FORCE INDEX ({index})"),
         }
     }
 
-    /// `sqlite` or `postgres`, whichever applies.
-    pub(super) const fn pick<'a>(self, sqlite: &'a str, postgres: &'a str) -> &'a str {
+    /// Has MySQL find rows by their primary key, also where a table is so small that it would rather read all of it: a
+    /// locking read waits for every row that it comes by.
+    pub(super) const fn by_key(self) -> &'static str {
+        match self {
+            Self::Sqlite | Self::Postgres => "",
+            Self::MySql => "FORCE INDEX (PRIMARY)",
+        }
+    }
+
+    /// Whichever applies.
+    pub(super) const fn pick<'a>(self, sqlite: &'a str, postgres: &'a str, mysql: &'a str) -> &'a str {
         match self {
             Self::Sqlite => sqlite,
             Self::Postgres => postgres,
+            Self::MySql => mysql,
         }
+    }
+
+    /// Locks the rows of a selection, and passes over those that some other transaction has locked.
+    pub(super) const fn skip_locked(self) -> &'static str {
+        self.pick("", "FOR NO KEY UPDATE SKIP LOCKED", "FOR UPDATE SKIP LOCKED")
+    }
+
+    /// Which dependencies have ended and not been looked at, word for word as the index `job_dependencies_ended` has it.
+    pub(super) const fn noted(self) -> &'static str {
+        self.pick("ended IS NOT NULL AND looked_at = 0", "ended IS NOT NULL AND looked_at = 0", "noted = 1")
+    }
+
+    /// The `unique_key` of a row that has not ended, to be compared.
+    pub(super) const fn open_key(self) -> &'static str {
+        self.pick("unique_key", "unique_key", "open_key")
     }
 
     /// Whether `column` is one of the texts of the JSON array in `parameter`.
@@ -65,6 +111,7 @@ impl Dialect {
         match self {
             Self::Sqlite => format!("{column} IN (SELECT value FROM json_each({parameter}))"),
             Self::Postgres => format!("{column} = ANY (ARRAY(SELECT json_array_elements_text({parameter}::json)))"),
+            Self::MySql => list(column, parameter),
         }
     }
 
@@ -75,14 +122,15 @@ impl Dialect {
             Self::Postgres => {
                 format!("{column} = ANY (ARRAY(SELECT json_array_elements_text({parameter}::json)::bigint))")
             }
+            Self::MySql => list(column, parameter),
         }
     }
 
     /// Whether `column` is one of the ids that this subquery gives, which is run once: joined to the table, PostgreSQL may
-    /// run it again for each row, and its LIMIT would limit nothing.
+    /// run it again for each row, and its LIMIT would limit nothing. MySQL would read the whole table; see [`super::update`].
     pub(super) fn one_of(self, column: &str, subquery: &str) -> String {
         match self {
-            Self::Sqlite => format!("{column} IN ({subquery})"),
+            Self::Sqlite | Self::MySql => format!("{column} IN ({subquery})"),
             Self::Postgres => format!("{column} = ANY (ARRAY({subquery}))"),
         }
     }
@@ -92,6 +140,7 @@ impl Dialect {
         match self {
             Self::Sqlite => "COALESCE(schedule_time, max(created_time, run_at))",
             Self::Postgres => "COALESCE(schedule_time, GREATEST(created_time, run_at))",
+            Self::MySql => "schedule_from",
         }
     }
 
@@ -108,15 +157,32 @@ impl Dialect {
                 let columns: Vec<_> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
                 format!("json_to_recordset({parameter}::json) AS item({})", columns.join(", "))
             }
+            Self::MySql => {
+                let kind = |kind: &str| if kind == "text" { "LONGTEXT CHARACTER SET utf8mb4" } else { "BIGINT" };
+                let columns: Vec<_> =
+                    columns.iter().map(|(name, of)| format!("{name} {} PATH '$.{name}'", kind(of))).collect();
+                format!("JSON_TABLE({parameter}, '$[*]' COLUMNS ({})) AS item", columns.join(", "))
+            }
         }
     }
 
     pub(super) fn statement(self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
-        let statement = Statement::from_sql_and_values(self.backend(), sql, values);
+        let statement = match self {
+            Self::Sqlite | Self::Postgres => Statement::from_sql_and_values(self.backend(), sql, values),
+            Self::MySql => {
+                let (sql, values) = spelled(&sql.into(), &values.into_iter().collect::<Vec<_>>());
+                Statement::from_sql_and_values(self.backend(), sql, values)
+            }
+        };
         #[cfg(test)]
         super::plans::seen(&statement);
         statement
     }
+}
+
+/// See [`spelled`].
+fn list(column: &str, parameter: &str) -> String {
+    format!("{column} IN {LIST}{})", parameter.trim_start_matches('$'))
 }
 
 /// Names what was tried when the database failed.
@@ -185,7 +251,7 @@ impl Row<'_> {
     /// The bytes of a column that was selected with [`Dialect::text`].
     pub(super) fn bytes(&self, column: &str) -> Result<Option<Vec<u8>>, Error> {
         match self.dialect {
-            Dialect::Sqlite => self.get(column),
+            Dialect::Sqlite | Dialect::MySql => self.get(column),
             Dialect::Postgres => Ok(self.get::<Option<String>>(column)?.map(String::into_bytes)),
         }
     }

@@ -35,17 +35,25 @@ impl Store {
     pub async fn not_durable(&self) -> Result<Option<String>, Error> {
         const ACTION: &str = "read its settings";
         let dialect = self.dialect();
-        // SQLite is told by each connection of ours.
-        if dialect == Dialect::Sqlite {
-            return Ok(None);
-        }
+        let settings: &[(&str, &[&str])] = match dialect {
+            // It is told by each connection of ours.
+            Dialect::Sqlite => &[],
+            Dialect::Postgres => {
+                &[("fsync", &["off"]), ("full_page_writes", &["off"]), ("synchronous_commit", &["off"])]
+            }
+            Dialect::MySql => &[("innodb_flush_log_at_trx_commit", &["0", "2"]), ("innodb_doublewrite", &["0", "OFF"])],
+        };
         let reading = async {
-            for name in ["fsync", "full_page_writes", "synchronous_commit"] {
-                let select = self.statement("SELECT current_setting($1) AS setting", [name.into()]);
-                let result = self.reader().query_one_raw(select).await.doing(ACTION)?;
+            for (name, wrong) in settings {
+                let select = match dialect {
+                    Dialect::MySql => format!("SELECT CAST(@@{name} AS CHAR) AS setting"),
+                    Dialect::Sqlite | Dialect::Postgres => format!("SELECT current_setting('{name}') AS setting"),
+                };
+                let result = self.reader().query_one_raw(self.statement(select, [])).await.doing(ACTION)?;
                 let setting = result.map(|result| Row { result: &result, dialect }.some_text("setting")).transpose()?;
-                if setting.as_deref() == Some("off") {
-                    return Ok(Some(format!("{name} = off")));
+                let setting = setting.unwrap_or_default();
+                if wrong.contains(&setting.as_str()) {
+                    return Ok(Some(format!("{name} = {setting}")));
                 }
             }
             Ok(None)

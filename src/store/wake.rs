@@ -1,7 +1,8 @@
 //! Wake-ups: how the service learns at once that somebody else has changed something.
 //!
 //! PostgreSQL tells by NOTIFY, from triggers. SQLite tells nobody, but its files change: the directory is watched, and
-//! `PRAGMA data_version` on the writing connection says whether another connection's commit is behind it.
+//! `PRAGMA data_version` on the writing connection says whether another connection's commit is behind it. MySQL tells nobody
+//! either, and is asked.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,6 +67,10 @@ impl Store {
             Place::Server { listeners, instance, .. } => {
                 let listener = listen(listeners).await?;
                 Some(tokio::spawn(watch_server(listeners.clone(), instance.clone(), listener, wake)))
+            }
+            Place::SilentServer { .. } => {
+                let seen = super::polled::look(self.reader()).await?;
+                Some(tokio::spawn(super::polled::watch(self.reader().clone(), seen, wake)))
             }
         };
         Ok(Wakes { here: self.changes_here(), elsewhere, task })

@@ -86,7 +86,7 @@ async fn a_session_lasts_over_a_restart_until_somebody_signs_out(on: On) {
     assert_eq!(deeds, [("ops", "sign_out", "done"), ("ops", "sign_in", "done"), refusal]);
     assert!(rows.iter().all(|row| row.via == "page" && row.address.as_deref() == Some("127.0.0.1")));
 }
-on_each_database!(a_session_lasts_over_a_restart_until_somebody_signs_out);
+on_each_database!(a_session_lasts_over_a_restart_until_somebody_signs_out, mariadb);
 
 async fn a_viewer_reads_and_an_operator_writes(on: On) {
     let Some(service) = with_tokens(on).await else { return };

@@ -31,7 +31,7 @@ async fn a_running_command_is_ended_with_all_it_started(on: On) {
     // It was asked first, and had its time to end well.
     assert!(service.path(&format!("evidence/{by_sql}.1.term")).exists());
 }
-on_each_database!(a_running_command_is_ended_with_all_it_started);
+on_each_database!(a_running_command_is_ended_with_all_it_started, mariadb);
 
 async fn a_cancel_by_sql_is_effective_within_a_second(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -49,7 +49,7 @@ async fn a_cancel_by_sql_is_effective_within_a_second(on: On) {
     assert!(!service.evidence().contains_key(&(waiting.0, 1)));
     service.nothing_alive().await;
 }
-on_each_database!(a_cancel_by_sql_is_effective_within_a_second);
+on_each_database!(a_cancel_by_sql_is_effective_within_a_second, mariadb);
 
 async fn a_cancel_works_with_the_service_down(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
@@ -67,7 +67,7 @@ async fn a_cancel_works_with_the_service_down(on: On) {
     service.until(running, JobStatus::Cancelled).await;
     assert_eq!(service.alive(), []);
 }
-on_each_database!(a_cancel_works_with_the_service_down);
+on_each_database!(a_cancel_works_with_the_service_down, mariadb);
 
 async fn what_has_ended_cannot_be_cancelled(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };

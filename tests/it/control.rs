@@ -51,7 +51,7 @@ async fn a_paused_flow_starts_nothing_and_its_running_command_is_left_alone(on: 
     assert_eq!(json(&output), serde_json::json!({ "type": "ONE", "paused": false, "changed": true }));
     service.until(waiting, JobStatus::Completed).await;
 }
-on_each_database!(a_paused_flow_starts_nothing_and_its_running_command_is_left_alone);
+on_each_database!(a_paused_flow_starts_nothing_and_its_running_command_is_left_alone, mariadb);
 
 async fn what_cannot_be_paused_is_refused(on: On) {
     // Before any service has served it: the configuration knows the flow.
@@ -95,7 +95,7 @@ async fn waiting_jobs_are_cancelled_in_bulk_also_while_the_service_is_down(on: O
     service.until(other, JobStatus::Completed).await;
     service.nothing_alive().await;
 }
-on_each_database!(waiting_jobs_are_cancelled_in_bulk_also_while_the_service_is_down);
+on_each_database!(waiting_jobs_are_cancelled_in_bulk_also_while_the_service_is_down, mariadb);
 
 async fn a_unique_key_is_enqueued_once_by_many_processes(on: On) {
     let Some(service) = Service::prepare(on, FLOWS).await else { return };
@@ -130,7 +130,7 @@ async fn a_unique_key_is_enqueued_once_by_many_processes(on: On) {
     let again = service.cli(&["enqueue", "ONE", "run:0", "--unique-key", "k"]);
     assert!(String::from_utf8_lossy(&again.stdout).trim() != ids[0]);
 }
-on_each_database!(a_unique_key_is_enqueued_once_by_many_processes);
+on_each_database!(a_unique_key_is_enqueued_once_by_many_processes, mariadb);
 
 async fn workers_show_who_lives_and_what_they_run(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
@@ -215,7 +215,7 @@ async fn a_drained_worker_ends_when_its_runs_have_ended(on: On) {
     service.serve().await;
     service.until(waiting, JobStatus::Completed).await;
 }
-on_each_database!(a_drained_worker_ends_when_its_runs_have_ended);
+on_each_database!(a_drained_worker_ends_when_its_runs_have_ended, mariadb);
 
 async fn an_idle_worker_drains_at_once_and_a_signal_hastens_a_busy_one(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };

@@ -188,7 +188,7 @@ async fn every_crash_point_is_survived(on: On) {
     assert!(tally.lost <= shim_points, "{tally:?}");
     eprintln!("died at {} points in {round} rounds: {tally:?}", points().len());
 }
-on_each_database!(every_crash_point_is_survived);
+on_each_database!(every_crash_point_is_survived, mariadb);
 
 async fn all_enqueued(service: &Service) -> usize {
     let jobs = crate::support::truth::all_jobs(service).await;

@@ -3,9 +3,9 @@
 use callsheet::domain::{JobId, JobStatus};
 use serde_json::json;
 
-use crate::on_each_database;
 use crate::support::eventually;
 use crate::support::service::{A_MOMENT, On, Service};
+use crate::{on_each_database, on_each_server};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\nconcurrency = 4\n[flows.TWO]\n{job}\nconcurrency = 4\n";
 
@@ -66,7 +66,7 @@ async fn a_job_runs_once_all_that_it_waits_for_are_completed(on: On) {
     let late = enqueue(&service, &["TWO", "say:late", "--after", &a]);
     service.until(late, JobStatus::Completed).await;
 }
-on_each_database!(a_job_runs_once_all_that_it_waits_for_are_completed);
+on_each_database!(a_job_runs_once_all_that_it_waits_for_are_completed, mariadb);
 
 async fn where_one_ends_otherwise_the_job_says_which_and_so_on_down_the_chain(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -110,7 +110,7 @@ async fn where_one_ends_otherwise_the_job_says_which_and_so_on_down_the_chain(on
     service.until(first[1], JobStatus::Completed).await;
     service.until(cancelled, JobStatus::Completed).await;
 }
-on_each_database!(where_one_ends_otherwise_the_job_says_which_and_so_on_down_the_chain);
+on_each_database!(where_one_ends_otherwise_the_job_says_which_and_so_on_down_the_chain, mariadb);
 
 async fn what_can_not_be_waited_for_is_refused(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -145,7 +145,7 @@ async fn what_can_not_be_waited_for_is_refused(on: On) {
     let after = service.store.list(&callsheet::store::JobFilter { limit: 99, ..Default::default() }).await.unwrap();
     assert_eq!(before.rows.len(), after.rows.len(), "nothing was written");
 }
-on_each_database!(what_can_not_be_waited_for_is_refused);
+on_each_database!(what_can_not_be_waited_for_is_refused, mariadb);
 
 async fn neither_a_crash_nor_retention_loses_a_job_that_waits(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
@@ -167,11 +167,10 @@ async fn neither_a_crash_nor_retention_loses_a_job_that_waits(on: On) {
     assert!(service.store.job(done).await.unwrap().is_none(), "nobody waits for it any more");
     assert_eq!(service.evidence()[&(job.0, 1)].job, job.0);
 }
-on_each_database!(neither_a_crash_nor_retention_loses_a_job_that_waits);
+on_each_database!(neither_a_crash_nor_retention_loses_a_job_that_waits, mariadb);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_end_of_one_and_the_wish_to_wait_for_it_never_miss_each_other() {
-    let Some(service) = Service::start(On::Postgres, FLOWS).await else { return };
+async fn the_end_of_one_and_the_wish_to_wait_for_it_never_miss_each_other(on: On) {
+    let Some(service) = Service::start(on, FLOWS).await else { return };
     // Many at the same moments: what waits is enqueued while what it waits for ends.
     let mut all = Vec::new();
     for _ in 0..25 {
@@ -182,6 +181,7 @@ async fn the_end_of_one_and_the_wish_to_wait_for_it_never_miss_each_other() {
         service.until(job, JobStatus::Completed).await;
     }
 }
+on_each_server!(the_end_of_one_and_the_wish_to_wait_for_it_never_miss_each_other);
 
 async fn enqueue_store(service: &Service, after: &[JobId]) -> JobId {
     let new = callsheet::store::NewJob {

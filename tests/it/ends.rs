@@ -30,7 +30,7 @@ async fn the_error_says_what_happened_and_then_the_last_words(on: On) {
     assert_eq!(row.exit_code, None);
     assert_eq!(service.runs(killed).await[0].signal, Some(11));
 }
-on_each_database!(the_error_says_what_happened_and_then_the_last_words);
+on_each_database!(the_error_says_what_happened_and_then_the_last_words, mariadb);
 
 async fn a_command_that_cannot_start_is_no_failed_command(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -84,7 +84,7 @@ async fn failed_attempts_are_retried_and_each_is_kept(on: On) {
     let forbidden = service.insert("TWICE", &["exit:4"]).await[0];
     assert_eq!(service.until(forbidden, JobStatus::Error).await.attempt.0, 1);
 }
-on_each_database!(failed_attempts_are_retried_and_each_is_kept);
+on_each_database!(failed_attempts_are_retried_and_each_is_kept, mariadb);
 
 async fn hostile_identifiers_never_reach_a_command(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -121,7 +121,7 @@ async fn hostile_identifiers_never_reach_a_command(on: On) {
     let fine = service.insert("ONE", &["say:fine"]).await[0];
     service.until(fine, JobStatus::Completed).await;
 }
-on_each_database!(hostile_identifiers_never_reach_a_command);
+on_each_database!(hostile_identifiers_never_reach_a_command, mariadb);
 
 async fn rows_of_other_types_are_left_alone(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };

@@ -1,10 +1,11 @@
-//! Two workers on one PostgreSQL: whose a run is, while services die, freeze, stop and lose the database.
+//! Two workers on one database: whose a run is, while services die, freeze, stop and lose the database.
 
 use std::time::{Duration, Instant};
 
 use callsheet::domain::{JobId, JobStatus};
 use rustix::process::Signal;
 
+use crate::on_each_server;
 use crate::support::processes::is_alive;
 use crate::support::proxy::{Proxy, Weather};
 use crate::support::service::{On, Service};
@@ -14,20 +15,19 @@ const FLOW: &str = "[flows.ONE]\n{job}\nheartbeat_timeout = \"1s\"\nkill_grace =
 
 /// In milliseconds: how long nobody may take an open run over.
 pub async fn lease_left(service: &Service, job: JobId) -> i64 {
-    use sea_orm::{ConnectionTrait, DbBackend, Statement};
-    let select = format!(
-        "SELECT CAST(lease_time - floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS left FROM jobs WHERE id = {}",
-        job.0
-    );
+    use sea_orm::{ConnectionTrait, Statement};
+    let now = service.store.now().await.unwrap().unix_millis();
     let client = service.foreign().await;
-    let row = client.query_one_raw(Statement::from_string(DbBackend::Postgres, select)).await.unwrap().unwrap();
+    let select = format!("SELECT lease_time FROM jobs WHERE id = {}", job.0);
+    let select = Statement::from_string(client.get_database_backend(), select);
+    let row = client.query_one_raw(select).await.unwrap().unwrap();
     client.close().await.unwrap();
-    row.try_get::<Option<i64>>("", "left").unwrap().expect("a lease")
+    row.try_get::<Option<i64>>("", "lease_time").unwrap().expect("a lease") - now
 }
 
 /// One worker runs a job, then there is another one.
-async fn two_workers(more: &str) -> Option<(Service, Service, JobId)> {
-    let mut first = Service::prepare(On::Postgres, FLOW).await?;
+async fn two_workers(on: On, more: &str) -> Option<(Service, Service, JobId)> {
+    let mut first = Service::prepare(on, FLOW).await?;
     first.configure(more);
     first.serve().await;
     let job = first.insert("ONE", &["note-term+wait"]).await[0];
@@ -51,9 +51,8 @@ fn heartbeats(service: &Service) -> f64 {
     line.unwrap().parse().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dead_workers_command_is_ended_and_its_job_taken_over() {
-    let Some((mut first, second, job)) = two_workers("").await else { return };
+async fn a_dead_workers_command_is_ended_and_its_job_taken_over(on: On) {
+    let Some((mut first, second, job)) = two_workers(on, "").await else { return };
     let command = first.begun(job, 1).await;
     first.kill_9();
     let again = second.begun(job, 2).await;
@@ -75,10 +74,10 @@ async fn a_dead_workers_command_is_ended_and_its_job_taken_over() {
     assert_eq!(second.job(job).await.status, JobStatus::Completed);
     first.nothing_alive().await;
 }
+on_each_server!(a_dead_workers_command_is_ended_and_its_job_taken_over);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_worker_that_wakes_up_finds_its_job_taken_over_and_writes_nothing() {
-    let Some((first, second, job)) = two_workers("").await else { return };
+async fn a_frozen_worker_that_wakes_up_finds_its_job_taken_over_and_writes_nothing(on: On) {
+    let Some((first, second, job)) = two_workers(on, "").await else { return };
     first.signal(Signal::STOP);
     let again = second.begun(job, 2).await;
     let before = &first.evidence()[&(job.0, 1)];
@@ -91,10 +90,13 @@ async fn a_frozen_worker_that_wakes_up_finds_its_job_taken_over_and_writes_nothi
     assert_eq!(second.evidence().len(), 1);
     first.nothing_alive().await;
 }
+on_each_server!(a_frozen_worker_that_wakes_up_finds_its_job_taken_over_and_writes_nothing);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_planned_stop_gives_the_command_time_until_its_service_is_back() {
-    let Some((mut first, second, job)) = two_workers("[service]\non_stop = \"leave\"\n").await else { return };
+    let Some((mut first, second, job)) = two_workers(On::Postgres, "[service]\non_stop = \"leave\"\n").await else {
+        return;
+    };
     let command = first.begun(job, 1).await;
     first.stop().await;
     let left = lease_left(&second, job).await;
@@ -111,7 +113,7 @@ async fn a_planned_stop_gives_the_command_time_until_its_service_is_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_lives_on_without_its_service_while_there_is_no_other_worker() {
-    let Some((mut first, mut second, job)) = two_workers("").await else { return };
+    let Some((mut first, mut second, job)) = two_workers(On::Postgres, "").await else { return };
     second.stop().await;
     eventually("the lease to be long", async || lease_left(&first, job).await > 100_000_000).await;
     let command = first.begun(job, 1).await;
@@ -175,9 +177,8 @@ async fn a_worker_that_goes_in_the_middle_of_a_claim_keeps_nobody_from_claiming(
     assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_living_workers_name_is_refused_to_a_service_with_another_data_directory() {
-    let Some(mut first) = Service::prepare(On::Postgres, FLOW).await else { return };
+async fn a_living_workers_name_is_refused_to_a_service_with_another_data_directory(on: On) {
+    let Some(mut first) = Service::prepare(on, FLOW).await else { return };
     first.configure("worker_id = \"gpu-1\"\n");
     first.serve().await;
     let mut second = Service::prepare_at(Some(first.url.clone()), FLOW).await;
@@ -197,10 +198,10 @@ async fn a_living_workers_name_is_refused_to_a_service_with_another_data_directo
     first.stop().await;
     second.serve().await;
 }
+on_each_server!(a_living_workers_name_is_refused_to_a_service_with_another_data_directory);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_claim_whose_worker_dies_at_once_is_taken_over() {
-    let Some(second) = Service::start(On::Postgres, FLOW).await else { return };
+async fn a_claim_whose_worker_dies_at_once_is_taken_over(on: On) {
+    let Some(second) = Service::start(on, FLOW).await else { return };
     let mut first = Service::prepare_at(Some(second.url.clone()), FLOW).await;
     first.env = vec![("CALLSHEET_CRASH_AT".to_owned(), "after-claim-commit".to_owned())];
     first.serve().await;
@@ -215,6 +216,7 @@ async fn a_claim_whose_worker_dies_at_once_is_taken_over() {
     assert_eq!(outcomes, ["LOST", "COMPLETED"]);
     assert!(first.evidence().is_empty());
 }
+on_each_server!(a_claim_whose_worker_dies_at_once_is_taken_over);
 
 /// Makes the last sign of life of every worker so old that none counts as living.
 async fn silence_all(service: &Service) {
@@ -258,7 +260,7 @@ async fn a_worker_whose_name_is_used_again_is_another_one_and_its_runs_stay_its_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_worker_left_open_under_a_name_that_is_used_again_is_settled_by_lease() {
-    let Some((mut first, mut second, job)) = two_workers("worker_id = \"gpu-1\"\n").await else { return };
+    let Some((mut first, mut second, job)) = two_workers(On::Postgres, "worker_id = \"gpu-1\"\n").await else { return };
     let command = first.begun(job, 1).await;
     // So that it is the newcomer under the old name who finds the run.
     second.kill_9();

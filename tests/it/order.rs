@@ -24,7 +24,7 @@ async fn a_sequential_flow_runs_one_at_a_time_in_order(on: On) {
     assert_eq!(order.iter().map(|run| run.job - first).collect::<Vec<_>>(), [3, 4, 0, 1, 2]);
     assert!(evidence.values().all(|run| run.end.is_some() && run.attempt == 1));
 }
-on_each_database!(a_sequential_flow_runs_one_at_a_time_in_order);
+on_each_database!(a_sequential_flow_runs_one_at_a_time_in_order, mariadb);
 
 async fn a_concurrent_flow_reaches_its_limit_and_not_more(on: On) {
     let Some(service) = Service::start(on, "[flows.FOUR]\n{job}\nconcurrency = 4\n").await else { return };
@@ -58,7 +58,7 @@ async fn a_row_of_a_foreign_client_is_noticed_without_the_tick(on: On) {
     assert_eq!(runs[0].outcome.as_deref(), Some("COMPLETED"));
     assert_eq!(runs[0].pid, Some(i64::from(service.evidence()[&(job.0, 1)].pid)));
 }
-on_each_database!(a_row_of_a_foreign_client_is_noticed_without_the_tick);
+on_each_database!(a_row_of_a_foreign_client_is_noticed_without_the_tick, mariadb);
 
 async fn a_delayed_row_waits_for_its_time(on: On) {
     let Some(service) = Service::start(on, "[flows.ONE]\n{job}\n").await else { return };

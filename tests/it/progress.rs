@@ -22,7 +22,7 @@ async fn a_command_reports_its_progress(on: On) {
     let shown = String::from_utf8(service.cli(&["show", &job.to_string()]).stdout).unwrap();
     assert!(shown.contains("at 90"), "{shown}");
 }
-on_each_database!(a_command_reports_its_progress);
+on_each_database!(a_command_reports_its_progress, mariadb);
 
 #[test]
 fn notify_outside_a_job_says_so() {

@@ -44,7 +44,7 @@ async fn running_commands_do_not_notice_that_the_service_was_killed(on: On) {
     assert!(evidence[&(second.0, 1)].start >= evidence[&(first.0, 1)].end.unwrap());
     service.nothing_alive().await;
 }
-on_each_database!(running_commands_do_not_notice_that_the_service_was_killed);
+on_each_database!(running_commands_do_not_notice_that_the_service_was_killed, mariadb);
 
 async fn what_ended_while_the_service_was_away_keeps_its_exit_code(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
@@ -66,7 +66,7 @@ async fn what_ended_while_the_service_was_away_keeps_its_exit_code(on: On) {
     assert!((recorded - ended).abs() < 1.0, "{recorded} against {ended}");
     assert_eq!(service.runs(job).await[0].pid, Some(i64::from(begun.pid)));
 }
-on_each_database!(what_ended_while_the_service_was_away_keeps_its_exit_code);
+on_each_database!(what_ended_while_the_service_was_away_keeps_its_exit_code, mariadb);
 
 async fn the_timeout_holds_while_the_service_is_down(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
@@ -111,7 +111,7 @@ async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) 
         }
     }
 }
-on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on);
+on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on, mariadb);
 
 async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
@@ -132,7 +132,7 @@ async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
     assert_eq!(service.changes(job).await.join(" "), "PENDING INQUEUE PROGRESS COMPLETED");
     assert!(service.log().contains("never_started"));
 }
-on_each_database!(a_claim_that_came_to_nothing_does_not_count);
+on_each_database!(a_claim_that_came_to_nothing_does_not_count, mariadb);
 
 async fn a_claim_from_before_a_power_failure_is_lost_rather_than_run_twice(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
@@ -160,7 +160,7 @@ async fn a_row_that_somebody_else_calls_running_holds_no_slot(on: On) {
     let (before, meanwhile, others) = (rows[0], rows[1], rows[2]);
     service.sql(&format!("UPDATE jobs SET status = 'INQUEUE' WHERE id = {before}")).await;
     let foreign = "UPDATE jobs SET status = 'PROGRESS', run_token = 'mine', worker_id =";
-    if on == On::Postgres {
+    if on != On::Sqlite {
         service.sql(&format!("{foreign} 'node-b' WHERE id = {others}")).await;
     }
     // While the service is away, and again while it runs: a slot of a sequential flow is at stake each time.
@@ -168,7 +168,7 @@ async fn a_row_that_somebody_else_calls_running_holds_no_slot(on: On) {
     let settled = service.until(before, JobStatus::Error).await;
     assert!(settled.error.unwrap().contains("somebody else than Callsheet"));
     assert_eq!(service.changes(before).await, ["ERROR"]);
-    if on == On::Postgres {
+    if on != On::Sqlite {
         // Another worker's row is that worker's to settle, and holds the slot meanwhile.
         assert_eq!(service.job(others).await.status, JobStatus::Progress);
         service.sql(&format!("UPDATE jobs SET status = 'CANCELLED' WHERE id = {others}")).await;
@@ -180,7 +180,7 @@ async fn a_row_that_somebody_else_calls_running_holds_no_slot(on: On) {
     service.until(next, JobStatus::Completed).await;
     assert!(!service.evidence().contains_key(&(before.0, 0)) && !service.evidence().contains_key(&(before.0, 1)));
 }
-on_each_database!(a_row_that_somebody_else_calls_running_holds_no_slot);
+on_each_database!(a_row_that_somebody_else_calls_running_holds_no_slot, mariadb);
 
 async fn a_planned_stop_leaves_commands_running_and_loses_no_end(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };

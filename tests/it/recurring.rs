@@ -82,7 +82,7 @@ async fn what_was_missed_is_caught_up_once_whoever_looks(on: On) {
     service.sql(&format!("UPDATE recurring SET fired_until = fired_until + {}", 5 * HOUR)).await;
     assert!(service.store.fire(&flow).await.unwrap().fires.is_empty());
 }
-on_each_database!(what_was_missed_is_caught_up_once_whoever_looks);
+on_each_database!(what_was_missed_is_caught_up_once_whoever_looks, mariadb);
 
 async fn a_job_that_has_not_ended_is_not_overlapped_where_nobody_wants_it(on: On) {
     let Some(service) = Service::prepare(on, FLOWS).await else { return };
@@ -102,7 +102,7 @@ async fn a_job_that_has_not_ended_is_not_overlapped_where_nobody_wants_it(on: On
     assert_eq!(after.iter().filter(|fire| fire.job.is_some()).count(), 1, "{after:?}");
     assert_eq!(jobs(&service, "skip").await.len(), 2);
 }
-on_each_database!(a_job_that_has_not_ended_is_not_overlapped_where_nobody_wants_it);
+on_each_database!(a_job_that_has_not_ended_is_not_overlapped_where_nobody_wants_it, mariadb);
 
 async fn a_line_that_is_changed_has_missed_nothing(on: On) {
     let Some(service) = Service::prepare(on, FLOWS).await else { return };
@@ -114,7 +114,7 @@ async fn a_line_that_is_changed_has_missed_nothing(on: On) {
     leave_alone(&service, 24).await;
     assert!(service.store.fire(&hourly).await.unwrap().fires.len() >= 23, "now it has");
 }
-on_each_database!(a_line_that_is_changed_has_missed_nothing);
+on_each_database!(a_line_that_is_changed_has_missed_nothing, mariadb);
 
 async fn a_service_runs_them_over_its_own_death(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
@@ -169,4 +169,4 @@ async fn a_service_runs_them_over_its_own_death(on: On) {
     eventually("its first job", async || first().await.is_some()).await;
     service.until(first().await.unwrap_or(JobId(0)), JobStatus::Completed).await;
 }
-on_each_database!(a_service_runs_them_over_its_own_death);
+on_each_database!(a_service_runs_them_over_its_own_death, mariadb);

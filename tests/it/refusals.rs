@@ -73,7 +73,7 @@ async fn what_no_reader_could_read_or_no_command_may_get_is_not_enqueued(on: On)
     let fine = form(&[("type", "ONE"), ("identifiers", "say:fine"), ("payload", "{\"n\": 1}")]);
     assert_eq!(fine.status, 303, "{}", fine.text());
 }
-on_each_database!(what_no_reader_could_read_or_no_command_may_get_is_not_enqueued);
+on_each_database!(what_no_reader_could_read_or_no_command_may_get_is_not_enqueued, mariadb);
 
 async fn a_filter_that_cant_be_read_means_no_job_rather_than_all(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };

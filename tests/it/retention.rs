@@ -120,7 +120,7 @@ async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     let line = "old rows were removed (retention) completed=1";
     eventually("the log line about it", async || service.log().contains(line)).await;
 }
-on_each_database!(what_ended_long_ago_goes_by_its_status_and_nothing_else);
+on_each_database!(what_ended_long_ago_goes_by_its_status_and_nothing_else, mariadb);
 
 async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -132,6 +132,9 @@ async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
         let insert = match on {
             On::Sqlite => format!("INSERT INTO jobs ({columns}) {numbers} SELECT {rows} FROM n"),
             On::Postgres => format!("INSERT INTO jobs ({columns}) SELECT {rows} FROM generate_series(1, 1500) AS n"),
+            On::MariaDb => {
+                format!("INSERT INTO jobs ({columns}) SELECT {rows} FROM (SELECT seq AS n FROM seq_1_to_1500) AS n")
+            }
         };
         service.sql(&insert).await;
     }
@@ -156,7 +159,7 @@ async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
     assert_eq!(left.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [job]);
     assert_eq!(service.store.events_after(0, 10).await.unwrap().events.len(), 3, "the events of the one that is left");
 }
-on_each_database!(a_long_history_goes_in_batches_while_jobs_run);
+on_each_database!(a_long_history_goes_in_batches_while_jobs_run, mariadb);
 
 /// Not a test: prints what claims cost beside a million rows, and while a million old ones are removed.
 /// `cargo test --test it -- --ignored --nocapture retention::cost`
@@ -191,12 +194,8 @@ mod cost {
     }
 
     fn numbered(db: &Db, insert: &str, select: &str) -> String {
-        if db.is_sqlite() {
-            let numbers = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000000)";
-            format!("INSERT INTO {insert} {numbers} SELECT {select} FROM n")
-        } else {
-            format!("INSERT INTO {insert} SELECT {select} FROM generate_series(1, 1000000) AS n")
-        }
+        let (with, numbers) = db.numbers(1_000_000);
+        format!("INSERT INTO {insert} {with}SELECT {select} {numbers}")
     }
 
     async fn measure(name: &str, db: Db) {
@@ -254,6 +253,9 @@ mod cost {
         }
         if let Some(db) = Db::adopted().await {
             measure("adopted", db).await;
+        }
+        if let Some(db) = Db::mariadb().await {
+            measure("mariadb", db).await;
         }
     }
 }

@@ -75,7 +75,7 @@ async fn a_job_is_ended_when_its_whole_time_is_up(on: On) {
     assert!(!service.evidence().contains_key(&(behind.0, 1)));
     assert_eq!(service.changes(behind).await.last().map(String::as_str), Some("ERROR"));
 }
-on_each_database!(a_job_is_ended_when_its_whole_time_is_up);
+on_each_database!(a_job_is_ended_when_its_whole_time_is_up, mariadb);
 
 async fn what_waits_behind_a_long_run_is_ended_in_time(on: On) {
     let flows = "[flows.ONE]\n{job}\nschedule_to_close_timeout = \"1s\"\nstart_to_close_timeout = \"10min\"\n";
@@ -126,7 +126,7 @@ async fn a_retry_by_hand_gives_a_fresh_budget(on: On) {
         events.iter().filter_map(|event| event.message.as_deref()).find(|m| m.starts_with("attempt 3 of 4 failed"));
     assert!(third.is_some(), "{events:?}");
 }
-on_each_database!(a_retry_by_hand_gives_a_fresh_budget);
+on_each_database!(a_retry_by_hand_gives_a_fresh_budget, mariadb);
 
 async fn what_cannot_be_retried_is_refused(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };

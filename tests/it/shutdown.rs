@@ -40,7 +40,7 @@ async fn left_runs_keep_their_own_ends(on: On) {
     let Some(service) = stopped_under_load(on, "leave").await else { return };
     finished_truthfully(service).await;
 }
-on_each_database!(left_runs_keep_their_own_ends);
+on_each_database!(left_runs_keep_their_own_ends, mariadb);
 
 async fn awaited_runs_are_all_told_before_the_service_ends(on: On) {
     let Some(service) = stopped_under_load(on, "wait").await else { return };

@@ -14,6 +14,10 @@ async fn a_short_soak_leaves_nothing_behind(on: On) {
             let Some(url) = support::postgres::database() else { return };
             url
         }
+        On::MariaDb => {
+            let Some(url) = support::mariadb::database() else { return };
+            url
+        }
     };
     let plan = Plan {
         duration: Duration::from_secs(8),

@@ -22,6 +22,7 @@ async fn every_one_of_many_running_commands_is_taken_over_and_ends_as_it_did(on:
                     "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {RUNS}) SELECT n FROM c)"
                 ),
                 On::Postgres => format!("generate_series(1, {RUNS}) AS n"),
+                On::MariaDb => format!("(SELECT seq AS n FROM seq_1_to_{RUNS}) AS c"),
             }
         ))
         .await;

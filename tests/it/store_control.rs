@@ -1,4 +1,4 @@
-//! The store's promises to operators, each shown on SQLite and on PostgreSQL.
+//! The store's promises to operators, each shown on every database.
 
 use std::time::Duration;
 
@@ -157,17 +157,10 @@ async fn retries_of_one_key_at_once_open_it_once(db: Db) {
 }
 
 async fn insert_many(db: &Db, rows: u32, columns: &str, values: &str) {
-    let numbers = if db.is_sqlite() {
-        format!("WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})")
-    } else {
-        format!("WITH n AS (SELECT generate_series(1, {rows}) AS n)")
-    };
-    let (before, between) = if db.is_sqlite() { (numbers.as_str(), "") } else { ("", numbers.as_str()) };
-    db.sql(&format!(
-        "{before} INSERT INTO jobs (type, identifier, {columns}) {between} SELECT 'RENDER', 'x', {values} FROM n"
-    ))
-    .await
-    .unwrap();
+    let (with, numbers) = db.numbers(rows);
+    db.sql(&format!("INSERT INTO jobs (type, identifier, {columns}) {with}SELECT 'RENDER', 'x', {values} {numbers}"))
+        .await
+        .unwrap();
 }
 
 async fn many_jobs_are_retried_in_pages_while_claims_go_on(db: Db) {

@@ -161,7 +161,10 @@ pub(super) async fn durability(store: &Store) -> Finding {
         Ok(Some(setting)) => Finding::failed(
             NAME,
             format!("the database runs with {setting}: a power cut takes jobs and results that were acknowledged"),
-            format!("turn {} on for this database", setting.split('=').next().unwrap_or_default().trim()),
+            format!(
+                "give {} its default again, which is the safe one",
+                setting.split('=').next().unwrap_or_default().trim()
+            ),
         ),
         Err(error) => Finding::failed(NAME, error.to_string(), "check the database"),
     }

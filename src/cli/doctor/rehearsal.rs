@@ -1,6 +1,6 @@
 //! A private service goes through what may happen to a service, in small.
 //!
-//! It is this binary, on a scratch directory beside the user's own data, with one flow of a scratch type. On PostgreSQL,
+//! It is this binary, on a scratch directory beside the user's own data, with one flow of a scratch type. On a server,
 //! and on a SQLite database that no service uses, its rows are in the user's own tables; a SQLite database allows one
 //! service, so beside a running one (or beside open rows, which a service of this database would want to settle) a scratch
 //! database on the same disk is used. The evidence is what the commands themselves write down, and `/proc`.
@@ -93,7 +93,9 @@ impl Stage {
                 no_service_on(path) && store.open_jobs(&worker, None).await?.is_empty()
             }
             // Rows that are open and nobody's would be this worker's to settle, too.
-            (DatabaseUrl::Postgres(_), Some(store)) => store.open_jobs(&worker, None).await?.is_empty(),
+            (DatabaseUrl::Postgres(_) | DatabaseUrl::MySql(_), Some(store)) => {
+                store.open_jobs(&worker, None).await?.is_empty()
+            }
         };
         let url = if own { config.database_url.clone() } else { DatabaseUrl::Sqlite(scratch.join("callsheet.db")) };
         let store = match users.filter(|_| own) {
@@ -201,6 +203,9 @@ impl Stage {
                 "NOTIFY",
                 "connect to the server itself: a pooler in transaction mode drops LISTEN; until then `schedule` decides",
             ),
+            DatabaseUrl::MySql(_) => {
+                ("poll", "look at how long the database takes for a query; until then `schedule` decides")
+            }
         };
         let mut times = Vec::new();
         for n in 0..3 {
@@ -469,7 +474,7 @@ async fn until(mut fact: impl FnMut() -> bool) -> Option<()> {
 fn exposed(url: &DatabaseUrl) -> String {
     match url {
         DatabaseUrl::Sqlite(_) => url.to_string(),
-        DatabaseUrl::Postgres(url) => url.expose().to_owned(),
+        DatabaseUrl::Postgres(url) | DatabaseUrl::MySql(url) => url.expose().to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod mariadb;
 pub mod postgres;
 #[cfg(target_os = "linux")]
 pub mod processes;
@@ -28,7 +29,7 @@ pub async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Makes a test of `async fn NAME(On)` for each database.
+/// Makes a test of `async fn NAME(On)` for SQLite and PostgreSQL; after `, mariadb` for MariaDB too.
 #[macro_export]
 macro_rules! on_each_database {
     ($(#[$attribute:meta])* $name:ident) => {
@@ -43,6 +44,45 @@ macro_rules! on_each_database {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn on_postgres() {
                 super::$name($crate::support::service::On::Postgres).await;
+            }
+        }
+    };
+    ($(#[$attribute:meta])* $name:ident, mariadb) => {
+        mod $name {
+            $(#[$attribute])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_sqlite() {
+                super::$name($crate::support::service::On::Sqlite).await;
+            }
+
+            $(#[$attribute])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_postgres() {
+                super::$name($crate::support::service::On::Postgres).await;
+            }
+
+            $(#[$attribute])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_mariadb() {
+                super::$name($crate::support::service::On::MariaDb).await;
+            }
+        }
+    };
+}
+
+/// Makes a test of `async fn NAME(On)` for each database that several workers may share.
+#[macro_export]
+macro_rules! on_each_server {
+    ($name:ident) => {
+        mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_postgres() {
+                super::$name($crate::support::service::On::Postgres).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_mariadb() {
+                super::$name($crate::support::service::On::MariaDb).await;
             }
         }
     };

@@ -43,6 +43,7 @@ pub struct Service {
 pub enum On {
     Sqlite,
     Postgres,
+    MariaDb,
 }
 
 /// What a command wrote about one of its attempts.
@@ -62,6 +63,7 @@ impl Service {
         let url = match on {
             On::Sqlite => None,
             On::Postgres => Some(super::postgres::database()?),
+            On::MariaDb => Some(super::mariadb::database()?),
         };
         Some(Self::prepare_at(url, flows).await)
     }
@@ -71,6 +73,7 @@ impl Service {
         let url = match on {
             On::Sqlite => None,
             On::Postgres => Some(super::postgres::database()?),
+            On::MariaDb => Some(super::mariadb::database()?),
         };
         Some(Self::prepare_with(url, flows, Some(other)).await)
     }
@@ -276,8 +279,15 @@ impl Service {
     /// Enqueues one job with these columns, as a foreign client.
     pub async fn insert_row(&self, columns: &str, values: &str) -> JobId {
         let connection = self.foreign().await;
+        let backend = connection.get_database_backend();
+        if backend == sea_orm::DbBackend::MySql {
+            let insert = format!("INSERT INTO jobs ({columns}) VALUES ({values})");
+            let inserted = connection.execute_unprepared(&insert).await.unwrap();
+            connection.close().await.unwrap();
+            return JobId(inserted.last_insert_id().cast_signed());
+        }
         let insert = format!("INSERT INTO jobs ({columns}) VALUES ({values}) RETURNING CAST(id AS bigint) AS id");
-        let insert = sea_orm::Statement::from_string(connection.get_database_backend(), insert);
+        let insert = sea_orm::Statement::from_string(backend, insert);
         let row = connection.query_one_raw(insert).await.unwrap().unwrap();
         connection.close().await.unwrap();
         JobId(row.try_get("", "id").unwrap())
