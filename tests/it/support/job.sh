@@ -2,6 +2,13 @@
 evidence=$1 job=$2 attempt=$3 todo=$4
 now() { echo "$EPOCHREALTIME"; }
 note() { echo "$2" >"$evidence/.$job.$attempt.$1.$$" && mv "$evidence/.$job.$attempt.$1.$$" "$evidence/$job.$attempt.$1"; }
+# Without a process for each look: hundreds of these may wait at a time. Nobody ever writes to that pipe.
+until_there() {
+  local never
+  exec {never}<> <(:)
+  while [ ! -e "$1" ]; do read -rt 0.05 -u "$never"; done
+  exec {never}>&-
+}
 # Every start and every end has a line of its own here, so that a second start of an attempt would be seen.
 record() { echo "$* $job $attempt $CALLSHEET_RUN_TOKEN" >>"$evidence/log"; }
 # A slot is held until the last process that inherited it is gone; one job too many, or one left alive, finds none free.
@@ -33,8 +40,8 @@ for word in "${words[@]}"; do
   value=${word#*:}
   case $word in
     run:*) sleep "$value" ;;
-    wait) while [ ! -e "$evidence/go" ]; do sleep 0.05; done ;;
-    wait:*) while [ ! -e "$evidence/go.$value" ]; do sleep 0.05; done ;;
+    wait) until_there "$evidence/go" ;;
+    wait:*) until_there "$evidence/go.$value" ;;
     flood:*) head -c "$value" /dev/zero | tr '\0' x ;;
     say:*) echo "$value" ;;
     complain:*) echo "$value" >&2 ;;
