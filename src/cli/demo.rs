@@ -3,7 +3,7 @@
 //! The commands that it runs are this binary too (`__demo-job`), so that neither a shell nor an interpreter is needed.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use super::failure::{Exit, Failure, Result};
 use super::output::{Output, duration_of, one_line};
 use super::serve::{service_runtime, start_logging};
 use super::{Context, notify};
-use crate::app::{ServeOptions, Service, Signals};
+use crate::app::{self, ServeOptions, Service, Signals};
 use crate::config::{Config, Overrides};
 use crate::domain::{FlowType, JobId, JobStatus};
-use crate::http::json::JobJson;
+use crate::http::{self, json::JobJson};
 use crate::store::{Due, JobFilter, JobRow, NewJob, Store};
 
 /// Try Callsheet: serve a scratch directory with two sample flows, until Ctrl-C
@@ -60,7 +60,7 @@ pub(super) fn run(context: &Context, _: &Args) -> Result {
     // The demo tells what happens itself; log lines are for those who ask for them.
     start_logging(context, context.verbosity - 1);
     let scratch = Scratch::make()?;
-    let config = write_config(&scratch.0)?;
+    let config = write_config(&scratch.0, free_address())?;
     let runtime = service_runtime()?;
     let served = runtime.block_on(serve(context.output, config, &scratch.0));
     // First everything that could still write to the directory, then the directory.
@@ -80,7 +80,14 @@ async fn serve(output: Output, config: Config, scratch: &Path) -> Result {
             stop();
         });
     }
-    let service = Service::start(config, ServeOptions { migrate: true, overrides: None }).await?;
+    let options = || ServeOptions { migrate: true, overrides: None };
+    let service = match Service::start(config, options()).await {
+        // Somebody else was faster since the look at it: another demo, maybe.
+        Err(app::Error::Http(http::Error::Bind { .. })) => {
+            Service::start(write_config(scratch, ANY_PORT)?, options()).await
+        }
+        started => started,
+    }?;
     greet(output, service.address(), scratch)?;
     let enqueued = service.store().enqueue(&jobs()?).await?;
     let teller = tokio::spawn(tell(output, service.store().clone(), enqueued.len()));
@@ -220,23 +227,25 @@ impl Drop for Scratch {
     }
 }
 
-fn write_config(scratch: &Path) -> Result<Config> {
+fn write_config(scratch: &Path, listen: SocketAddr) -> Result<Config> {
     let failed = |error: std::io::Error| Failure::new(Exit::Failed, format!("can't set the demo up: {error}"));
     let program = std::env::current_exe().map_err(failed)?;
     // As a text of TOML, whatever is in the path, and with braces that are no placeholders.
     let program = program.to_string_lossy().replace('{', "{{").replace('}', "}}");
     let text = CONFIG.replace("\"PROGRAM\"", &toml::Value::String(program).to_string());
-    let text = text.replace("LISTEN", &free_address().to_string());
+    let text = text.replace("LISTEN", &listen.to_string());
     let path = scratch.join("callsheet.toml");
     std::fs::write(&path, text).map_err(failed)?;
     // Nothing of the environment or the command line: the demo touches no database but its own.
     Ok(Config::load(&Overrides { config: Some(path), ..Overrides::default() })?)
 }
 
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// The usual address, or one that the system picks where that is taken.
 fn free_address() -> SocketAddr {
     let usual = SocketAddr::from((Ipv4Addr::LOCALHOST, 8440));
-    if TcpListener::bind(usual).is_ok() { usual } else { SocketAddr::from((Ipv4Addr::LOCALHOST, 0)) }
+    if TcpListener::bind(usual).is_ok() { usual } else { ANY_PORT }
 }
 
 /// Does what a job of the demo does: some work, with progress, that ends as its name says.

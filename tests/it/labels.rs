@@ -45,7 +45,8 @@ async fn only_a_worker_with_every_label_runs_a_flows_jobs_and_any_other_settles_
     );
     let told = String::from_utf8(first.cli(&["workers"]).stdout).unwrap();
     assert!(told.contains("gpu, ssd"), "{told}");
-    assert!(first.get("/workers").text().contains("gpu, ssd"));
+    // One rendering is for all who look within a moment.
+    eventually("the page to say it", async || first.get("/workers").text().contains("gpu, ssd")).await;
 
     // The run of a dead worker is settled by whoever is there, and tried again by whoever may.
     second.until(job, JobStatus::Progress).await;
