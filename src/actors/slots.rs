@@ -3,7 +3,7 @@
 //! A dispatcher asks for slots before it claims, so that it claims no more rows than there are free ones; each is held in
 //! the name of a run token, and belongs to the run's JobActor from that one's start until nothing of the run is alive.
 //! Where nobody looks after a run any more (its JobActor has died, or the service that had it), its slot is held until
-//! the run's journal says that it is over: a successor takes it over, or [`watch`] gives it back.
+//! the run's journal says that it is over: a successor takes it over, or [`watch()`] gives it back.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
