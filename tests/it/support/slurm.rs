@@ -39,7 +39,8 @@ impl Slurm {
             while [ ! -S munge ] && kill -0 $! ; do sleep 0.02; done
             slurmctld -D -i >>slurmctld.out 2>&1 & pids="$pids $!"
             slurmd -D >>slurmd.out 2>&1 & pids="$pids $!"
-            cat >/dev/null; kill $pids; wait"#;
+            cat >/dev/null; kill $pids
+            (sleep 10; kill -9 $pids) >/dev/null 2>&1 & killer=$!; wait $pids; kill $killer"#;
         let mut watchdog = Command::new("/bin/sh");
         watchdog.args(["-c", script, "sh"]).arg(here).env("SLURM_CONF", here.join("slurm.conf")).stdin(Stdio::piped());
         let slurm = Self { watchdog: watchdog.spawn().unwrap(), scratch };
