@@ -44,8 +44,12 @@ async fn limits_hold_over_all_workers_and_on_each_while_all_of_them_claim() {
     }
     assert_eq!(all.len(), JOBS);
     assert!(all.keys().all(|(_, attempt)| *attempt == 1));
-    // As many as there may be, and never more.
-    assert_eq!(most_at_once(&all), 4);
+    assert!(most_at_once(&all) <= 4, "{}", most_at_once(&all));
+    // As many as there may be, told by commands that wait: the short ones need not have met.
+    let alive = |service: &Service| service.evidence().values().filter(|run| run.end.is_none()).count();
+    services[0].sql("INSERT INTO jobs (type, identifier) SELECT 'MANY', 'wait' FROM generate_series(1, 6)").await;
+    eventually("four to run", async || services.iter().map(alive).sum::<usize>() == 4).await;
+    services.iter().for_each(Service::go);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
