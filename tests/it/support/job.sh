@@ -1,8 +1,8 @@
 # The command of the tests; see service.rs. Evidence files are renamed into place, so that what is there is whole.
 evidence=$1 job=$2 attempt=$3 todo=$4
-now() { echo "$EPOCHREALTIME"; }
 note() { echo "$2" >"$evidence/.$job.$attempt.$1.$$" && mv "$evidence/.$job.$attempt.$1.$$" "$evidence/$job.$attempt.$1"; }
-# Without a process for each look: hundreds of these may wait at a time. Nobody ever writes to that pipe.
+# Without a process for each look: hundreds of these may wait at a time. Nobody ever writes to that pipe. A trap that runs
+# in here must have no command substitution: bash 5.2 ends that with the `read`, and drops the rest of the trap.
 until_there() {
   local never
   exec {never}<> <(:)
@@ -31,11 +31,11 @@ IFS=+ read -ra words <<<"$todo"
 for word in "${words[@]}"; do
   case $word in
     ignore-term) trap '' TERM ;;
-    note-term) trap 'note term "$(now)"; note end "$(now)"; record end 0; exit 0' TERM ;;
+    note-term) trap 'note term "$EPOCHREALTIME"; note end "$EPOCHREALTIME"; record end 0; exit 0' TERM ;;
   esac
 done
 record start
-note start "$$ $(now)"
+note start "$$ $EPOCHREALTIME"
 for word in "${words[@]}"; do
   value=${word#*:}
   case $word in
@@ -60,10 +60,10 @@ for word in "${words[@]}"; do
     stuck) python3 -c 'import os, socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"WATCHDOG=trigger", os.environ["NOTIFY_SOCKET"])' ;;
     progress:*) "$BINARY" notify --progress "$value" --status "at $value" ;;
     environment) env >"$evidence/$job.$attempt.environment" ;;
-    kill:*) note end "$(now)"; kill -s "$value" $$ ;;
+    kill:*) note end "$EPOCHREALTIME"; kill -s "$value" $$ ;;
     exit:*) code=$value ;;
   esac
 done
-note end "$(now)"
+note end "$EPOCHREALTIME"
 record end "$code"
 exit "$code"
