@@ -168,6 +168,8 @@ steps! {
     Adoption = "adoption",
     /// What a killed shim left alive is killed.
     Sweep = "sweep",
+    /// A lost run's `cancel_command` is run.
+    LostCancel = "lost-cancel",
     /// The service winds down after a signal.
     WindDown = "wind-down",
 }

@@ -726,9 +726,11 @@ impl JobState {
         }
     }
 
-    /// Kills what a run without a shim has left alive; only then has it ended.
+    /// Kills what a run without a shim has left alive, and has its `cancel_command` end what is elsewhere; only then has it
+    /// ended.
     fn sweep(&mut self, myself: &ActorRef<JobMessage>, reason: String) {
         let (launcher, token) = (Arc::clone(&self.args.shared.launcher), self.args.run.token.clone());
+        let elsewhere = self.args.flow.cancel_command.is_some().then(|| self.command_spec());
         let myself = myself.clone();
         self.work = Some(AbortOnDrop::spawn(async move {
             loop {
@@ -741,6 +743,17 @@ impl JobState {
                     }
                 }
             }
+            let reason = match elsewhere {
+                None => reason,
+                // Once: that it fails may as well mean that nothing is there to be ended.
+                Some(spec) => match launcher.clean_up(spec).await {
+                    Ok(()) => format!("{reason}; its cancel_command was run"),
+                    Err(why) => {
+                        tracing::error!(why, "the cancel_command of a lost run did not end well");
+                        format!("{reason}; its cancel_command {why}")
+                    }
+                },
+            };
             if myself.cast(JobMessage::Swept(RunEnd::Lost(reason))).is_err() {
                 tracing::debug!("a sweep outlived its JobActor");
             }

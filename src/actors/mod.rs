@@ -118,6 +118,8 @@ pub trait Launcher: Send + Sync + 'static {
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
     /// Kills what a run left alive whose shim is gone, and says how many processes that were.
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>>;
+    /// Ends elsewhere what a run without a shim may have left there; an error follows "its cancel_command".
+    fn clean_up(&self, spec: CommandSpec) -> BoxFuture<'_, Result<(), String>>;
     /// How full the disk of the runs is. Blocks for as long as the file system takes.
     fn disk(&self) -> Result<Disk, process::Error>;
 }
@@ -146,6 +148,10 @@ impl Launcher for Processes {
 
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>> {
         Box::pin(async move { self.remove_leftovers(&token).await })
+    }
+
+    fn clean_up(&self, spec: CommandSpec) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(self.clean_up(spec))
     }
 
     fn disk(&self) -> Result<Disk, process::Error> {

@@ -153,6 +153,10 @@ impl Launcher for FakeLauncher {
         Box::pin(async { Ok(0) })
     }
 
+    fn clean_up(&self, _: CommandSpec) -> super::BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn disk(&self) -> Result<Disk, process::Error> {
         Ok(Disk { size: 100, free: 40 })
     }

@@ -1,8 +1,8 @@
 //! `cancel_command`: how a run is ended whose work is elsewhere, on a cluster or behind a daemon.
 //!
 //! It is run in place of SIGTERM while the command lives, and once more when the command has died of a signal, since what
-//! dies so has told nobody to stop. Each time it has `kill_grace`. A shim that is killed runs nothing any more, and what
-//! its command had started elsewhere is then for the other side to notice.
+//! dies so has told nobody to stop. Each time it has `kill_grace`. A shim that is killed runs nothing any more; then
+//! [`lost`](super::lost) does.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

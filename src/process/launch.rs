@@ -30,7 +30,7 @@ use super::{
     CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
     WantedLease, ZYGOTE_NAME, ZYGOTE_WORD,
 };
-use super::{cgroup, environment, memory_dir, spawn, tree};
+use super::{cgroup, environment, lost, memory_dir, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
@@ -282,6 +282,12 @@ impl Launcher {
             removed
         });
         removed.await.map_err(|error| failed(error.into()))?.map_err(failed)
+    }
+
+    pub(super) async fn clean_up(&self, run_dir: PathBuf, spec: CommandSpec) -> Result<(), String> {
+        let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let done = tokio::task::spawn_blocking(move || lost::clean_up(&spec, &run_dir, &secrets)).await;
+        done.unwrap_or_else(|error| Err(format!("can't be run: {error}")))
     }
 
     fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>) -> RunLink {

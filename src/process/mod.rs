@@ -29,6 +29,8 @@ mod launch;
 #[cfg(target_os = "linux")]
 mod link;
 #[cfg(target_os = "linux")]
+mod lost;
+#[cfg(target_os = "linux")]
 mod memory_dir;
 #[cfg(target_os = "linux")]
 mod notify;
@@ -308,6 +310,15 @@ impl Processes {
     /// Where the processes of this machine can't be listed.
     pub async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
         self.launcher.remove_leftovers(token).await
+    }
+
+    /// Ends elsewhere what a run that is [`Evidence::Gone`] may have left there, by the spec's `cancel`, which gets its
+    /// `kill_grace`. To be asked again where nobody knows whether it was done.
+    ///
+    /// # Errors
+    /// A sentence for a person, to follow "its cancel_command".
+    pub async fn clean_up(&self, spec: CommandSpec) -> Result<(), String> {
+        self.launcher.clean_up(self.run_dir(spec.job, spec.attempt, &spec.token), spec).await
     }
 }
 

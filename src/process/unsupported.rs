@@ -47,4 +47,8 @@ impl Launcher {
     pub(super) async fn remove_leftovers(&self, _token: &RunToken) -> Result<usize, Error> {
         Err(UNSUPPORTED)
     }
+
+    pub(super) async fn clean_up(&self, _run_dir: PathBuf, _spec: CommandSpec) -> Result<(), String> {
+        Err("needs Linux".to_owned())
+    }
 }

@@ -20,7 +20,7 @@ const SECRET: &str = "whsec_Y2FsbHNoZWV0J3MgdGVzdCBzZWNyZXQh";
 /// As many attempts as there are points at which a shim can die, and some. The first lines go to `[defaults]`.
 const FLOWS: &str = "kill_grace = \"200ms\"\nlimits = { output = \"64KiB\" }\n\
     retry = { maximum_attempts = 99, initial_interval = \"10ms\", backoff_coefficient = 1.0, non_retryable_exit_codes = [7] }\n\
-    [flows.ONE]\n{job}\nenv = { SLOTS = \"1\", BINARY = \"{binary}\" }\n\
+    [flows.ONE]\n{job}\nkill_grace = \"1s\"\ncancel_command = [\"true\"]\nenv = { SLOTS = \"1\", BINARY = \"{binary}\" }\n\
     [flows.FOUR]\n{job}\nconcurrency = 4\nslots = { name = \"DEVICE\", values = [\"0\", \"1\", \"2\", \"3\"] }\nheartbeat_timeout = \"1s\"\nenv = { SLOTS = \"4\", BINARY = \"{binary}\" }\n\
     [flows.NOT_THERE]\ncommand = [\"/nowhere/at-all\"]\nretry = { maximum_attempts = 3 }\n\
     [[flows.NOT_THERE.recurring]]\nname = \"yearly\"\nidentifier = \"y\"\nschedule = \"0 0 1 1 *\"\n\

@@ -448,6 +448,43 @@ async fn what_a_killed_command_left_elsewhere_is_ended_by_its_cancel_command() {
 }
 
 #[tokio::test]
+async fn what_a_lost_run_left_elsewhere_is_ended_by_its_cancel_command() {
+    let stage = Stage::new();
+    let script =
+        "echo \"$0 $CALLSHEET_RUN_TOKEN $CALLSHEET_JOB_ID\" >>asked; rm elsewhere; (trap '' TERM; sleep 1000) & exit 0";
+    let grace = CommandSpec { kill_grace: Duration::from_secs(60), ..stage.script("touch elsewhere; exec sleep 1000") };
+    let spec = cancelled_by(grace, script);
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    wait_until("the command", || stage.path("elsewhere").exists().then_some(())).await;
+    kill(processes()[&pid].parent);
+    let RunReport::LinkLost { .. } = told(&mut link).await.last else { panic!("its shim was killed") };
+    assert_eq!(stage.processes.clean_up(spec.clone()).await, Ok(()));
+    assert!(!stage.path("elsewhere").exists());
+    assert_eq!(fs::read_to_string(stage.path("asked")).unwrap(), format!("KILL {} {}\n", spec.token, spec.job));
+    assert!(marked_with(spec.token.as_str()).is_empty());
+    // That it fails is told, with what it said; one that hangs or does not stop talking has its time, as has what it starts.
+    for (script, grace, told) in [
+        ("echo 'no such\nthing' >&2; exit 3", 60_000, "failed (exit status: 3): no such; thing"),
+        ("sleep 1000 & wait", 300, "took longer than kill_grace (300ms) and was killed"),
+        (
+            "while :; do echo on and on; done >&2",
+            300,
+            "took longer than kill_grace (300ms) and was killed: on and on; on",
+        ),
+    ] {
+        let spec = CommandSpec { kill_grace: Duration::from_millis(grace), ..cancelled_by(spec.clone(), script) };
+        let why = stage.processes.clean_up(spec.clone()).await.unwrap_err();
+        assert!(why.starts_with(told) && why.len() < 1000, "{why}");
+        assert!(marked_with(spec.token.as_str()).is_empty());
+    }
+    let words = vec!["/no/such/program".to_owned()];
+    let cancel = Some(CancelSpec { term: words.clone(), kill: words });
+    let why = stage.processes.clean_up(CommandSpec { cancel, ..spec }).await.unwrap_err();
+    assert!(why.starts_with("can't be run: No such file"), "{why}");
+}
+
+#[tokio::test]
 async fn a_command_that_could_not_be_ended_is_not_started() {
     let stage = Stage::new();
     let words = vec!["/no/such/program".to_owned()];

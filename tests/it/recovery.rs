@@ -90,11 +90,7 @@ async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) 
         if !service_is_up {
             service.kill_9();
         }
-        // The shim is the command's parent.
-        let status = std::fs::read_to_string(format!("/proc/{}/status", begun.pid)).unwrap();
-        let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
-        rustix::process::kill_process(rustix::process::Pid::from_raw(shim).unwrap(), rustix::process::Signal::KILL)
-            .unwrap();
+        kill_the_shim_of(begun.pid);
         if !service_is_up {
             service.serve().await;
         }
@@ -112,6 +108,50 @@ async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) 
     }
 }
 on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on, mariadb);
+
+/// The shim is the command's parent.
+fn kill_the_shim_of(command: i32) {
+    let status = std::fs::read_to_string(format!("/proc/{command}/status")).unwrap();
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_raw(shim).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+}
+
+/// What it leaves elsewhere is a file; its second job would find that.
+const LAUNCHER: &str = r#"[flows.LAUNCHER]
+working_dir = "evidence"
+command = ["sh", "-c", "[ ! -e elsewhere ] || exit 9; [ $0 = first ] || exit 0; touch elsewhere; exec sleep 600", "{identifier}"]
+cancel_command = ["sh", "-c", "echo $0 $CALLSHEET_RUN_TOKEN >>asked; while [ ! -e let-go ]; do sleep 0.02; done; rm elsewhere", "{signal}"]
+kill_grace = "60s"
+"#;
+
+async fn the_next_run_waits_until_what_a_lost_one_left_elsewhere_is_ended(on: On) {
+    let Some(mut service) = Service::start(on, LAUNCHER).await else { return };
+    let jobs = service.insert("LAUNCHER", &["first", "second"]).await;
+    let [lost, next] = jobs[..] else { panic!("two jobs") };
+    eventually("the command", async || service.path("evidence/elsewhere").exists()).await;
+    service.until(lost, JobStatus::Progress).await;
+    kill_the_shim_of(service.runs(lost).await[0].pid.unwrap().try_into().unwrap());
+    // Whoever dies before it is done has it done again, by the next service.
+    let asked = || std::fs::read_to_string(service.path("evidence/asked")).unwrap_or_default();
+    eventually("the cancel_command", async || !asked().is_empty()).await;
+    assert_eq!(service.job(lost).await.status, JobStatus::Progress);
+    service.kill_9();
+    service.serve().await;
+    let asked = || std::fs::read_to_string(service.path("evidence/asked")).unwrap_or_default();
+    let token = service.job(lost).await.run_token.unwrap();
+    let twice = format!("KILL {token}\n").repeat(2);
+    eventually("the cancel_command, once more", async || asked() == twice).await;
+    assert_eq!(service.job(lost).await.status, JobStatus::Progress);
+    assert_eq!(service.job(next).await.status, JobStatus::Pending);
+    std::fs::write(service.path("evidence/let-go"), "").unwrap();
+    let error = service.until(lost, JobStatus::Error).await.error.unwrap();
+    assert!(error.starts_with("the run was lost: ") && error.ends_with("; its cancel_command was run"), "{error}");
+    assert_eq!(service.until(next, JobStatus::Completed).await.exit_code, Some(0));
+    assert_eq!(asked(), twice);
+    service.nothing_alive().await;
+}
+on_each_database!(the_next_run_waits_until_what_a_lost_one_left_elsewhere_is_ended);
 
 async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
