@@ -1,4 +1,5 @@
-//! Commands whose work is elsewhere, as docs/recipes.md has them: `srun` on a real Slurm of one node, `ssh` to a real sshd.
+//! Commands whose work is elsewhere, as docs/recipes.md has them: `srun` on a real Slurm of one node, `docker run` by a real
+//! daemon, `ssh` to a real sshd.
 //!
 //! Exit codes, output, cancel and timeouts are those of what runs there.
 
@@ -9,8 +10,9 @@ use std::process::{Child, Command, Stdio};
 
 use callsheet::domain::{JobId, JobStatus};
 
+use crate::support::docker::Docker;
 use crate::support::eventually;
-use crate::support::processes::is_alive;
+use crate::support::processes::{is_alive, kill, processes};
 use crate::support::service::{On, Service};
 use crate::support::slurm::Slurm;
 use crate::support::tools::{program, run};
@@ -170,4 +172,72 @@ async fn ssh_ends_as_its_remote_command_does_and_takes_it_along() {
     cancel(&service, deaf).await;
     service.until(deaf, JobStatus::Cancelled).await;
     assert!(!is_alive(command.pid), "it runs on");
+}
+
+/// `{docker}` is where its daemon is, `{mounts}` what a container sees.
+const DOCKER: &str = r#"
+env = { DOCKER_HOST = "{docker}" }
+kill_grace = "3s"
+cancel_command = ["docker", "kill", "--signal={{signal}", "callsheet-{{run_token}"]
+[flows.DOCKER]
+command = ["docker", "run", "--rm", "--init", "--pull=never", "--network=none", "--name=callsheet-{{run_token}", "--env=CALLSHEET_JOB_ID", {mounts}, "test:1", {job}]
+[flows.PROGRAM]
+command = ["docker", "run", "--rm", "--init", "--pull=never", "--network=none", {mounts}, "test:1", "{{identifier}"]
+[flows.IMAGE]
+command = ["docker", "run", "--rm", "--init", "--pull=never", "--network=none", "{{identifier}"]
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_run_ends_as_its_container_does_and_takes_it_along() {
+    let Some(docker) = Docker::start("docker_run_ends_as_its_container_does").await else { return };
+    let mounts: Vec<String> =
+        Docker::mounts(Path::new("{here}")).iter().map(|argument| format!("{argument:?}")).collect();
+    let flows = DOCKER.replace("{docker}", &docker.host()).replace("{mounts}", &mounts.join(", "));
+    let job = r#""/bin/bash", "{here}/job.sh", "{here}/evidence", "{{job_id}", "{{attempt}", "{{identifier}""#;
+    let service = service(&flows, job).await;
+
+    // Its exit code and its output; what docker itself can't do has codes of its own.
+    let failed = service.insert("DOCKER", &["say:hello+complain:oh+exit:42"]).await[0];
+    assert_eq!(service.until(failed, JobStatus::Error).await.exit_code, Some(42));
+    let logs = |stream: &str| {
+        String::from_utf8(service.cli(&["logs", &failed.to_string(), "--stream", stream]).stdout).unwrap()
+    };
+    assert_eq!((logs("stdout").as_str(), logs("stderr").as_str()), ("hello\n", "oh\n"));
+    for (flow, identifier, code) in [("PROGRAM", "no-such-program", 127), ("IMAGE", "no-such-image:1", 125)] {
+        let job = service.insert(flow, &[identifier]).await[0];
+        assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(code), "{flow}");
+    }
+
+    // A cancel reaches the command as SIGTERM, and it may end in its own way.
+    let gentle = service.insert("DOCKER", &["note-term+environment+wait"]).await[0];
+    listening(&service, gentle).await;
+    cancel(&service, gentle).await;
+    service.until(gentle, JobStatus::Cancelled).await;
+    assert!(service.path(&format!("evidence/{gentle}.1.term")).exists(), "its own TERM handler did not run");
+    assert_eq!(service.job(gentle).await.exit_code, Some(0));
+    let seen = fs::read_to_string(service.path(&format!("evidence/{gentle}.1.environment"))).unwrap();
+    assert!(seen.contains(&format!("CALLSHEET_JOB_ID={gentle}\n")), "{seen}");
+
+    // One that does not listen is killed with its container.
+    let deaf = service.insert("DOCKER", &["ignore-term+wait"]).await[0];
+    service.begun(deaf, 1).await;
+    cancel(&service, deaf).await;
+    service.until(deaf, JobStatus::Cancelled).await;
+    docker.nothing_left().await;
+
+    // So is one whose shim was killed, and `docker run` with it: only then is it the next one's turn.
+    let lost = service.insert("DOCKER", &["wait"]).await[0];
+    let next = service.insert("DOCKER", &["wait"]).await[0];
+    service.begun(lost, 1).await;
+    service.until(lost, JobStatus::Progress).await;
+    let client = i32::try_from(service.runs(lost).await[0].pid.unwrap()).unwrap();
+    kill(processes()[&client].parent);
+    let error = service.until(lost, JobStatus::Error).await.error.unwrap();
+    assert!(error.starts_with("the run was lost: ") && error.ends_with("; its cancel_command was run"), "{error}");
+    service.begun(next, 1).await;
+    assert_eq!(docker.containers(), [format!("callsheet-{}", service.job(next).await.run_token.unwrap())]);
+    service.go();
+    assert_eq!(service.until(next, JobStatus::Completed).await.exit_code, Some(0));
+    docker.nothing_left().await;
+    service.nothing_alive().await;
 }

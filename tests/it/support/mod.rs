@@ -2,6 +2,8 @@
 
 pub mod browser;
 pub mod client;
+#[cfg(target_os = "linux")]
+pub mod docker;
 pub mod mariadb;
 pub mod postgres;
 #[cfg(target_os = "linux")]
