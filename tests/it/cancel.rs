@@ -1,13 +1,11 @@
 //! Cancelling, by the command line and by SQL, in every open status.
 
-use std::time::Duration;
-
 use callsheet::domain::JobStatus;
 
 use crate::on_each_database;
-use crate::support::service::{On, Service};
+use crate::support::service::{CONFIRMATION, On, Service};
 
-const FLOWS: &str = "[flows.ONE]\n{job}\nkill_grace = \"400ms\"\n";
+const FLOWS: &str = "[flows.ONE]\n{job}\nkill_grace = \"400ms\"\n[flows.PATIENT]\n{job}\nkill_grace = \"60s\"\n";
 
 async fn a_running_command_is_ended_with_all_it_started(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
@@ -23,7 +21,7 @@ async fn a_running_command_is_ended_with_all_it_started(on: On) {
     assert_eq!(service.changes(by_cli).await, ["INQUEUE", "PROGRESS", "CANCELLED"]);
     assert_eq!(service.alive(), []);
 
-    let by_sql = service.insert("ONE", &["note-term+wait"]).await[0];
+    let by_sql = service.insert("PATIENT", &["note-term+wait"]).await[0];
     service.begun(by_sql, 1).await;
     service.until(by_sql, JobStatus::Progress).await;
     service.sql(&format!("UPDATE jobs SET cancel_requested_time = created_time WHERE id = {by_sql}")).await;
@@ -33,23 +31,36 @@ async fn a_running_command_is_ended_with_all_it_started(on: On) {
 }
 on_each_database!(a_running_command_is_ended_with_all_it_started, mariadb);
 
-async fn a_cancel_by_sql_is_effective_within_a_second(on: On) {
+async fn a_cancel_by_sql_is_heard_of_at_once(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
+    let ask = async |job| {
+        service.sql(&format!("UPDATE jobs SET cancel_requested_time = created_time WHERE id = {job}")).await;
+    };
     let running = service.insert("ONE", &["run:600"]).await[0];
     let waiting = service.insert("ONE", &["run:600"]).await[0];
     service.until(running, JobStatus::Progress).await;
-    for job in [waiting, running] {
-        let asked = std::time::Instant::now();
-        service.sql(&format!("UPDATE jobs SET cancel_requested_time = created_time WHERE id = {job}")).await;
-        service.until(job, JobStatus::Cancelled).await;
-        // Not a matter of speed but of a promise: without the wake-up it is the heartbeat's five seconds.
-        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    // Nothing but the wake-up tells of it: the tick of these tests is yearly.
+    ask(waiting).await;
+    service.until(waiting, JobStatus::Cancelled).await;
+    // The next confirmation of a run would bring it too. On a machine that stands still for long it may be later than that;
+    // without the wake-up it always is.
+    let mut job = running;
+    for left in (0..5).rev() {
+        let before = service.confirmed(job).await;
+        ask(job).await;
+        let took = service.until(job, JobStatus::Cancelled).await.completed_time.unwrap().since(before);
+        if took < CONFIRMATION {
+            break;
+        }
+        assert!(left > 0, "each time it may have been a confirmation that brought it: {took:?}");
+        job = service.insert("ONE", &["run:600"]).await[0];
+        service.until(job, JobStatus::Progress).await;
     }
     assert_eq!(service.changes(waiting).await, ["CANCELLED"]);
     assert!(!service.evidence().contains_key(&(waiting.0, 1)));
     service.nothing_alive().await;
 }
-on_each_database!(a_cancel_by_sql_is_effective_within_a_second, mariadb);
+on_each_database!(a_cancel_by_sql_is_heard_of_at_once, mariadb);
 
 async fn a_cancel_works_with_the_service_down(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };

@@ -1,14 +1,13 @@
 //! What operators do to flows and workers, by the commands' own record of what it does to them.
 
 use std::process::{Output, Stdio};
-use std::time::Duration;
 
 use callsheet::domain::JobStatus;
 use serde_json::Value;
 
 use crate::on_each_database;
 use crate::support::eventually;
-use crate::support::service::{A_MOMENT, On, Service};
+use crate::support::service::{A_MOMENT, CONFIRMATION, On, Service};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\nkill_grace = \"300ms\"\n[flows.MANY]\n{job}\nconcurrency = 4\n";
 
@@ -163,14 +162,15 @@ on_each_database!(workers_show_who_lives_and_what_they_run);
 
 async fn a_drained_worker_ends_when_its_runs_have_ended(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
-    let running = service.insert("MANY", &["wait", "wait"]).await;
+    let running = service.insert("MANY", &["wait"; 4]).await;
     for job in &running {
         service.until(*job, JobStatus::Progress).await;
     }
+    let [a, b, c, d] = [0, 1, 2, 3].map(|n: usize| running[n]);
     let output = service.cli(&["drain"]);
     assert!(output.status.success(), "{}", text(&output));
     let says = text(&output);
-    assert!(says.contains(&format!("2 runs have ended (jobs {}, {})", running[0], running[1])), "{says}");
+    assert!(says.contains(&format!("4 runs have ended (jobs {a}, {b}, {c}, {d})")), "{says}");
     eventually("the worker to say that it drains", async || {
         json(&service.cli(&["--json", "workers"]))["workers"][0]["state"].as_str() == Some("DRAINING")
     })
@@ -178,22 +178,30 @@ async fn a_drained_worker_ends_when_its_runs_have_ended(on: On) {
     let waiting = service.insert("ONE", &["run:0"]).await[0];
     let again = json(&service.cli(&["--json", "drain"]));
     assert_eq!(again["result"].as_str(), Some("already_requested"));
-    assert_eq!(again["waits_for"], serde_json::json!([running[0].0, running[1].0]));
+    assert_eq!(again["waits_for"], serde_json::json!([a.0, b.0, c.0, d.0]));
     let table = text(&service.cli(&["workers"]));
     assert!(table.contains("DRAINING") && table.contains("drained by "), "{table}");
     eventually("readyz to say what it waits for", async || {
         let ready = ready(&service);
-        ready.starts_with("HTTP/1.1 503")
-            && ready.contains(&format!("waits for 2 of its runs to end: many({})", running[0]))
+        ready.starts_with("HTTP/1.1 503") && ready.contains(&format!("waits for 4 of its runs to end: many({a})"))
     })
     .await;
     assert_eq!(service.job(waiting).await.status, JobStatus::Pending);
-    // One ends: the other is still waited for. Cancelling is as prompt as ever.
-    let asked = std::time::Instant::now();
-    assert!(service.cli(&["cancel", &running[0].to_string()]).status.success());
-    service.until(running[0], JobStatus::Cancelled).await;
-    assert!(asked.elapsed() < CONFIRMATION, "{:?}", asked.elapsed());
-    eventually("one run less", async || ready(&service).contains("waits for 1 of its runs")).await;
+    // One ends: the others are still waited for. Cancelling is as prompt as ever: it is heard of before the run is confirmed
+    // next, which would bring it too. On a machine that stands still for long it may take another try.
+    let mut prompt = false;
+    for (job, left) in [(a, 3), (b, 2), (c, 1)] {
+        let before = service.confirmed(job).await;
+        assert!(service.cli(&["cancel", &job.to_string()]).status.success());
+        let ended = service.until(job, JobStatus::Cancelled).await.completed_time.unwrap();
+        prompt = ended.since(before) < CONFIRMATION;
+        let says = format!("waits for {left} of its runs");
+        eventually("one run less", async || ready(&service).contains(&says)).await;
+        if prompt {
+            break;
+        }
+    }
+    assert!(prompt, "each time it may have been a confirmation that brought it");
     let mut drain = service.command();
     let mut drain = drain.args(["drain", "--wait"]).stdout(Stdio::null()).spawn().unwrap();
     service.go();
@@ -205,7 +213,7 @@ async fn a_drained_worker_ends_when_its_runs_have_ended(on: On) {
     })
     .await;
     assert!(status.unwrap().success());
-    assert_eq!(service.job(running[1]).await.status, JobStatus::Completed);
+    assert_eq!(service.job(d).await.status, JobStatus::Completed);
     assert_eq!(service.job(waiting).await.status, JobStatus::Pending);
     let workers = json(&service.cli(&["--json", "workers"]));
     assert_eq!(workers["workers"][0]["state"].as_str(), Some("STOPPED"));
@@ -240,9 +248,6 @@ async fn an_idle_worker_drains_at_once_and_a_signal_hastens_a_busy_one(on: On) {
     assert_eq!(service.cli(&["drain", "--worker", "a b"]).status.code(), Some(2));
 }
 on_each_database!(an_idle_worker_drains_at_once_and_a_signal_hastens_a_busy_one);
-
-/// A cancel request that no wake-up brings is seen when the run is confirmed next; no test waits for that.
-const CONFIRMATION: Duration = Duration::from_secs(4);
 
 fn ready(service: &Service) -> String {
     let mut response = String::new();

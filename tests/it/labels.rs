@@ -6,7 +6,7 @@ use crate::on_each_database;
 use crate::support::eventually;
 use crate::support::service::{A_MOMENT, On, Service};
 
-const FLOWS: &str = "[flows.GPU]\n{job}\nrequires = [\"gpu\"]\nheartbeat_timeout = \"1s\"\nkill_grace = \"1s\"\n\
+const FLOWS: &str = "[flows.GPU]\n{job}\nrequires = [\"gpu\"]\nheartbeat_timeout = \"5s\"\nkill_grace = \"1s\"\n\
     retry = { maximum_attempts = 2, initial_interval = \"0s\" }\n[flows.ANY]\n{job}\n";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! The service is asked to stop while runs come and go; whatever ended meanwhile is told truthfully.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use callsheet::domain::JobStatus;
 use rustix::process::Signal;
@@ -13,12 +13,13 @@ use crate::support::truth::{all_jobs, untruths};
 /// The first lines go to `[defaults]`.
 const FLOWS: &str = "kill_grace = \"300ms\"\n[flows.EIGHT]\n{job}\nconcurrency = 8\nenv = { SLOTS = \"8\" }\n";
 
-/// A service under load, and asked to stop in the middle of it.
-async fn stopped_under_load(on: On, on_stop: &str) -> Option<Service> {
+/// A service under load, which begins with these, and asked to stop in the middle of it.
+async fn stopped_under_load(on: On, on_stop: &str, first: &[&str]) -> Option<Service> {
     let mut service = Service::prepare(on, FLOWS).await?;
     service.configure(&format!("[service]\non_stop = \"{on_stop}\"\n"));
     service.serve().await;
-    let jobs: Vec<String> = (0..60).map(|n| format!("run:0.{:02}+exit:{}", 7 * n % 40, n % 3)).collect();
+    service.insert("EIGHT", first).await;
+    let jobs: Vec<String> = (first.len()..60).map(|n| format!("run:0.{:02}+exit:{}", 7 * n % 40, n % 3)).collect();
     service.insert("EIGHT", &jobs.iter().map(String::as_str).collect::<Vec<_>>()).await;
     eventually("the load", async || service.evidence().len() >= 12).await;
     service.stop().await;
@@ -37,13 +38,13 @@ async fn finished_truthfully(mut service: Service) {
 }
 
 async fn left_runs_keep_their_own_ends(on: On) {
-    let Some(service) = stopped_under_load(on, "leave").await else { return };
+    let Some(service) = stopped_under_load(on, "leave", &[]).await else { return };
     finished_truthfully(service).await;
 }
 on_each_database!(left_runs_keep_their_own_ends, mariadb);
 
 async fn awaited_runs_are_all_told_before_the_service_ends(on: On) {
-    let Some(service) = stopped_under_load(on, "wait").await else { return };
+    let Some(service) = stopped_under_load(on, "wait", &[]).await else { return };
     assert!(service.alive().is_empty(), "{:?}", service.alive());
     let started = service.evidence();
     for job in all_jobs(&service).await {
@@ -56,15 +57,16 @@ async fn awaited_runs_are_all_told_before_the_service_ends(on: On) {
 on_each_database!(awaited_runs_are_all_told_before_the_service_ends);
 
 async fn cancelled_runs_are_all_told_before_the_service_ends(on: On) {
-    let Some(service) = stopped_under_load(on, "cancel").await else { return };
+    let Some(service) = stopped_under_load(on, "cancel", &["wait"; 3]).await else { return };
     assert!(service.alive().is_empty(), "{:?}", service.alive());
     let started = service.evidence();
+    // Some others may have run just then, too.
     let mut cancelled = 0;
     for job in all_jobs(&service).await {
         cancelled += usize::from(job.status == JobStatus::Cancelled);
         assert!(job.status.is_final() || !started.contains_key(&(job.id.0, 1)), "{job:?}");
     }
-    assert!(cancelled > 0, "nothing was running when it was to be cancelled");
+    assert!(cancelled >= 3, "{cancelled} were running when all were to be cancelled");
 }
 on_each_database!(cancelled_runs_are_all_told_before_the_service_ends);
 
@@ -78,9 +80,8 @@ async fn a_second_signal_hastens_the_stop(on: On) {
     eventually("the stop to begin", async || service.log().contains("the service stops")).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!service.is_dead(), "it waits for its run");
-    let begun = Instant::now();
+    // The deadline is ten minutes away, and a stop is waited for one.
     service.stop().await;
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     assert_eq!(service.job(job).await.status, JobStatus::Progress);
     service.serve().await;
     service.go();

@@ -9,14 +9,16 @@ use crate::support::service::{A_MOMENT, On, Service, most_at_once};
 use crate::support::truth::untruths;
 
 const FLOWS: &str = "slots = { name = \"DEVICE\", values = [\"0\", \"1\"] }\nconcurrency = 4\nkill_grace = \"1s\"\n\
-    heartbeat_timeout = \"1s\"\nretry = { maximum_attempts = 2, initial_interval = \"0s\" }\n\
+    heartbeat_timeout = \"5s\"\nretry = { maximum_attempts = 2, initial_interval = \"0s\" }\n\
     [flows.ONE]\n{job}\n[flows.TWO]\n{job}\n";
 
 async fn a_device_has_one_holder_over_all_flows_and_over_a_crash(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
     let (first, second) = (service.insert("ONE", &["wait:a"]).await[0], service.insert("TWO", &["wait:b"]).await[0]);
-    service.until(first, JobStatus::Progress).await;
-    service.until(second, JobStatus::Progress).await;
+    for job in [first, second] {
+        service.begun(job, 1).await;
+        service.until(job, JobStatus::Progress).await;
+    }
     let mut jobs = service.insert("ONE", &["run:0.1"; 4]).await;
     jobs.extend(service.insert("TWO", &["run:0.1"; 4]).await);
     service.kill_9();
@@ -57,7 +59,7 @@ async fn a_device_is_held_until_nothing_of_its_run_is_alive(on: On) {
     service.kill_9();
     service.serve().await;
     service.until(next, JobStatus::Completed).await;
-    assert_eq!(service.job(stubborn).await.status, JobStatus::Cancelled);
+    service.until(stubborn, JobStatus::Cancelled).await;
     let (tally, wrong) = untruths(&service, |_| false).await;
     assert!(wrong.is_empty(), "{tally:?}: {wrong:?}");
     // One whose command can't be started has let go of it, too.
@@ -80,7 +82,7 @@ async fn a_run_that_was_taken_over_holds_no_device_of_its_old_worker_once_it_is_
     let job = first.insert("ONE", &["note-term+wait"]).await[0];
     first.until(job, JobStatus::Progress).await;
     second.serve().await;
-    eventually("the lease to be short", async || lease_left(&first, job).await < 10_000).await;
+    eventually("the lease to be short", async || lease_left(&first, job).await < 20_000).await;
     first.kill_9();
     // Each worker has devices of its own, so it is tried again there.
     second.begun(job, 2).await;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long anything that must happen may take on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls until `condition` gives a value; panics with `what` was awaited.
 pub async fn wait_until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -60,6 +60,16 @@ pub fn marked_with(token: &str) -> Vec<i32> {
 /// Whether this process is alive.
 pub fn is_alive(pid: i32) -> bool {
     Process::read(pid).is_some()
+}
+
+/// The process that started this one, which has to be alive.
+pub fn parent_of(pid: i32) -> i32 {
+    Process::read(pid).expect("a living process").parent
+}
+
+/// Waits until this process is no more.
+pub async fn gone(pid: i32) {
+    wait_until("the end of a process", || (!is_alive(pid)).then_some(())).await;
 }
 
 /// The number that a script has written into this file, once it has.

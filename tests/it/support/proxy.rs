@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -22,13 +23,15 @@ pub enum Weather {
 
 /// A proxy before a server's Unix socket; it ends with its test.
 pub struct Proxy {
-    port: u16,
+    address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 struct Shared {
     server: PathBuf,
     weather: watch::Sender<Weather>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
     /// Raised to cut every connection.
     cuts: watch::Sender<u64>,
     /// Cut between the next COMMIT of a transaction with such a statement in it and its answer.
@@ -41,24 +44,26 @@ struct Shared {
 
 impl Proxy {
     pub async fn start(server: PathBuf) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        // One of its own, so that nobody else gets it while the proxy refuses.
+        let address = super::own_address();
+        let listener = TcpListener::bind(address).await.unwrap();
         let shared = Arc::new(Shared {
             server,
             weather: watch::Sender::new(Weather::Fair),
+            open: watch::Sender::new(0),
             cuts: watch::Sender::new(0),
             wanted: Mutex::default(),
             commits_cut: watch::Sender::new(0),
             halts_at: Mutex::default(),
             halted: watch::Sender::new(0),
         });
-        tokio::spawn(listen(listener, port, Arc::clone(&shared)));
-        Self { port, shared }
+        tokio::spawn(listen(listener, address, Arc::clone(&shared)));
+        Self { address, shared }
     }
 
     /// The URL of the server's database `test` through here.
     pub fn url(&self) -> String {
-        format!("postgres://callsheet@127.0.0.1:{}/test?sslmode=disable", self.port)
+        format!("postgres://callsheet@{}/test?sslmode=disable", self.address)
     }
 
     pub fn set(&self, weather: Weather) {
@@ -68,6 +73,12 @@ impl Proxy {
     /// Cuts every connection, wherever it is.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// The same, and returns when no connection is left.
+    pub async fn cut_all(&self) {
+        self.cut();
+        self.shared.open.subscribe().wait_for(|open| *open == 0).await.unwrap();
     }
 
     /// Has the next COMMIT of a transaction with a statement that contains this succeed, and its answer lost.
@@ -91,7 +102,7 @@ impl Proxy {
     }
 }
 
-async fn listen(listener: TcpListener, port: u16, shared: Arc<Shared>) {
+async fn listen(listener: TcpListener, address: SocketAddr, shared: Arc<Shared>) {
     let mut listener = Some(listener);
     let mut weather = shared.weather.subscribe();
     loop {
@@ -110,7 +121,7 @@ async fn listen(listener: TcpListener, port: u16, shared: Arc<Shared>) {
                 if weather.wait_for(|weather| *weather != Weather::Refused).await.is_err() {
                     return;
                 }
-                listener = TcpListener::bind(("127.0.0.1", port)).await.ok();
+                listener = TcpListener::bind(address).await.ok();
             }
         }
     }
@@ -119,12 +130,15 @@ async fn listen(listener: TcpListener, port: u16, shared: Arc<Shared>) {
 async fn serve(client: TcpStream, shared: Arc<Shared>) {
     let (mut cuts, mut weather) = (shared.cuts.subscribe(), shared.weather.subscribe());
     cuts.borrow_and_update();
+    shared.open.send_modify(|open| *open += 1);
     let refused = async { weather.wait_for(|weather| *weather == Weather::Refused).await.is_ok() };
     tokio::select! {
         _ = pass(client, &shared) => {}
         _ = cuts.changed() => {}
         _ = refused => {}
     }
+    // The connection went with what was passed on.
+    shared.open.send_modify(|open| *open -= 1);
 }
 
 /// Passes messages on until either side ends, or an answer is to be lost.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use callsheet::config::{Config, Overrides};
 use callsheet::domain::database_url::DatabaseUrl;
-use callsheet::domain::{JobId, JobStatus};
+use callsheet::domain::{JobId, JobStatus, Timestamp};
 use callsheet::store::{EventRow, JobRow, RunRow, Store, Use};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use tempfile::TempDir;
@@ -19,7 +19,8 @@ use super::eventually;
 /// words joined by `+`: `run:SECONDS`, `wait` (until the test makes `<evidence>/go`), `wait:NAME` (until it makes
 /// `<evidence>/go.NAME`), `exit:CODE`, `kill:SIGNAL`, `ignore-term`, `say:WORD`, `complain:WORD`, `flood:BYTES`, `daemon`
 /// (leaves a process in a session of its own that ignores SIGTERM), `progress:N`. A flow with `SLOTS` in its `env` says how
-/// many of its commands may be alive at once; whoever has a `DEVICE` must be the only one alive that has it.
+/// many of its commands may be alive at once; whoever has a `DEVICE`, or `ALONE` (a file, of several workers too), must be
+/// the only one alive that has it. `environment` is written before the start is told.
 const JOB: &str = include_str!("job.sh");
 
 /// A service and everything around it.
@@ -201,9 +202,10 @@ impl Service {
     /// The address that the service says it listens on.
     pub fn address(&self) -> String {
         let log = self.log();
-        let (_, after) = log.rsplit_once("127.0.0.1:").expect("an address in the log");
-        let port: String = after.chars().take_while(char::is_ascii_digit).collect();
-        format!("127.0.0.1:{port}")
+        let ready = log.lines().rfind(|line| line.contains("the service is ready")).expect("a service that was ready");
+        let (_, after) = ready.rsplit_once("http").expect("an address in the log");
+        let of_address = |letter: &char| letter.is_ascii_digit() || ".:".contains(*letter);
+        after.chars().skip_while(|letter| !letter.is_ascii_digit()).take_while(of_address).collect()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -345,6 +347,25 @@ impl Service {
         self.evidence()[&(id.0, attempt)].clone()
     }
 
+    /// Waits until an attempt's command has written that it came to its end.
+    pub async fn command_ended(&self, id: JobId, attempt: u32) {
+        eventually(&format!("the command of job {id} to end"), async || {
+            self.evidence().get(&(id.0, attempt)).is_some_and(|run| run.end.is_some())
+        })
+        .await;
+    }
+
+    /// Waits until a run has just been confirmed, so that it is not for [`CONFIRMATION`]: when that was.
+    pub async fn confirmed(&self, id: JobId) -> Timestamp {
+        let (before, mut now) = (self.job(id).await.heartbeat_time, None);
+        eventually("the run to be confirmed", async || {
+            now = self.job(id).await.heartbeat_time;
+            now != before
+        })
+        .await;
+        now.unwrap()
+    }
+
     /// Lets every command that waits go on.
     pub fn go(&self) {
         fs::write(self.path("evidence/go"), "").unwrap();
@@ -438,6 +459,9 @@ pub fn most_at_once(evidence: &BTreeMap<(i64, u32), Evidence>) -> usize {
         |at: f64| evidence.values().filter(|run| run.start <= at && run.end.is_none_or(|end| end > at)).count();
     evidence.values().map(|run| overlaps(run.start)).max().unwrap_or(0)
 }
+
+/// The time from one confirmation of a run to the next, which brings a cancel request that no wake-up has brought.
+pub const CONFIRMATION: Duration = Duration::from_secs(5);
 
 /// A wait that a test needs because a thing must *not* happen meanwhile.
 pub const A_MOMENT: Duration = Duration::from_millis(300);
