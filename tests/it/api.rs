@@ -190,6 +190,8 @@ async fn output_is_read_by_offset_and_followed(on: On) {
     service.until(job, JobStatus::Progress).await;
     let logs = format!("/api/v1/jobs/{job}/logs");
     eventually("the first lines", async || service.get(&format!("{logs}?stream=stderr")).text() == "second\n").await;
+    // Another pipe is read in its own time.
+    eventually("the other one", async || service.get(&format!("{logs}?stream=stdout")).text() == "first\n").await;
     let first = service.get(&format!("{logs}?stream=stdout"));
     assert_eq!((first.status, first.text().as_str()), (200, "first\n"));
     assert_eq!(first.header("content-type"), Some("text/plain; charset=utf-8"));
@@ -295,7 +297,8 @@ async fn the_tree_of_actors_is_shown() {
     };
     eventually("the job's actor and its heartbeat", async || {
         tree = service.get("/api/v1/actors").json();
-        named(&tree, "heartbeat").is_some()
+        // Asked for at a moment at which nobody has sent anything.
+        named(&tree, "heartbeat").is_some() && named(&tree, "two").is_some_and(|two| two["mailbox_depth"] == 0)
     })
     .await;
     let run = named(&tree, &format!("one({job})")).unwrap();
@@ -303,7 +306,7 @@ async fn the_tree_of_actors_is_shown() {
     assert!(run["last_message_age_ms"].is_u64());
     assert_eq!(named(&tree, "heartbeat").unwrap()["parent_id"], run["id"]);
     let dispatcher = named(&tree, "two").unwrap();
-    assert_eq!((&dispatcher["role"], &dispatcher["mailbox_depth"]), (&json!("dispatcher"), &json!(0)));
+    assert_eq!(dispatcher["role"], "dispatcher");
     assert_eq!(named(&tree, "master_two").unwrap()["role"], "scheduler");
     assert_eq!(named(&tree, "root").unwrap()["parent_id"], Value::Null);
     let shown = service.cli(&["actors"]);

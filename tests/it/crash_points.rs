@@ -10,9 +10,9 @@ use callsheet::domain::JobId;
 use sha2::{Digest, Sha256};
 
 use crate::on_each_database;
-use crate::support::eventually;
-use crate::support::service::{On, Service};
+use crate::support::service::{Evidence, On, Service};
 use crate::support::truth::{all_final, untruths};
+use crate::support::{eventually, processes};
 
 const TOKEN: &str = "a-token-of-the-tests-long-enough";
 const SECRET: &str = "whsec_Y2FsbHNoZWV0J3MgdGVzdCBzZWNyZXQh";
@@ -88,7 +88,7 @@ async fn operate(service: &mut Service, failed: JobId, round: usize) {
     ] {
         let said = Instant::now();
         while run_cli(service, arguments).code().is_none() {
-            assert!(said.elapsed() < Duration::from_secs(60), "{arguments:?} dies again and again");
+            assert!(said.elapsed() < Duration::from_secs(180), "{arguments:?} dies again and again");
         }
     }
 }
@@ -99,16 +99,17 @@ async fn lead_through(service: &mut Service, jobs: &[JobId], round: usize) {
     let (mut orphaned, mut asked) = (false, false);
     let begun = Instant::now();
     while !all_final(service, jobs).await {
-        assert!(begun.elapsed() < Duration::from_secs(120), "the jobs do not end: {jobs:?}\n{}", service.log());
+        assert!(begun.elapsed() < Duration::from_secs(300), "the jobs do not end: {jobs:?}\n{}", service.log());
         if service.is_dead() {
             service.spawn();
-        } else if !orphaned && runs_now(service, waiting).await {
+        } else if let Some(run) = run_now(service, waiting).await.filter(|_| !orphaned) {
             // One run ends while there is no service: its shim waits for the next, and has to keep the verdict by itself.
             orphaned = true;
             service.kill_9();
             service.go_on(&round.to_string());
+            processes::gone(run.pid).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
-        } else if !asked && orphaned && runs_now(service, cancelled).await {
+        } else if !asked && orphaned && run_now(service, cancelled).await.is_some() {
             // The command may die at its commit; asked again, the answer is the same.
             while !["0", "4"].contains(&cancel(service, cancelled).as_str()) {}
             asked = true;
@@ -117,9 +118,10 @@ async fn lead_through(service: &mut Service, jobs: &[JobId], round: usize) {
     }
 }
 
-/// Whether a command of the job's present attempt has begun.
-async fn runs_now(service: &Service, job: JobId) -> bool {
-    service.evidence().contains_key(&(job.0, service.job(job).await.attempt.0))
+/// The command of the job's present attempt, once it has begun.
+async fn run_now(service: &Service, job: JobId) -> Option<Evidence> {
+    let attempt = service.job(job).await.attempt.0;
+    service.evidence().remove(&(job.0, attempt))
 }
 
 fn cancel(service: &Service, job: JobId) -> String {

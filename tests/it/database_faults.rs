@@ -16,7 +16,7 @@ use crate::support::small_disk::SmallDisk;
 use crate::support::truth::untruths;
 
 /// The first lines go to `[defaults]`.
-const FLOWS: &str = "heartbeat_timeout = \"1s\"\nkill_grace = \"200ms\"\n\
+const FLOWS: &str = "heartbeat_timeout = \"10s\"\nkill_grace = \"200ms\"\n\
     retry = { maximum_attempts = 2, initial_interval = \"20ms\", non_retryable_exit_codes = [5, 7] }\n\
     [flows.ONE]\n{job}\nenv = { SLOTS = \"1\", BINARY = \"{binary}\" }\n\
     [flows.FOUR]\n{job}\nconcurrency = 4\nenv = { SLOTS = \"4\", BINARY = \"{binary}\" }\n";
@@ -56,11 +56,9 @@ async fn an_outage(service: &Service, name: &str, fail: impl AsyncFnOnce(), mend
     let before = resident(service);
     fail().await;
     service.go_on(name);
-    eventually("the commands to end", async || {
-        let evidence = service.evidence();
-        ends.iter().all(|job| evidence[&(job.0, 1)].end.is_some())
-    })
-    .await;
+    for job in &ends {
+        service.command_ended(*job, 1).await;
+    }
     unready(service).await;
     eventually("the metrics to say so", async || {
         Scrape::of(service).all("callsheet_store_errors_total").map(|(_, errors)| errors).sum::<f64>() > 0.0
@@ -68,7 +66,7 @@ async fn an_outage(service: &Service, name: &str, fail: impl AsyncFnOnce(), mend
     .await;
     // The slot of a sequential flow is free now, but nobody can claim it.
     service.go_on(&format!("{name}.later"));
-    eventually("the sequential command to end", async || service.evidence()[&(runs_on.0, 1)].end.is_some()).await;
+    service.command_ended(runs_on, 1).await;
     tokio::time::sleep(A_MOMENT).await;
     assert!(!service.evidence().contains_key(&(waiting.0, 1)), "something new was started");
     let grown = resident(service).saturating_sub(before);
@@ -157,14 +155,15 @@ async fn a_forgotten_transaction_holds_up_only_its_own_rows() {
     forgotten.execute_unprepared("UPDATE jobs SET cancel_requested_time = 1").await.unwrap();
     // One of them ends meanwhile, and that can't be written.
     service.go_on("held");
-    eventually("a command to end", async || service.evidence()[&(held[0].0, 1)].end.is_some()).await;
+    service.command_ended(held[0], 1).await;
     for flow in ["ONE", "FOUR"] {
         for job in service.insert(flow, &["say:through", "say:through"]).await {
             service.until(job, JobStatus::Completed).await;
         }
     }
+    eventually("the log to say what holds it up", async || service.log().contains("could not obtain lock on row"))
+        .await;
     assert_eq!(service.job(held[0]).await.status, JobStatus::Progress);
-    assert!(service.log().contains("could not obtain lock on row"), "the log says what holds it up");
     forgotten.commit().await.unwrap();
     // It had ended by itself before anybody asked.
     assert_eq!(service.until(held[0], JobStatus::Error).await.exit_code, Some(5));
@@ -208,7 +207,7 @@ async fn a_sqlite_file_that_is_read_only_is_refused_at_start_and_loses_nothing()
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("Read-only file system"), "{said}");
     service.go_on("read-only");
-    eventually("the command to end", async || service.evidence()[&(ends.0, 1)].end.is_some()).await;
+    service.command_ended(ends, 1).await;
     service.serve().await;
     assert_eq!(service.until(ends, JobStatus::Error).await.exit_code, Some(5));
     all_is_true(&service).await;
@@ -227,9 +226,9 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
     let retried = ["INQUEUE", "PROGRESS", "PENDING", "INQUEUE", "PROGRESS", "ERROR"];
     let kinds: [(&str, &str, &str, &[&str]); 8] = [
         ("a claim", "SET status = 'INQUEUE'", "run:0.1", &straight),
-        ("a start", "SET status = 'PROGRESS'", "run:0.5", &straight),
-        ("a heartbeat", "SET heartbeat_time = ", "run:1.5", &straight),
-        ("a progress note", "SET progress = COALESCE", "progress:40+run:0.5", &straight),
+        ("a start", "SET status = 'PROGRESS'", "wait:1", &straight),
+        ("a heartbeat", "SET heartbeat_time = ", "wait:2", &straight),
+        ("a progress note", "SET progress = COALESCE", "progress:40+wait:3", &straight),
         ("an end", ", completed_time = $", "run:0.1", &straight),
         ("a failure", ", completed_time = $", "run:0.1+exit:7", &["INQUEUE", "PROGRESS", "ERROR"]),
         ("a retry", "SET status = 'PENDING', run_at", "run:0.1+exit:3", &retried),
@@ -239,8 +238,10 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
         proxy.lose_answer_to_commit_of(statement);
         let job = service.insert("ONE", &[todo]).await[0];
         let last = if changes.ends_with(&["ERROR"]) { JobStatus::Error } else { JobStatus::Completed };
-        service.until(job, last).await;
         eventually(&format!("the answer to {kind} to be lost"), async || proxy.commits_cut() == n + 1).await;
+        // Those that wait do so until then.
+        service.go_on(&n.to_string());
+        service.until(job, last).await;
         assert_eq!(service.changes(job).await, changes, "{kind}");
         assert_eq!(service.runs(job).await.len(), changes.iter().filter(|to| **to == "INQUEUE").count(), "{kind}");
     }
@@ -299,7 +300,7 @@ async fn one_error_is_enough_to_replace_all_connections() {
     for call in futures_util::future::join_all(at_once).await {
         call.unwrap().unwrap();
     }
-    proxy.cut();
+    proxy.cut_all().await;
     store.now().await.unwrap_err();
     for _ in 0..8 {
         store.now().await.unwrap();

@@ -33,9 +33,15 @@ fn logs(service: &Service, arguments: &[&str]) -> Vec<u8> {
 
 async fn both_streams_are_read_in_the_order_in_which_they_came(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
-    let job = service.insert("ONE", &["say:1+run:0.4+complain:2+run:0.4+say:3+run:0.4+complain:4"]).await[0];
-    service.until(job, JobStatus::Completed).await;
+    // Each once the one before it has been read: what waits in two pipes has no order.
+    let job = service.insert("ONE", &["say:1+wait:2+complain:2+wait:3+say:3+wait:4+complain:4"]).await[0];
     let id = job.to_string();
+    service.until(job, JobStatus::Progress).await;
+    for (read, next) in [(&b"1\n"[..], "2"), (b"1\n2\n", "3"), (b"1\n2\n3\n", "4")] {
+        eventually("what was written to be read", async || logs(&service, &[&id]) == read).await;
+        service.go_on(next);
+    }
+    service.until(job, JobStatus::Completed).await;
     assert_eq!(logs(&service, &[&id]), b"1\n2\n3\n4\n");
     assert_eq!(logs(&service, &[&id, "--stream", "stderr"]), b"2\n4\n");
     assert_eq!(logs(&service, &[&id, "--tail", "2"]), b"3\n4\n");
@@ -60,7 +66,7 @@ async fn following_goes_on_across_a_kill_and_a_restart_of_the_service() {
     let following = follow.spawn().unwrap();
     service.kill_9();
     service.go();
-    eventually("the command to end without a service", async || service.evidence()[&(job.0, 1)].end.is_some()).await;
+    service.command_ended(job, 1).await;
     service.serve().await;
     service.until(job, JobStatus::Completed).await;
     let output = tokio::task::spawn_blocking(move || following.wait_with_output().unwrap()).await.unwrap();
@@ -119,6 +125,7 @@ async fn old_logs_are_removed_and_those_of_open_runs_never(on: On) {
     service.until(young, JobStatus::Completed).await;
     let open = service.insert("ONE", &["say:open+wait"]).await[0];
     service.until(open, JobStatus::Progress).await;
+    eventually("its output", async || logs(&service, &[&open.to_string()]) == b"open\n").await;
     age(&service, old, 21).await;
     age(&service, young, 19).await;
     age(&service, open, 21).await;
@@ -145,7 +152,8 @@ async fn a_flood_costs_its_limit_on_disk_and_no_memory() {
     service.until(job, JobStatus::Progress).await;
     let directory = directory(&service, job).await;
     let id = job.to_string();
-    eventually("the end of the flood", async || logs(&service, &[&id, "--stream", "stderr"]) == b"done\n").await;
+    let tail = |stream: &str| logs(&service, &[&id, "--stream", stream, "--tail", "1"]);
+    eventually("the end of the flood", async || tail("stderr") == b"done\n" && tail("stdout") == b"end\n").await;
     let on_disk: u64 = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert!(on_disk <= (1 << 20) + (1 << 17), "{on_disk} bytes are kept");
     let command = service.begun(job, 1).await.pid;

@@ -11,11 +11,12 @@ use sea_orm::ConnectionTrait;
 
 use crate::on_each_database;
 use crate::support::eventually;
+use crate::support::processes::{gone, parent_of};
 use crate::support::scrape::{Scrape, get};
 use crate::support::service::{On, Service};
 use crate::support::tools;
 
-const FLOWS: &str = "worker_id = \"node-a\"\n[flows.WORK]\n{job}\nconcurrency = 2\nheartbeat_timeout = \"3s\"\n\
+const FLOWS: &str = "worker_id = \"node-a\"\n[flows.WORK]\n{job}\nconcurrency = 2\nheartbeat_timeout = \"10s\"\n\
     schedule = \"* * * * *\"\n[flows.WORK.retry]\nmaximum_attempts = 2\ninitial_interval = \"0s\"\n\
     [flows.SHORT]\n{job}\nstart_to_close_timeout = \"1s\"\n\
     [flows.MISSING]\ncommand = [\"/nowhere/at/all\"]\n[flows.IDLE]\n{job}\nconcurrency = 7\n";
@@ -39,8 +40,8 @@ async fn count(service: &Service, sql: &str) -> f64 {
 }
 
 async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
-    let Some(mut service) = service(on).await else { return };
     let started = callsheet::clock::now();
+    let Some(mut service) = service(on).await else { return };
     let lasting = service.insert("WORK", &["wait"]).await[0];
     service.until(lasting, JobStatus::Progress).await;
     let work =
@@ -61,8 +62,12 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     // By now the lasting run is well past its first confirmations.
     eventually("three heartbeats", async || Scrape::of(&service).value("callsheet_heartbeats_total", W) >= 3.0).await;
     let mut scrape = Scrape::of(&service);
+    let (mut asked, mut told) = (started, started);
     eventually("the gauges to be read", async || {
+        asked = callsheet::clock::now();
         scrape = Scrape::of(&service);
+        told = callsheet::clock::now();
+        let commits = ["callsheet_store_write_seconds_count", "callsheet_store_batch_size_count"];
         // Read now and then, so all of them have to have caught up; and the last actors to have left.
         let open = |status: &str| scrape.value("callsheet_jobs", &format!("status=\"{status}\",type=\"WORK\""));
         open("PROGRESS") == 1.0
@@ -71,6 +76,8 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
             && scrape.value("callsheet_runs_in_progress", r#"type="SHORT""#) == 0.0
             && scrape.all("callsheet_mailbox_depth").all(|(_, depth)| depth == 0.0)
             && scrape.value("callsheet_unserved_jobs", "") == 2.0
+            // A heartbeat may be committed between the two lines of one scrape.
+            && scrape.value(commits[0], "") == scrape.value(commits[1], "")
             && scrape.value("callsheet_jobs", r#"status="PENDING",type="IDLE""#) == 1.0
     })
     .await;
@@ -120,7 +127,8 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
         }
         assert_eq!(scrape.value("callsheet_flow_up", &labels), 1.0);
         let tick = scrape.value("callsheet_scheduler_last_tick_timestamp_seconds", &labels);
-        assert!((-1.0..120.0).contains(&(tick - started.unix_millis() as f64 / 1_000.0)), "{tick}");
+        let (from, to) = (started.unix_millis() as f64 / 1_000.0, told.unix_millis() as f64 / 1_000.0);
+        assert!((from - 1.0..to + 1.0).contains(&tick), "{tick} is not from {from} to {to}");
         for verdict in ["reattached", "finished_while_away", "never_started", "lost"] {
             let labels = format!("type=\"{flow}\",verdict=\"{verdict}\"");
             assert_eq!(scrape.value("callsheet_recovered_runs_total", &labels), 0.0);
@@ -135,12 +143,14 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     assert_eq!(scrape.value("callsheet_run_duration_seconds_count", r#"outcome="SPAWN_FAILED",type="MISSING""#), 1.0);
     let evidence = service.evidence();
     let ran: f64 = [work[0], work[1], work[6]].iter().map(|job| took(&evidence, *job)).sum();
-    let told = scrape.value("callsheet_run_duration_seconds_sum", r#"outcome="COMPLETED",type="WORK""#);
-    // A command's own record begins after its exec and ends before its exit.
-    assert!(told >= ran && told < ran + 30.0, "{told} against {ran}");
+    let sum = scrape.value("callsheet_run_duration_seconds_sum", r#"outcome="COMPLETED",type="WORK""#);
+    // A command's own record begins after its exec and ends before its exit; the table has whole milliseconds.
+    let rows = "SELECT CAST(sum(execution_ms) AS bigint) AS n FROM jobs WHERE type = 'WORK' AND status = 'COMPLETED'";
+    let recorded = count(&service, rows).await / 1_000.0;
+    assert!(sum >= ran && (sum - recorded).abs() < 0.02, "{sum} against {ran} and {recorded}");
     let timed_out = scrape.value("callsheet_run_duration_seconds_sum", r#"outcome="TIMED_OUT",type="SHORT""#);
-    assert!((1.0..60.0).contains(&timed_out), "{timed_out}");
-    for (bucket, runs) in [("0.5", 0.0), ("60", 1.0)] {
+    assert!((1.0..600.0).contains(&timed_out), "{timed_out}");
+    for (bucket, runs) in [("0.5", 0.0), ("+Inf", 1.0)] {
         let labels = format!("outcome=\"TIMED_OUT\",type=\"SHORT\",le=\"{bucket}\"");
         assert_eq!(scrape.value("callsheet_run_duration_seconds_bucket", &labels), runs, "{bucket}");
     }
@@ -152,18 +162,19 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     assert_eq!(scrape.value("callsheet_runs_in_progress", r#"type="SHORT""#), 0.0);
     assert_eq!(scrape.value("callsheet_flow_concurrency", r#"type="IDLE""#), 7.0);
     assert_eq!(scrape.value("callsheet_oldest_pending_seconds", r#"type="IDLE""#), 0.0, "it is not due");
-    let age = callsheet::clock::now().since(service.job(lasting).await.started_time.unwrap()).as_secs_f64();
-    let told = scrape.value("callsheet_longest_run_seconds", W);
-    assert!((told - age).abs() < 10.0, "{told} against {age}");
+    let began = service.job(lasting).await.started_time.unwrap();
+    let [from, to] = [asked, told].map(|time| time.since(began).as_secs_f64());
+    let age = scrape.value("callsheet_longest_run_seconds", W);
+    assert!((from - 1.0..to + 1.0).contains(&age), "{age} is not from {from} to {to}");
     let used = scrape.value("callsheet_run_timeout_used_ratio", W);
-    assert!((used - told / 172_800.0).abs() < 0.001, "{used} of two days is not {told} s");
+    assert!((used - age / 172_800.0).abs() < 0.001, "{used} of two days is not {age} s");
     assert_eq!(scrape.value("callsheet_store_up", ""), 1.0);
-    let read = callsheet::clock::now().unix_millis() as f64 / 1_000.0;
+    let read = told.unix_millis() as f64 / 1_000.0;
     assert!((read - scrape.value("callsheet_backlog_read_timestamp_seconds", "")).abs() < 60.0);
     let (free, size) =
         (scrape.value("callsheet_runs_disk_free_bytes", ""), scrape.value("callsheet_runs_disk_size_bytes", ""));
-    let told = rustix::fs::statvfs(service.scratch.path()).unwrap();
-    assert_eq!(size, (told.f_blocks * told.f_frsize) as f64);
+    let disk = rustix::fs::statvfs(service.scratch.path()).unwrap();
+    assert_eq!(size, (disk.f_blocks * disk.f_frsize) as f64);
     assert!(free > 0.0 && free < size, "{free} of {size}");
     let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     assert_eq!(scrape.value("callsheet_worker_info", &format!("hostname=\"{hostname}\",worker_id=\"node-a\"")), 1.0);
@@ -177,8 +188,6 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
         assert!(scrape.all(metric).count() >= 9 && scrape.all(metric).all(|(_, value)| value == 0.0), "{metric}");
     }
     let commits = scrape.value("callsheet_store_write_seconds_count", "");
-    // A heartbeat may be committed between the two lines of one scrape.
-    assert!((commits - scrape.value("callsheet_store_batch_size_count", "")).abs() <= 1.0);
     // Each attempt is claimed, and settled; each that lasts has its start written.
     let writes = scrape.value("callsheet_store_batch_size_sum", "");
     assert!(writes >= 2.0 * 11.0 && writes >= commits, "{writes} writes in {commits} transactions");
@@ -195,8 +204,10 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     })
     .await;
     service.kill_9();
+    let shim = parent_of(service.evidence()[&(lasting.0, 1)].pid);
     service.go();
-    service.nothing_alive().await;
+    // Its verdict is written then.
+    gone(shim).await;
     let never = service.insert("WORK", &["say:b"]).await[0];
     // The end of a token tells in which boot of the machine it was claimed.
     let claimed = service.job(lasting).await.run_token.unwrap();
@@ -212,14 +223,15 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     service.until(never, JobStatus::Completed).await;
     eventually("the verdicts", async || {
         scrape = Scrape::of(&service);
-        ["finished_while_away", "never_started"]
-            .iter()
-            .all(|found| scrape.value("callsheet_recovered_runs_total", &verdict(found)) == 1.0)
+        // Taken over after its end: how long it ran is the shim's to say, and it waited for nobody this time.
+        let ended = scrape.value("callsheet_run_duration_seconds_count", r#"outcome="COMPLETED",type="WORK""#);
+        ended == 2.0
+            && ["finished_while_away", "never_started"]
+                .iter()
+                .all(|found| scrape.value("callsheet_recovered_runs_total", &verdict(found)) == 1.0)
     })
     .await;
     assert_eq!(scrape.value("callsheet_recovered_runs_total", &verdict("reattached")), 0.0);
-    // Taken over after its end: how long it ran is the shim's to say, and it waited for nobody this time.
-    assert_eq!(scrape.value("callsheet_run_duration_seconds_count", r#"outcome="COMPLETED",type="WORK""#), 2.0);
 
     // A flow that is configured no longer has no series once nothing of it runs.
     let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
@@ -273,7 +285,7 @@ async fn a_scrape_waits_for_no_database_and_a_lost_heartbeat_is_counted() {
     })
     .await;
     // Not the 30 s that a statement may take; a busy machine is slow at anything.
-    assert!(slowest < Duration::from_secs(5), "a scrape took {slowest:?}");
+    assert!(slowest < Duration::from_secs(20), "a scrape took {slowest:?}");
     transaction.rollback().await.unwrap();
     service.go();
     service.until(job, JobStatus::Completed).await;

@@ -15,7 +15,7 @@ async fn a_command_reports_its_progress(on: On) {
     // The socket is the shim's, so what is said while no service is there is heard all the same.
     service.kill_9();
     service.go();
-    eventually("the command to end", async || service.evidence()[&(job.0, 1)].end.is_some()).await;
+    service.command_ended(job, 1).await;
     service.serve().await;
     let row = service.until(job, JobStatus::Completed).await;
     assert_eq!(row.status_message.as_deref(), Some("at 90"));

@@ -109,7 +109,10 @@ async fn a_removed_flow_finishes_what_runs_and_starts_nothing_new(on: On) {
     service.go();
     service.until(running[1], JobStatus::Completed).await;
     eventually("the flow's series to end", async || !service.metrics().contains("type=\"GOES\"")).await;
-    assert!(service.log().contains("a flow that is no longer configured has finished its runs"));
+    assert!(
+        service.log().contains("a flow that is no longer configured has finished its runs"),
+        "said before it is so"
+    );
     let other = service.insert("ONE", &["run:0"]).await[0];
     service.until(other, JobStatus::Completed).await;
     assert_eq!(service.job(waiting).await.status, JobStatus::Pending);

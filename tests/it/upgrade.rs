@@ -185,9 +185,9 @@ async fn a_service_of_the_first_release_understands_a_shim_of_this_one() {
     let token = service.until(job, JobStatus::Progress).await.run_token.unwrap();
     let run = service.path(&format!("data/runs/{job}-1-{}", &token[..8]));
     service.kill_9();
-    eventually("the shim to wait for a service", async || run.join("ctl").exists()).await;
     let link = socket();
-    connect(&link, &SocketAddrUnix::new(run.join("ctl")).unwrap()).unwrap();
+    let control = SocketAddrUnix::new(run.join("ctl")).unwrap();
+    eventually("the shim to wait for a service", async || connect(&link, &control).is_ok()).await;
     let started: serde_json::Value = serde_json::from_slice(&packet(&link)).unwrap();
     assert_eq!(started["started"]["pid"], pid);
     assert!(started["started"]["time_ms"].is_i64(), "{started}");
