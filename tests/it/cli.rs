@@ -707,14 +707,21 @@ async fn cancelling_a_running_job_says_whether_a_worker_lives() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the program under test, to be ended once it has said so")]
 async fn waiting_without_a_live_worker_says_so() {
     let place = Place::new(CONFIG);
     let store = place.store().await;
     add_worker(&place, &store, 40).await;
-    let mut command = place.command(&["enqueue", "SEQ", "a", "--wait"]);
-    let came = command.timeout(Duration::from_secs(5)).output().unwrap();
-    let said = String::from_utf8(came.stderr).unwrap();
-    assert!(said.contains("no worker seems to be running"), "{said}");
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("callsheet"));
+    command.current_dir(place.0.path()).env_remove("DATABASE_URL").env_remove("CALLSHEET_CONFIG");
+    command.args(["enqueue", "SEQ", "a", "--wait"]).stdout(std::process::Stdio::null());
+    let mut waiting = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut lines =
+        std::io::BufRead::lines(std::io::BufReader::new(waiting.stderr.take().unwrap())).map_while(Result::ok);
+    let said = lines.find(|line| line.contains("no worker seems to be running"));
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert!(said.is_some(), "it ended without a word");
 }
 
 /// The live processes that have the demo's scratch directory in their command line, environment or open files.

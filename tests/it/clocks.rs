@@ -12,7 +12,7 @@ use crate::support::service::{On, Service};
 use crate::support::{eventually, processes};
 
 const FLOWS: &str = "[flows.ONE]\n{job}\n[flows.SHORT]\n{job}\nstart_to_close_timeout = \"3s\"\n\
-    [flows.GRACE]\n{job}\nstart_to_close_timeout = \"1s\"\nkill_grace = \"2s\"\n";
+    [flows.GRACE]\n{job}\nstart_to_close_timeout = \"5s\"\nkill_grace = \"2s\"\n";
 
 /// libfaketime, where Debian and others put it; `None`, said plainly, where it is not installed.
 fn library() -> Option<PathBuf> {
@@ -81,6 +81,7 @@ async fn hours(service: &Service, began: i64, ahead: i64) -> Vec<i64> {
 
 async fn deadlines_and_durations_hold_when_the_clock_is_set(from: i64, to: i64) {
     let Some(service) = with_clock(from).await else { return };
+    let asked = Instant::now();
     let short = enqueue(&service, "SHORT", "run:600").await;
     let one = enqueue(&service, "ONE", "wait+exit:4").await;
     let waiting = enqueue(&service, "ONE", "say:hello").await;
@@ -93,15 +94,15 @@ async fn deadlines_and_durations_hold_when_the_clock_is_set(from: i64, to: i64) 
     let row = service.until(short, JobStatus::Error).await;
     let ran = Duration::from_millis(u64::try_from(row.execution_ms.unwrap()).unwrap());
     assert!(row.error.unwrap().starts_with("timed out: "));
-    assert!((Duration::from_secs(3)..Duration::from_secs(20)).contains(&ran), "{ran:?}");
-    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert!((Duration::from_secs(3)..Duration::from_secs(600)).contains(&ran), "{ran:?}");
     // The other one was not taken for lost, and its time is the time that passed.
     assert_eq!(service.job(one).await.status, JobStatus::Progress);
+    let went_on = begun.elapsed();
     service.go();
     let row = service.until(one, JobStatus::Error).await;
     assert_eq!(row.exit_code, Some(4));
     let ran = Duration::from_millis(u64::try_from(row.execution_ms.unwrap()).unwrap());
-    assert!((Duration::from_secs(2)..Duration::from_secs(60)).contains(&ran), "{ran:?}");
+    assert!(ran >= went_on && ran < asked.elapsed() + Duration::from_millis(50), "{ran:?} is not {went_on:?} at least");
     // What waited for the slot is as due as before, though its `run_at` may lie ahead now.
     service.until(waiting, JobStatus::Completed).await;
     // What is enqueued by the new clock is noticed at once: the yearly tick of these tests can't be what did it.
@@ -129,6 +130,7 @@ async fn a_recurring_job_comes_once_for_each_fire_however_the_clock_is_set() {
     let began = service.store.recurring().await.unwrap()[0].fired_until.unix_millis() / 1000;
     set(&service, 2 * HOUR);
     eventually("two fires", async || fires(&service).await == hours(&service, began, 2).await).await;
+    let twice = fires(&service).await;
     // Back again, and looked at anew, as a service does when it starts; then on to an hour that has not been.
     set(&service, 0);
     service.kill_9();
@@ -136,7 +138,7 @@ async fn a_recurring_job_comes_once_for_each_fire_however_the_clock_is_set() {
     let probe = enqueue(&service, "ONE", "say:hello").await;
     service.until(probe, JobStatus::Completed).await;
     service.sql(&format!("DELETE FROM jobs WHERE id = {probe}")).await;
-    assert_eq!(fires(&service).await, hours(&service, began, 2).await, "nothing comes twice");
+    assert_eq!(fires(&service).await, twice, "nothing comes twice");
     set(&service, 3 * HOUR);
     eventually("the third fire", async || fires(&service).await == hours(&service, began, 3).await).await;
     eventually("three commands", async || service.evidence().len() == fires(&service).await.len() + 1).await;
@@ -163,20 +165,18 @@ async fn a_stopped_service_and_a_stopped_shim_keep_their_deadlines() {
     let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
     let job = service.insert("GRACE", &["ignore-term+run:600"]).await[0];
     let begun = service.begun(job, 1).await;
-    service.until(job, JobStatus::Progress).await;
-    let parent = processes::Process::read(begun.pid).unwrap().parent;
-    let shim = rustix::process::Pid::from_raw(parent).unwrap();
+    let shim = rustix::process::Pid::from_raw(processes::parent_of(begun.pid)).unwrap();
     let stop = |signal| rustix::process::kill_process(shim, signal).unwrap();
     stop(rustix::process::Signal::STOP);
     service.signal(rustix::process::Signal::STOP);
     // Until well after its time is up; that nothing happens meanwhile is what stopping means.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(5500)).await;
     assert!(processes::is_alive(begun.pid));
     service.signal(rustix::process::Signal::CONT);
     stop(rustix::process::Signal::CONT);
     let row = service.until(job, JobStatus::Error).await;
     assert!(row.error.unwrap().starts_with("timed out: "));
-    assert!(row.execution_ms.unwrap() >= 1500);
+    assert!(row.execution_ms.unwrap() >= 5500);
     service.nothing_alive().await;
     assert_eq!(service.evidence().len(), 1);
 }

@@ -23,6 +23,7 @@ async fn the_doctor_tries_everything_beside_a_running_service_and_leaves_nothing
     std::fs::set_permissions(service.path("data"), std::fs::Permissions::from_mode(0o700)).unwrap();
     let running = service.insert("ONE", &["wait"]).await[0];
     let pid = service.begun(running, 1).await.pid;
+    service.until(running, JobStatus::Progress).await;
     let output = service.cli(&["doctor", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let report: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{output:?}"));
@@ -73,12 +74,21 @@ async fn a_doctor_that_is_interrupted_cleans_up(on: On) {
     let Some(service) = Service::start(on, FLOWS).await else { return };
     let mut command = service.command();
     let mut doctor = command.arg("doctor").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // Held still in between, so that it is not over before it has been seen to be under way.
+    let pid = rustix::process::Pid::from_child(&doctor);
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
     eventually("a command of the doctor", async || {
-        doctors_processes(&service).iter().any(|line| line.contains("tree-1") || line.contains("wait-1"))
+        signal(rustix::process::Signal::STOP);
+        let lines = doctors_processes(&service);
+        let seen = lines.iter().any(|line| line.contains("tree-1") || line.contains("wait-1"));
+        if !seen {
+            signal(rustix::process::Signal::CONT);
+        }
+        seen
     })
     .await;
-    let pid = rustix::process::Pid::from_child(&doctor);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    signal(rustix::process::Signal::INT);
+    signal(rustix::process::Signal::CONT);
     eventually("the doctor to end", async || doctor.try_wait().unwrap().is_some()).await;
     let output = doctor.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -3,17 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use callsheet::domain::JobStatus;
+use callsheet::domain::{JobStatus, Timestamp};
 use serde_json::Value;
 
-use crate::support::eventually;
 use crate::support::scrape::get;
 use crate::support::service::{On, Service};
 use crate::support::tools::{self, ROOT, node_modules, program, run};
+use crate::support::{eventually, own_address};
 
 const NAMES: [&str; 3] = ["overview", "flow", "service"];
 
@@ -150,8 +149,7 @@ struct Prometheus {
 impl Prometheus {
     fn start(program: &Path, target: &str) -> Self {
         let data = tempfile::tempdir().unwrap();
-        // The port is free now, and nothing else here asks for that very one.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = own_address().to_string();
         let shipped = fs::read_to_string(format!("{ROOT}/grafana/prometheus/prometheus.yml")).unwrap();
         let config = shipped.replace("15s", "1s").replace("localhost:8440", target);
         assert!(config.contains(target) && config.contains("1s"), "{config}");
@@ -183,17 +181,21 @@ impl Prometheus {
         std::net::TcpStream::connect(&self.address).is_ok() && get(&self.address, "/-/ready").0 == 200
     }
 
-    /// The series of an instant query.
+    /// The series of a query as of now.
     fn vector(&self, query: &str) -> Vec<Value> {
-        let data = self.ask("/api/v1/query", &[("query", query)]);
+        self.vector_at(query, callsheet::clock::now())
+    }
+
+    /// The series of a query as of a moment.
+    fn vector_at(&self, query: &str, time: Timestamp) -> Vec<Value> {
+        let data = self.ask("/api/v1/query", &[("query", query), ("time", &seconds(time))]);
         assert_eq!(data["resultType"], "vector", "{query}");
         list(&data, "/result").clone()
     }
 
-    /// The series of a query over the last half minute.
-    fn matrix(&self, query: &str) -> Vec<Value> {
-        let end = callsheet::clock::now().unix_millis() / 1_000;
-        let (start, end) = ((end - 30).to_string(), end.to_string());
+    /// The series of a query over the time between two moments.
+    fn matrix(&self, query: &str, start: Timestamp, end: Timestamp) -> Vec<Value> {
+        let (start, end) = (seconds(start), seconds(end));
         let data =
             self.ask("/api/v1/query_range", &[("query", query), ("start", &start), ("end", &end), ("step", "1")]);
         assert_eq!(data["resultType"], "matrix", "{query}");
@@ -208,6 +210,10 @@ impl Drop for Prometheus {
     }
 }
 
+fn seconds(time: Timestamp) -> String {
+    format!("{:.3}", time.unix_millis() as f64 / 1_000.0)
+}
+
 fn escaped(text: &str) -> String {
     let byte = |byte: u8| {
         if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }
@@ -217,7 +223,7 @@ fn escaped(text: &str) -> String {
 
 /// A query as Grafana would send it, with every variable filled in.
 fn filled(query: &str, flow: &str) -> String {
-    let filled = query.replace("$__rate_interval", "20s").replace("$worker", ".*").replace("$flow", flow);
+    let filled = query.replace("$__rate_interval", "5m").replace("$worker", ".*").replace("$flow", flow);
     assert!(!filled.contains('$'), "an unknown variable in {query}");
     filled
 }
@@ -239,11 +245,11 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
     let Some(program) = program("prometheus") else { return };
     let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
     // The same address after its restart, as an operator's service has.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = own_address().to_string();
     let config = fs::read_to_string(service.path("callsheet.toml")).unwrap();
     fs::write(service.path("callsheet.toml"), config.replace("127.0.0.1:0", &address)).unwrap();
     // Of a webhook's requests there is something to see even where nobody is there to take them.
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = own_address();
     service.configure(&format!(
         "[[webhooks]]\nname = \"away\"\nurl = \"http://{nobody}/\"\nsecret_env = \"CALLSHEET_TEST_HOOK\"\n"
     ));
@@ -251,6 +257,7 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
     service.serve().await;
     let lasting = service.insert("MIXED", &["wait"]).await[0];
     service.until(lasting, JobStatus::Progress).await;
+    let started = callsheet::clock::now();
     let prometheus = Prometheus::start(&program, &address);
     eventually("Prometheus", async || prometheus.answers()).await;
     eventually("a first scrape", async || !prometheus.vector("callsheet_build_info").is_empty()).await;
@@ -269,8 +276,14 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
     service.until(more[2], JobStatus::Completed).await;
     // Left over when everything is asked: one that waits and one that runs.
     service.insert("MIXED", &["wait", "wait"]).await;
-    let scrapes = "count_over_time(callsheet_build_info[1m]) >= 12";
-    eventually("a dozen scrapes", async || !prometheus.vector(scrapes).is_empty()).await;
+    // All is asked as of a moment just after a scrape, when there was one, and over the time up to then.
+    let mut loaded = started;
+    let scrapes = "callsheet_build_info and count_over_time(callsheet_build_info[5m]) >= 12";
+    eventually("a dozen scrapes", async || {
+        loaded = callsheet::clock::now();
+        !prometheus.vector_at(scrapes, loaded).is_empty()
+    })
+    .await;
 
     let mut asked = 0;
     let mut names = BTreeSet::new();
@@ -282,7 +295,11 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
                 let expr = filled(text(target, "expr"), if name == "flow" { "MIXED" } else { ".*" });
                 names.extend(metric_names(&expr));
                 let instant = target["instant"] == true;
-                let series = if instant { prometheus.vector(&expr) } else { prometheus.matrix(&expr) };
+                let series = if instant {
+                    prometheus.vector_at(&expr, loaded)
+                } else {
+                    prometheus.matrix(&expr, started, loaded)
+                };
                 assert!(!series.is_empty(), "{title} has no data: {expr}");
                 assert!(series.iter().any(has_number), "{title} has no number: {expr}");
                 let legend = text(target, "legendFormat");
@@ -305,7 +322,7 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
         }
         for annotation in list(&dashboard, "/annotations/list") {
             let expr = filled(text(&annotation["target"], "expr"), ".*");
-            let series = prometheus.matrix(&expr);
+            let series = prometheus.matrix(&expr, started, loaded);
             assert!(series.iter().any(has_number), "{name}: no {}", text(annotation, "name"));
             for label in text(annotation, "titleFormat").split("{{").skip(1).filter_map(|rest| rest.split_once("}}")) {
                 assert!(series[0]["metric"][label.0].is_string(), "{name}: no label {} in {series:?}", label.0);
@@ -314,9 +331,9 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
     }
     assert!(asked > 60, "only {asked} queries were asked");
     // Both starts of the service are marked, each at its own time.
-    let starts = prometheus.vector("changes(process_start_time_seconds{job=\"callsheet\"}[5m])");
+    let starts = prometheus.vector_at("changes(process_start_time_seconds{job=\"callsheet\"}[5m])", loaded);
     assert_eq!(starts[0]["value"][1], "1");
-    let worker = prometheus.vector("callsheet_worker_info");
+    let worker = prometheus.vector_at("callsheet_worker_info", loaded);
     assert!(worker[0]["metric"]["worker_id"].is_string() && worker[0]["metric"]["instance"] == address.as_str());
 
     // The rules: evaluated without error, and of every metric that they name there is data.
@@ -330,11 +347,11 @@ async fn every_query_of_every_panel_and_rule_has_an_answer_of_the_right_shape() 
     assert_eq!(rules.len(), alerts().len());
     for rule in &rules {
         let query = text(rule, "query");
-        prometheus.vector(query);
+        prometheus.vector_at(query, loaded);
         let found = metric_names(query);
         assert!(!found.is_empty(), "{query} names no metric");
         for metric in found {
-            assert!(!prometheus.vector(&metric).is_empty(), "{}: there is no {metric}", text(rule, "name"));
+            assert!(!prometheus.vector_at(&metric, loaded).is_empty(), "{}: there is no {metric}", text(rule, "name"));
         }
     }
     let firing: BTreeSet<_> =

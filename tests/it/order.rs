@@ -52,7 +52,7 @@ async fn a_row_of_a_foreign_client_is_noticed_without_the_tick(on: On) {
     assert_eq!((row.attempt.0, row.exit_code, row.error), (1, Some(0), None));
     let (created, started, completed) = (row.created_time, row.started_time.unwrap(), row.completed_time.unwrap());
     assert!(created <= started && started <= completed, "{created:?} {started:?} {completed:?}");
-    assert!(row.execution_ms.is_some_and(|ms| (0..10_000).contains(&ms)));
+    assert!(row.execution_ms.is_some_and(|ms| (0..600_000).contains(&ms)));
     let runs = service.runs(job).await;
     assert_eq!(runs.len(), 1);
     assert_eq!(runs[0].outcome.as_deref(), Some("COMPLETED"));

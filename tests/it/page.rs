@@ -9,8 +9,8 @@ use callsheet::domain::{JobId, JobStatus};
 use serde_json::{Value, json};
 
 use crate::support::browser::{Browser, axe};
-use crate::support::eventually;
 use crate::support::service::{On, Service};
+use crate::support::{eventually, own_address};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_callsheet");
 
@@ -206,9 +206,9 @@ async fn an_open_page_outlives_a_restart_of_the_service_and_misses_nothing() {
     let stop = service.path("stop");
     let flow = format!("[flows.ONE]\ncommand = [\"/bin/bash\", \"-c\", {}, \"{}\"]\n", json!(script), stop.display());
     service.configure(&flow);
+    let config = service.config().replace("127.0.0.1:0", &own_address().to_string());
+    fs::write(service.path("callsheet.toml"), config).unwrap();
     service.serve().await;
-    let config = fs::read_to_string(service.path("callsheet.toml")).unwrap();
-    fs::write(service.path("callsheet.toml"), config.replace("127.0.0.1:0", &service.address())).unwrap();
     let job = service.insert("ONE", &["a"]).await[0];
     service.until(job, JobStatus::Progress).await;
     browser.open(&address(&service, &format!("/jobs/{job}")));

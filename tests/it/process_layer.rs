@@ -280,7 +280,8 @@ async fn the_command_leads_a_session_without_the_services_descriptors_or_signal_
     assert_eq!((process.session, shim.session), (pid, process.parent), "command and shim lead sessions of their own");
     for (who, pid) in [("zygote", shim.parent), ("shim", process.parent), ("command", pid)] {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
-            let target = fs::read_link(entry.path()).unwrap_or_default();
+            // One that has just been closed holds nothing.
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
             let target = target.to_string_lossy();
             let own = ["/dev/null", "socket:", "pipe:", "anon_inode:"].iter().any(|kind| target.starts_with(kind));
             let of_the_run = who == "shim" && target.starts_with(&*stage.run_dir(&spec).to_string_lossy());
@@ -417,7 +418,7 @@ async fn what_a_killed_command_left_elsewhere_is_ended_by_its_cancel_command() {
     let stage = Stage::new();
     // It ignores whatever it is asked, and the first asking takes for ever. What is elsewhere is the file.
     let grace = CommandSpec {
-        kill_grace: Duration::from_secs(1),
+        kill_grace: Duration::from_secs(5),
         ..stage.script("touch elsewhere; while :; do sleep 0.01; done")
     };
     let spec = cancelled_by(grace, "echo $0 >>asked; [ $0 = KILL ] || exec sleep 1000; sleep 0.3; rm elsewhere");
@@ -439,7 +440,7 @@ async fn what_a_killed_command_left_elsewhere_is_ended_by_its_cancel_command() {
         fs::remove_file(stage.path("asked")).unwrap();
     }
     // One that hangs then is not waited for longer than that.
-    let grace = CommandSpec { kill_grace: Duration::from_millis(300), ..stage.script("kill -9 $$") };
+    let grace = CommandSpec { kill_grace: Duration::from_secs(4), ..stage.script("kill -9 $$") };
     let spec = cancelled_by(grace, "echo $0 >asked; exec sleep 1000");
     let verdict = stage.run(&spec).await.verdict();
     assert_eq!((verdict.end, verdict.cause), (CommandEnd::Signaled(9), EndCause::Itself));
@@ -516,7 +517,7 @@ async fn a_stop_that_comes_after_the_commands_end_is_not_its_cause() {
 async fn the_time_limit_ends_the_whole_tree() {
     let stage = Stage::new();
     let spec = CommandSpec {
-        time_limit: Duration::from_secs(2),
+        time_limit: Duration::from_secs(6),
         kill_grace: Duration::from_millis(100),
         ..stage.script(&format!("{ESCAPING_TREE} while :; do sleep 1; done"))
     };
@@ -527,10 +528,10 @@ async fn the_time_limit_ends_the_whole_tree() {
         (verdict.end, verdict.cause),
         (
             CommandEnd::Signaled(9),
-            EndCause::TimedOut(Some(TimedOut { timeout: Timeout::StartToClose, limit: Duration::from_secs(2) }))
+            EndCause::TimedOut(Some(TimedOut { timeout: Timeout::StartToClose, limit: Duration::from_secs(6) }))
         )
     );
-    assert!(verdict.execution >= Duration::from_secs(2) && verdict.execution < Duration::from_secs(20));
+    assert!(verdict.execution >= Duration::from_secs(6) && verdict.execution < Duration::from_secs(60));
     assert!(!pids.into_iter().any(is_alive), "{pids:?}");
     assert_nothing_is_alive_of(&spec);
 }
@@ -581,9 +582,12 @@ async fn progress_arrives_and_its_last_value_for_certain() {
         s.connect('\\0' + a[1:] if a[0] == '@' else a)\nfor i in range(1001): s.send(b'X_PROGRESS=%d\\nSTATUS=frame %d\\n' % (i // 10, i))\n\
         s.send(b'X_PROGRESS=101\\n\\xff\\xfe=\\0')";
     let mut spec = command(&["python3", "-c", notify]);
+    let begun = Instant::now();
     let told = stage.run(&spec).await;
     assert_eq!(told.progress.last(), Some(&(Some(100), Some("frame 1000".to_owned()))), "{told:?}");
-    assert!(told.progress.len() < 100, "{} reports of progress", told.progress.len());
+    // One in a tenth of a second, and the last.
+    let most = begun.elapsed().as_millis() / 100 + 2;
+    assert!((told.progress.len() as u128) <= most, "{} reports of progress", told.progress.len());
 
     // A path that is too long for a socket.
     let deep = stage.path(&"d".repeat(120));
@@ -623,7 +627,8 @@ async fn a_run_whose_link_was_dropped_is_adopted_with_the_same_pid_and_its_last_
 #[tokio::test]
 async fn an_adopted_run_can_be_stopped() {
     let stage = Stage::new();
-    let spec = command(&["sleep", "600"]);
+    // On a machine that is busy a signal takes its time.
+    let spec = CommandSpec { kill_grace: Duration::from_secs(60), ..command(&["sleep", "600"]) };
     drop(stage.launch(&spec).await);
     let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("not alive") };
     link.control.stop();

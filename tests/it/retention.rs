@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a measurement prints")]
 
 use callsheet::domain::{JobId, JobStatus};
-use callsheet::store::DeliveryFilter;
+use callsheet::store::{DeliveryFilter, JobFilter};
 
 use crate::on_each_database;
 use crate::support::eventually;
@@ -50,7 +50,10 @@ async fn jobs(service: &Service, days: &[i64]) -> (Vec<[JobId; 3]>, [JobId; 2]) 
 async fn what_ended_long_ago_goes_by_its_status_and_nothing_else(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
     service.configure("[retention]\ncompleted = \"10d\"\nerror = \"20d\"\ncancelled = \"off\"\naudit = \"10d\"\ndeliveries = \"10d\"\n");
+    // Something to do for the pass at the start, so that it tells when it is over; the next one is an hour away.
+    service.sql("INSERT INTO jobs (type, identifier, status, completed_time) VALUES ('OLD', 'x', 'ERROR', 1)").await;
     service.serve().await;
+    eventually("the pass at the start", async || service.log().contains("old rows were removed")).await;
     let (ended, open) = jobs(&service, &[9, 11, 21]).await;
     let deed = |days: i64| {
         let time = format!("(SELECT max(created_time) FROM jobs) - {}", days * DAY);
@@ -150,17 +153,18 @@ async fn a_long_history_goes_in_batches_while_jobs_run(on: On) {
              SELECT 'x', id, job_id, 'DELIVERED', 0, id, '{}' FROM job_events",
         )
         .await;
-    let answer = service.request("POST", "/api/v1/prune", &[], b"");
-    assert_eq!(answer.json()["deliveries"], 3000, "{}", answer.text());
+    let answer = service.request("POST", "/api/v1/prune", &[], b"").json();
     let job = service.insert("ONE", &["say:hello"]).await[0];
     service.until(job, JobStatus::Completed).await;
-    assert_eq!(
-        (&answer.json()["completed"], &answer.json()["error"]),
-        (&2000.into(), &1000.into()),
-        "{}",
-        answer.text()
-    );
-    let left = service.store.list(&callsheet::store::JobFilter { limit: 10, ..Default::default() }).await.unwrap();
+    // A request goes on for some seconds only. Where these are too few the service removes the rest by itself.
+    if answer["more"] == false {
+        let removed = ["completed", "error", "deliveries"].map(|kind| answer[kind].as_u64());
+        assert_eq!(removed, [2000, 1000, 3000].map(Some), "{answer}");
+    }
+    let rows = async || service.store.list(&JobFilter { limit: 10, ..Default::default() }).await.unwrap().rows.len();
+    let events = async || service.store.events_after(0, 10).await.unwrap().events.len();
+    eventually("all to be removed", async || (rows().await, events().await) == (1, 3)).await;
+    let left = service.store.list(&JobFilter { limit: 10, ..Default::default() }).await.unwrap();
     assert_eq!(left.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [job]);
     assert_eq!(service.store.events_after(0, 10).await.unwrap().events.len(), 3, "the events of the one that is left");
 }

@@ -9,25 +9,29 @@ use std::time::Duration;
 use callsheet::config::Config;
 use callsheet::domain::JobStatus;
 
-use crate::support::eventually;
 use crate::support::service::{On, Service};
 use crate::support::tools::{self, ROOT, program, run};
+use crate::support::{eventually, own_address};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_manager_is_told_of_start_life_and_stop_and_commands_do_not_see_its_socket() {
     let mut service = Service::prepare(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
     let path = service.path("notify").display().to_string();
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let hear = || {
+    // Heard all the time, since what finds no room in the socket is lost.
+    let (sender, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
         let mut buffer = [0; 4096];
-        let length = socket.recv(&mut buffer).expect("a message to the service manager");
-        String::from_utf8(buffer[..length].to_vec()).unwrap()
-    };
+        while let Ok(length) = socket.recv(&mut buffer) {
+            sender.send(String::from_utf8(buffer[..length].to_vec()).unwrap()).ok();
+        }
+    });
+    let hear = || heard.recv_timeout(Duration::from_secs(60)).expect("a message to the service manager");
     service.serve_with(&[("NOTIFY_SOCKET", &path), ("WATCHDOG_USEC", "600000")]).await;
     let first = hear();
     assert!(first.starts_with("READY=1\nSTATUS=working: 0 runs"), "{first}");
     let lasting = service.insert("ONE", &["environment+wait"]).await[0];
+    service.begun(lasting, 1).await;
     service.until(lasting, JobStatus::Progress).await;
     let (mut alive, mut status) = (0, String::new());
     while alive < 3 || !status.contains("working: 1 run") {
@@ -58,7 +62,7 @@ async fn a_service_manager_is_told_of_start_life_and_stop_and_commands_do_not_se
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn check_ready_answers_for_a_health_check() {
     let mut service = Service::prepare(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = own_address().to_string();
     let config = fs::read_to_string(service.path("callsheet.toml")).unwrap().replace("127.0.0.1:0", &address);
     fs::write(service.path("callsheet.toml"), &config).unwrap();
     let before = service.cli(&["check", "--ready"]);

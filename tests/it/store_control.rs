@@ -300,7 +300,7 @@ async fn a_flow_is_paused_and_resumed_by_somebody(db: Db) {
     db.store.enqueue(&[new("y")]).await.unwrap();
     let mut wakes = db.another().await.watch().await.unwrap();
     assert_eq!(db.store.pause(&flow(), "alice@host (cli)").await.unwrap(), PauseResult::Changed);
-    tokio::time::timeout(Duration::from_secs(10), wakes.next()).await.expect("another service hears of it at once");
+    tokio::time::timeout(Duration::from_secs(60), wakes.next()).await.expect("another service hears of it at once");
     assert_eq!(db.store.pause(&flow(), "bob").await.unwrap(), PauseResult::Unchanged);
     let state = db.store.flow_states().await.unwrap().remove(0);
     assert_eq!((state.paused, state.paused_by.as_deref(), state.progress), (true, Some("alice@host (cli)"), 1));
@@ -336,7 +336,7 @@ async fn a_drain_is_asked_of_one_start_of_a_worker(db: Db) {
     assert_eq!(db.store.drain_requested(&worker(), "1").await.unwrap(), None);
     let mut wakes = db.another().await.watch().await.unwrap();
     assert_eq!(db.store.request_drain(&worker(), "alice").await.unwrap(), DrainResult::Requested);
-    tokio::time::timeout(Duration::from_secs(10), wakes.next()).await.expect("the worker hears of it at once");
+    tokio::time::timeout(Duration::from_secs(60), wakes.next()).await.expect("the worker hears of it at once");
     assert_eq!(db.store.request_drain(&worker(), "bob").await.unwrap(), DrainResult::AlreadyRequested);
     assert_eq!(db.store.drain_requested(&worker(), "1").await.unwrap().as_deref(), Some("alice"));
     // Registering again after an answer was lost does not undo it; another start of the worker does.

@@ -19,6 +19,8 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 const JOB: &str = include_str!("job.sh");
 /// How long anything may take that has to come about.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the parent of a process that has ended may take to notice on a machine that is busy.
+const UNREAPED: Duration = Duration::from_secs(10);
 const OPEN: [JobStatus; 3] = [JobStatus::Pending, JobStatus::InQueue, JobStatus::Progress];
 
 /// How long and how hard.
@@ -62,6 +64,13 @@ pub struct Sample {
     pub database_kib: u64,
     pub runs_kib: u64,
     pub run_dirs: u64,
+}
+
+impl Sample {
+    /// Whether nothing runs and nothing waits.
+    fn is_clean(&self) -> bool {
+        (self.shims, self.open_rows, self.zombies.len()) == (0, 0, 0)
+    }
 }
 
 /// What came of it.
@@ -236,8 +245,12 @@ impl Soak {
     async fn tidy(&mut self) {
         let kept = i64::try_from(self.plan.kept.as_millis()).expect("a time");
         let before = self.store.now().await.expect("the database answers").unix_millis() - kept;
+        // Not those whose end has not been noted yet: a service may learn of one long after it.
+        let unseen: Vec<String> = self.expected.keys().map(JobId::to_string).chain(["0".to_owned()]).collect();
         let delete = format!(
-            "DELETE FROM jobs WHERE status IN ('COMPLETED', 'ERROR', 'CANCELLED') AND completed_time < {before}"
+            "DELETE FROM jobs WHERE status IN ('COMPLETED', 'ERROR', 'CANCELLED') AND completed_time < {before} \
+             AND id NOT IN ({})",
+            unseen.join(", ")
         );
         self.foreign.execute_unprepared(&delete).await.expect("old jobs can be deleted");
         let rows: BTreeSet<i64> = self.list(&[], &[]).await.into_iter().map(|row| row.id.0).collect();
@@ -245,7 +258,8 @@ impl Soak {
             let name = entry.file_name();
             let job = name.to_str().and_then(|name| name.split('-').next()?.parse::<i64>().ok());
             if job.is_some_and(|job| !rows.contains(&job)) {
-                fs::remove_dir_all(entry.path()).expect("an old run directory can be removed");
+                // Its shim or the service may tidy up in it just now; then it goes next time.
+                fs::remove_dir_all(entry.path()).ok();
             }
         }
     }
@@ -338,7 +352,13 @@ impl Soak {
         for (pid, name) in self.of_runs() {
             self.report.problems.push(format!("process {pid} ({name}) outlived its run"));
         }
-        self.report.samples.push(self.sample().await);
+        // Shims go after their commands, and whoever has ended is a zombie for a moment.
+        let mut last = self.sample().await;
+        while !last.is_clean() && started.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            last = self.sample().await;
+        }
+        self.report.samples.push(last);
         self.end_service(rustix::process::Signal::TERM).await;
     }
 
@@ -429,13 +449,16 @@ impl Report {
     /// What of it grew, or stayed that should have gone.
     fn judge(&mut self, plan: &Plan) {
         let mut problems = Vec::new();
-        for pair in self.samples.windows(2) {
-            if let Some(pid) = pair[0].zombies.intersection(&pair[1].zombies).next() {
-                problems.push(format!("process {pid} has been a zombie for {:?}", plan.sample));
+        for (place, first) in self.samples.iter().enumerate() {
+            let meanwhile = || self.samples[place..].iter().take_while(|sample| sample.at <= first.at + UNREAPED);
+            let lasts = self.samples.last().is_some_and(|last| last.at >= first.at + UNREAPED);
+            let mut zombies = first.zombies.iter().filter(|_| lasts);
+            if let Some(pid) = zombies.find(|pid| meanwhile().all(|sample| sample.zombies.contains(pid))) {
+                problems.push(format!("process {pid} has been a zombie for {UNREAPED:?}"));
             }
         }
         if let Some(last) = self.samples.last()
-            && (last.shims, last.open_rows, last.zombies.len()) != (0, 0, 0)
+            && !last.is_clean()
         {
             problems.push(format!("something is left when all is over: {last:?}"));
         }
