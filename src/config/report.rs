@@ -129,6 +129,10 @@ impl Notes {
         push(&mut self.syntax, span, message.into());
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.notes.len() + self.syntax.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.notes.is_empty() && self.syntax.is_empty()
     }

@@ -206,8 +206,14 @@ fn slots_are_a_variable_and_its_values() {
             "3:46: unknown key `order` in [flows.X.slots]"
         ]
     );
-    let number = about("name = \"GPU\", values = [0]");
-    assert!(number.contains(&"3:35: `values` must be a text in quotes, not an integer".to_owned()), "{number:?}");
+    for (number, said) in [
+        ("name = \"GPU\", values = [0]", "3:35: `values` must be a text in quotes, not an integer"),
+        ("name = \"GPU\", values = [\"0\", 1]", "3:40: `values` must be a text in quotes, not an integer"),
+        ("name = \"GPU\", values = 2", "3:34: `values` must be a list of texts, not an integer"),
+        ("name = 1, values = [\"0\"]", "3:18: `name` must be a text in quotes, not an integer"),
+    ] {
+        assert_eq!(about(number), [said]);
+    }
     let of_ours = about("name = \"CALLSHEET_JOB_ID\", values = [\"0\"]");
     assert_eq!(of_ours, ["3:18: CALLSHEET_JOB_ID is set by Callsheet itself and can't be given another value"]);
     let both = "env = { GPU = \"1\" }\nslots = { name = \"GPU\", values = [\"0\"] }";

@@ -533,9 +533,12 @@ impl<'t, 'i> Table<'t, 'i> {
         const VALUES: &str = "write each as a text: values = [\"0\", \"1\"]";
         let span = self.get("slots")?.span();
         let mut slots = self.table("slots", &format!("[{path}.slots]"))?;
+        let before = slots.notes.len();
         let read = SlotsTable { span, name: slots.string("name", ""), values: slots.texts("values", VALUES) };
+        // A text that is none is complained about once; what is left without it is not what was meant.
+        let is_read = slots.notes.len() == before;
         slots.no_other_keys(SLOTS);
-        Some(read)
+        is_read.then_some(read)
     }
 
     fn recurring(&mut self, path: &str) -> Vec<Spanned<Recurring>> {
