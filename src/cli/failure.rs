@@ -187,7 +187,9 @@ impl From<store::Error> for Failure {
         let exit = match &error {
             store::Error::NothingToWaitFor { .. } => Exit::NotFound,
             store::Error::Adopted { .. } | store::Error::AdoptionMissing { .. } => Exit::Usage,
-            store::Error::InvalidUrl { .. } | store::Error::NulCharacter { .. } => Exit::Usage,
+            store::Error::InvalidUrl { .. } | store::Error::NulCharacter { .. } | store::Error::TooLarge { .. } => {
+                Exit::Usage
+            }
             store::Error::UnreadableRow { .. } | store::Error::Statement { .. } => Exit::Failed,
             store::Error::Unavailable { .. }
             | store::Error::Timeout { .. }

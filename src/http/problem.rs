@@ -118,6 +118,7 @@ impl From<store::Error> for Problem {
                     detail: "a NUL character can't be kept".to_owned(),
                 }],
             ),
+            store::Error::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             store::Error::NothingToWaitFor { job } => Self::invalid(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 vec![FieldError { field: "after".to_owned(), pointer: None, detail: format!("there is no job {job}") }],

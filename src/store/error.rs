@@ -114,6 +114,14 @@ pub enum Error {
         /// `identifier`, `payload` or `unique_key`.
         field: &'static str,
     },
+    /// A job that the server takes no statement for.
+    #[error("a job of {bytes} bytes is more than this server takes at once (max_allowed_packet is {most})")]
+    TooLarge {
+        /// How large it is.
+        bytes: usize,
+        /// What the server takes.
+        most: usize,
+    },
     /// A job was to wait for one that is not there.
     #[error("there is no job {job} to wait for")]
     NothingToWaitFor {
@@ -148,7 +156,7 @@ impl Error {
     }
 
     /// Every answer of [`Self::kind`].
-    pub const KINDS: [&str; 16] = [
+    pub const KINDS: [&str; 17] = [
         "unavailable",
         "timeout",
         "replaced",
@@ -163,6 +171,7 @@ impl Error {
         "corrupt",
         "unreadable_row",
         "nul_character",
+        "too_large",
         "nothing_to_wait_for",
         "statement",
     ];
@@ -185,6 +194,7 @@ impl Error {
             Self::Corrupt { .. } => "corrupt",
             Self::UnreadableRow { .. } => "unreadable_row",
             Self::NulCharacter { .. } => "nul_character",
+            Self::TooLarge { .. } => "too_large",
             Self::NothingToWaitFor { .. } => "nothing_to_wait_for",
             Self::Statement { .. } => "statement",
         }

@@ -22,12 +22,14 @@ use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
 
 /// Rows of one statement.
 const CHUNK: usize = 500;
+/// Bytes of texts that one statement brings at most.
+const CHUNK_BYTES: usize = 8 << 20;
 
 impl Store {
     /// Enqueues jobs, all of them or none, and answers in their order. Wakes this process too.
     ///
     /// # Errors
-    /// [`Error::NulCharacter`] before anything is written; else where the database fails.
+    /// [`Error::NulCharacter`] and [`Error::TooLarge`] before anything is written; else where the database fails.
     pub async fn enqueue(&self, new: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         self.enqueue_after(new, &BTreeMap::new()).await
     }
@@ -66,9 +68,11 @@ impl Store {
         let keyed = new.iter().filter(|job| job.unique_key.is_some()).map(|job| job.flow.as_str()).collect();
         self.lock_keys(&transaction, keyed).await?;
         let mut enqueued = Vec::with_capacity(new.len());
-        // A chunk ends at a job with a key, since the rows that a statement did not insert can't be told apart.
-        let keyless = |job: &NewJob, next: &NewJob| job.unique_key.is_none() && next.unique_key.is_none();
-        for jobs in new.chunk_by(keyless).flat_map(|jobs| jobs.chunks(CHUNK)) {
+        let at_once = self.at_once(&transaction, new).await?;
+        let mut rest = new;
+        while !rest.is_empty() {
+            let (jobs, others) = rest.split_at(of_one_statement(rest, at_once));
+            rest = others;
             let ids = self.insert(&transaction, jobs).await?;
             match jobs {
                 [job] if ids.is_empty() => enqueued.push(self.holder_or_insert(&transaction, job).await?),
@@ -87,6 +91,26 @@ impl Store {
         transaction.commit().await.doing(ENQUEUE)?;
         crash::after(Step::EnqueueCommit);
         Ok(enqueued)
+    }
+
+    /// How many bytes of texts may go into one statement. MySQL ends the connection that brings it more than it takes, which
+    /// would look like a server that is not there.
+    async fn at_once(&self, transaction: &Transaction, new: &[NewJob]) -> Result<usize, Error> {
+        /// A batch of so little is never too much: the least that anybody sets in earnest.
+        const LITTLE: usize = 512 << 10;
+        /// What a row has beside its texts, by far.
+        const BESIDE: usize = 4 << 10;
+        if self.dialect() != Dialect::MySql || new.iter().map(bytes_of).sum::<usize>() < LITTLE {
+            return Ok(CHUNK_BYTES);
+        }
+        let select = self.statement("SELECT CAST(@@max_allowed_packet AS bigint) AS most", []);
+        let result = transaction.query_one_raw(select).await.doing(ENQUEUE)?;
+        let most = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("most"))?;
+        let most = usize::try_from(most).unwrap_or_default();
+        match new.iter().map(bytes_of).find(|bytes| bytes + BESIDE > most) {
+            Some(bytes) => Err(Error::TooLarge { bytes, most }),
+            None => Ok(CHUNK_BYTES.min(most / 2)),
+        }
     }
 
     /// Lets batches with keys of one flow follow one another on a server: two that have the same keys in another order would
@@ -649,6 +673,21 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
         address: row.text("address")?,
         runs: u64::try_from(row.int("runs")?).unwrap_or(0),
     })
+}
+
+/// How many of these, from the first on, go into one statement. A job with a key is alone in its own, since the rows that a
+/// statement did not insert can't be told apart.
+fn of_one_statement(jobs: &[NewJob], at_once: usize) -> usize {
+    let mut bytes = 0;
+    let mut fits = |job: &&NewJob| {
+        bytes += bytes_of(job);
+        job.unique_key.is_none() && bytes <= at_once
+    };
+    jobs.iter().take(CHUNK).take_while(|job| fits(job)).count().max(1)
+}
+
+fn bytes_of(job: &NewJob) -> usize {
+    job.identifier.len() + job.payload.as_ref().map_or(0, String::len)
 }
 
 /// The list that a worker has written; what somebody else wrote there counts for nothing.

@@ -398,6 +398,7 @@ on_every_database!(
     a_paused_flow_claims_nothing_but_cancels,
     rows_of_other_types_are_left_alone,
     unreadable_rows_are_claimed_with_the_reason,
+    a_batch_may_be_larger_than_what_a_server_takes_at_once,
     an_open_unique_key_is_enqueued_once_also_in_a_race,
     a_batch_of_jobs_is_numbered_in_its_order,
     lists_are_stable_under_the_cursor,
@@ -955,6 +956,30 @@ async fn unreadable_rows_are_claimed_with_the_reason(db: Db) {
         let refused =
             Settlement { error: Some("refused".to_owned()), ..settlement(job, Next::Final(JobStatus::Error), None) };
         assert_eq!(db.apply(Write::Settle(refused)).await, Written::Applied);
+    }
+}
+
+async fn a_batch_may_be_larger_than_what_a_server_takes_at_once(db: Db) {
+    // MariaDB takes 16 MiB (max_allowed_packet).
+    let payload = format!("\"{}\"", "x".repeat(1 << 20));
+    let job = |n: usize| NewJob {
+        payload: Some(payload.clone()),
+        unique_key: (n == 3).then(|| "a".to_owned()),
+        ..new(&n.to_string())
+    };
+    let enqueued = db.store.enqueue(&(0..20).map(job).collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(enqueued.len(), 20);
+    for (n, job) in enqueued.iter().enumerate() {
+        let row = db.row(job.id).await;
+        assert_eq!((row.identifier, row.payload.map(|payload| payload.len())), (n.to_string(), Some(payload.len())));
+    }
+    // One that is larger by itself is refused, and nothing of its batch is there.
+    if db.on == On::MariaDb {
+        let large = NewJob { payload: Some(format!("\"{}\"", "x".repeat(17 << 20))), ..new("large") };
+        let refused = db.store.enqueue(&[new("small"), large]).await.unwrap_err();
+        let said = refused.to_string();
+        assert!(said.contains("(max_allowed_packet is 16777216)"), "{said}");
+        assert_eq!(db.number("SELECT count(*) FROM jobs").await, 20);
     }
 }
 
