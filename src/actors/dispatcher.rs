@@ -342,6 +342,7 @@ impl DispatcherState {
             incarnation: self.args.shared.incarnation.clone(),
             concurrency: self.claiming.concurrency.get(),
             worker_concurrency: self.claiming.worker_concurrency.get(),
+            requires: self.claiming.requires.clone(),
             beyond_share: self.held_back.is_some_and(|since| since.elapsed() >= OTHERS_FIRST),
             // Who stops leaves it to others to end what has waited too long.
             schedule_to_close_timeout: if self.serves() {

@@ -15,6 +15,7 @@ use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::update::{Rows, Update};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
 use crate::domain::heartbeat::Lease;
+use crate::domain::labels::Labels;
 use crate::domain::trace::{TraceContext, TraceState};
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
@@ -183,7 +184,7 @@ impl Store {
             claim.worker.as_str().into(),
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
-        let mut statement = flow_now_sql(dialect);
+        let mut statement = flow_now_sql(dialect, &claim.requires);
         if dialect.is_shared() {
             values.push(claim.incarnation.as_str().into());
         }
@@ -625,7 +626,7 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
     error = CASE WHEN attempt = 0 THEN 'cancelled before its command was started' \
     ELSE 'cancelled while it waited for another attempt' || COALESCE('; the last one: ' || error, '') END";
 
-fn flow_now_sql(dialect: Dialect) -> String {
+fn flow_now_sql(dialect: Dialect, requires: &Labels) -> String {
     let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
     // Nobody else can have had the name where there is one worker.
     let displaced = if dialect.is_shared() { " OR $4 <> '' AND incarnation <> $4" } else { "" };
@@ -634,7 +635,7 @@ fn flow_now_sql(dialect: Dialect) -> String {
         Dialect::Sqlite => ("1 = 0".to_owned(), "0".to_owned(), "NULL".to_owned()),
         Dialect::Postgres | Dialect::MySql => (
             others_live(dialect, "$2"),
-            claimers(dialect, "$2"),
+            claimers(dialect, "$2", requires),
             format!("(SELECT min(lease_time) FROM jobs {open} WHERE type = $1 AND worker_id <> $2 AND {OPEN})"),
         ),
     };

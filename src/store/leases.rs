@@ -13,6 +13,7 @@ use super::sql::{Dialect, Doing, OPEN, Row};
 use super::{Claim, Claimed, Error, LapsedRun, Store};
 use crate::domain::Timestamp;
 use crate::domain::heartbeat::{Lease, LeaseTerms};
+use crate::domain::labels::{Label, Labels};
 
 const ACTION: &str = "look after leases";
 /// How many runs are taken over by one claim at most.
@@ -98,9 +99,12 @@ pub(super) fn others_live(dialect: Dialect, than: &str) -> String {
     format!("EXISTS (SELECT 1 {})", living(dialect, than))
 }
 
-/// How many other workers live and claim: an expression without parameters.
-pub(super) fn claimers(dialect: Dialect, than: &str) -> String {
-    format!("(SELECT count(*) {} AND other.state = 'ACTIVE')", living(dialect, than))
+/// How many other workers live, claim and have these labels: an expression without parameters.
+pub(super) fn claimers(dialect: Dialect, than: &str, requires: &Labels) -> String {
+    // As `workers.labels` has them, a list in JSON; a label has nothing in it that either would write otherwise.
+    let has = |label: &Label| format!(" AND position('\"{}\"' IN other.labels) > 0", label.as_str());
+    let able: String = requires.iter().map(has).collect();
+    format!("(SELECT count(*) {} AND other.state = 'ACTIVE'{able})", living(dialect, than))
 }
 
 fn living(dialect: Dialect, than: &str) -> String {

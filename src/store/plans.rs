@@ -11,6 +11,7 @@ use super::{
     Claim, ClaimedJob, Confirm, Due, JobFilter, NewJob, ProgressNote, Settlement, Started, Store, Write, Written,
 };
 use crate::domain::heartbeat::LeaseTerms;
+use crate::domain::labels::Labels;
 use crate::domain::run::Next;
 use crate::domain::{JobId, JobStatus, Outcome, RunToken, Timestamp};
 
@@ -74,6 +75,7 @@ fn claim(tokens: &[u8]) -> Claim {
         worker: "w".parse().unwrap(),
         concurrency: 8,
         worker_concurrency: 8,
+        requires: Labels::default(),
         beyond_share: false,
         incarnation: String::new(),
         schedule_to_close_timeout: Duration::from_secs(1 << 40),

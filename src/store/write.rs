@@ -68,6 +68,8 @@ pub struct Claim {
     pub concurrency: u32,
     /// How many runs of the flow may be open on this worker.
     pub worker_concurrency: u32,
+    /// What a worker has to have to claim rows of the flow.
+    pub requires: Labels,
     /// Whether more than an equal part of `concurrency` may be taken while other workers claim, too.
     pub beyond_share: bool,
     /// How long a job may take from the time when it could first run; a row that has waited so long is ended.

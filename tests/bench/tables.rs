@@ -89,6 +89,7 @@ async fn claim_time(store: &Store) -> f64 {
             worker: "bench".parse().expect("a worker"),
             concurrency: 1,
             worker_concurrency: 1,
+            requires: callsheet::domain::labels::Labels::default(),
             beyond_share: false,
             incarnation: String::new(),
             schedule_to_close_timeout: Duration::from_secs(1 << 33),

@@ -510,6 +510,7 @@ impl Hand {
                 worker: self.worker.clone(),
                 concurrency: 9,
                 worker_concurrency: 9,
+                requires: callsheet::domain::labels::Labels::default(),
                 beyond_share: false,
                 incarnation: String::new(),
                 schedule_to_close_timeout: Duration::from_secs(86_400),

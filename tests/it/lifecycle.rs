@@ -217,6 +217,7 @@ impl OneJob {
                     worker: self.worker.clone(),
                     concurrency: 1,
                     worker_concurrency: 1,
+                    requires: callsheet::domain::labels::Labels::default(),
                     beyond_share: false,
                     incarnation: String::new(),
                     terms: crate::store::terms(),

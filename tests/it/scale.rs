@@ -79,6 +79,7 @@ impl Simulated {
             worker: self.name.clone(),
             concurrency: 20_000,
             worker_concurrency: 20_000,
+            requires: callsheet::domain::labels::Labels::default(),
             beyond_share: true,
             incarnation: String::new(),
             schedule_to_close_timeout: Duration::from_secs(1 << 40),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use callsheet::config::Config;
 use callsheet::domain::heartbeat::{Lease, LeaseTerms};
+use callsheet::domain::labels::Labels;
 use callsheet::domain::run::{Next, Usage};
 use callsheet::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::store::{
@@ -213,6 +214,7 @@ pub fn claim(tokens: &[RunToken]) -> Claim {
         worker: worker(),
         concurrency: 100,
         worker_concurrency: 100,
+        requires: Labels::default(),
         beyond_share: false,
         incarnation: String::new(),
         schedule_to_close_timeout: LONG,
@@ -383,6 +385,7 @@ on_every_database!(
     rows_are_claimed_by_priority_then_run_at_then_id,
     delayed_rows_are_not_claimed_and_hold_up_nobody,
     no_more_runs_are_open_than_the_flow_may_have,
+    a_worker_that_lacks_a_label_has_no_part_of_the_flow,
     eight_claimers_at_once_take_every_row_once_and_never_too_many,
     a_claim_that_is_repeated_brings_the_same_rows,
     a_job_goes_its_way_with_every_column_and_event,
@@ -528,6 +531,43 @@ async fn no_more_runs_are_open_than_the_flow_may_have(db: Db) {
     assert_eq!(claim_with(&db.store, limits("node-b", 4, 3, 20..29)).await.jobs.len(), 1);
 }
 
+async fn a_worker_that_lacks_a_label_has_no_part_of_the_flow(db: Db) {
+    if db.is_sqlite() {
+        return;
+    }
+    let list = |words: &[&str]| words.iter().map(|word| word.parse().unwrap()).collect::<Labels>();
+    for (name, labels) in [("a", &["gpu", "ssd"][..]), ("b", &["a100", "gpu"]), ("c", &["gpus", "g_u"]), ("d", &[])] {
+        let worker = Worker {
+            worker: name.parse().unwrap(),
+            incarnation: "1".to_owned(),
+            hostname: "h".to_owned(),
+            version: "v".to_owned(),
+            labels: list(labels),
+            displaces: None,
+            address: None,
+        };
+        db.apply(Write::RegisterWorker(worker)).await;
+    }
+    db.store.enqueue(&vec![new("x"); 20]).await.unwrap();
+    let part = async |requires: &[&str], first: u8| {
+        let claim = Claim {
+            worker: "a".parse().unwrap(),
+            concurrency: 8,
+            worker_concurrency: 8,
+            requires: list(requires),
+            ..claim(&(first..first + 8).map(token).collect::<Vec<_>>())
+        };
+        let claimed = claim_with(&db.store, claim).await;
+        for job in &claimed.jobs {
+            db.apply(Write::Settle(completed(job))).await;
+        }
+        claimed.jobs.len()
+    };
+    assert_eq!(part(&[], 10).await, 2);
+    assert_eq!(part(&["gpu"], 20).await, 4);
+    assert_eq!(part(&["gpu", "ssd"], 30).await, 8);
+}
+
 async fn eight_claimers_at_once_take_every_row_once_and_never_too_many(db: Db) {
     const JOBS: usize = 120;
     const CONCURRENCY: u32 = 5;
@@ -568,6 +608,7 @@ async fn eight_claimers_at_once_take_every_row_once_and_never_too_many(db: Db) {
                     worker: worker.clone(),
                     concurrency: CONCURRENCY,
                     worker_concurrency: 2,
+                    requires: Labels::default(),
                     beyond_share: false,
                     incarnation: String::new(),
                     schedule_to_close_timeout: Duration::from_secs(86_400),
@@ -790,7 +831,7 @@ async fn every_write_may_be_repeated(db: Db) {
             incarnation: "1".to_owned(),
             hostname: "h".to_owned(),
             version: "v".to_owned(),
-            labels: callsheet::domain::labels::Labels::default(),
+            labels: Labels::default(),
             displaces: None,
             address: None,
         }),
@@ -1234,7 +1275,7 @@ async fn workers_and_flows_are_registered(db: Db) {
         incarnation: incarnation.to_owned(),
         hostname: "host".to_owned(),
         version: "1.2".to_owned(),
-        labels: callsheet::domain::labels::Labels::default(),
+        labels: Labels::default(),
         displaces: None,
         address: None,
     };
