@@ -289,7 +289,21 @@ async fn what_a_dead_worker_left_open_under_a_name_that_is_used_again_is_settled
     let mut third = Service::prepare_at(Some(first.url.clone()), FLOW).await;
     third.configure("worker_id = \"gpu-1\"\n");
     share_one_thing(&third, &first);
+    // It dies before it has the name, and when it has just taken it; the run is set apart once.
+    std::fs::create_dir(third.path("marks")).unwrap();
+    let points = ["before-worker-commit", "after-worker-commit"];
+    third.env = vec![
+        ("CALLSHEET_CRASH_AT".to_owned(), points.join(",")),
+        ("CALLSHEET_CRASH_MARKS".to_owned(), third.path("marks").display().to_string()),
+    ];
+    for point in points {
+        assert!(!third.try_serve().await && third.path("marks").join(point).exists(), "{point}");
+        let owner = third.job(job).await.worker_id.unwrap();
+        assert_eq!(owner.starts_with("gpu-1:"), point.starts_with("after"), "{point}: {owner}");
+    }
     third.serve().await;
+    let workers = third.store.workers().await.unwrap();
+    assert_eq!(workers.iter().filter(|worker| worker.worker_id.starts_with("gpu-1")).count(), 2, "{workers:?}");
     third.begun(job, 2).await;
     assert!(!is_alive(command.pid));
     alone(&[&first, &third]);

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::support::eventually;
 use crate::support::service::{On, Service};
+use crate::support::tools;
 
 const FLOWS: &str = "[flows.GPU]\n{job}\nrequires = [\"gpu\"]\nheartbeat_timeout = \"30s\"\n";
 const SECRET: &str = "a secret of the workers, as long as it must be";
@@ -16,10 +17,15 @@ const SECRET: &str = "a secret of the workers, as long as it must be";
 impl Service {
     /// What this worker shares with the others.
     fn share(&self, secret: &str) {
+        self.share_with(secret, "", "");
+    }
+
+    /// The same with more in `peers`, and more in `[http]`.
+    fn share_with(&self, secret: &str, more: &str, http: &str) {
         std::fs::write(self.path("peers.secret"), secret).unwrap();
         let config = self.config();
-        let peers = "[http]\npeers = { secret_file = \"peers.secret\" }\n";
-        std::fs::write(self.path("callsheet.toml"), config.replace("[http]\n", peers)).unwrap();
+        let peers = format!("[http]\n{http}peers = {{ secret_file = \"peers.secret\"{more} }}\n");
+        std::fs::write(self.path("callsheet.toml"), config.replace("[http]\n", &peers)).unwrap();
     }
 
     fn output(&self, job: JobId, parameters: &str) -> crate::support::client::Answer {
@@ -138,6 +144,41 @@ async fn any_worker_shows_the_output_of_a_run_of_another_one() {
     assert!(asker.output(job, "").problem(502).contains("has shown no sign of life for "));
     asker.sql("DELETE FROM workers WHERE worker_id = 'runner'").await;
     asker.output(job, "").problem(410);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_speak_https_with_whom_the_authority_vouches_for() {
+    let Some(mut asker) = Service::prepare(On::Postgres, FLOWS).await else { return };
+    let mut runner = Service::prepare_at(Some(asker.url.clone()), FLOWS).await;
+    runner.configure("worker_id = \"runner\"\nlabels = [\"gpu\"]\n");
+    let certificate = |name: &str| format!("{}/tests/tls/{name}.pem", tools::ROOT);
+    let tls =
+        format!("tls = {{ certificate = {:?}, key = {:?} }}\n", certificate("collector"), certificate("collector.key"));
+    runner.share_with(SECRET, "", &tls);
+    let trusting = |name: &str| format!(", certificate_authority = {:?}", certificate(name));
+    asker.share_with(SECRET, &trusting("collector"), "");
+    for service in [&mut asker, &mut runner] {
+        service.serve().await;
+    }
+    let job = asker.insert("GPU", &["say:hello+wait"]).await[0];
+    asker.until(job, JobStatus::Progress).await;
+    let workers = asker.store.workers().await.unwrap();
+    let address = workers.into_iter().find(|worker| worker.worker_id == "runner").unwrap().address;
+    assert_eq!(address, Some(format!("https://{}", runner.address())));
+    eventually("its output", async || asker.output(job, "").text() == "hello\n").await;
+    let mut events = Events::open(&asker, &format!("/api/v1/jobs/{job}/logs?follow=true"), "");
+    events.until("hello");
+    runner.go();
+    events.until("event: end");
+    // Whom nobody vouches for is asked nothing: neither by those that browsers trust, nor by another one.
+    let config = asker.config();
+    for trusted in [String::new(), trusting("second")] {
+        std::fs::write(asker.path("callsheet.toml"), config.replace(&trusting("collector"), &trusted)).unwrap();
+        asker.kill_9();
+        asker.serve().await;
+        let said = asker.output(job, "").problem(502);
+        assert!(said.contains("can't be reached at https://") && said.contains("certificate"), "{said}");
+    }
 }
 
 /// Answers every connection with this, and tells what it was asked.

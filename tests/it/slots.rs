@@ -74,6 +74,48 @@ async fn a_device_is_held_until_nothing_of_its_run_is_alive(on: On) {
 }
 on_each_database!(a_device_is_held_until_nothing_of_its_run_is_alive);
 
+async fn devices_can_change_while_commands_hold_some(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let jobs = service.insert("ONE", &["wait:a", "wait:b", "wait:c", "wait:d"]).await;
+    let held = async |service: &Service, job| {
+        service.until(job, JobStatus::Progress).await;
+        service.runs(job).await[0].slot.clone().unwrap()
+    };
+    let before = [held(&service, jobs[0]).await, held(&service, jobs[1]).await];
+    assert!(before.contains(&"DEVICE=0".to_owned()) && before.contains(&"DEVICE=1".to_owned()), "{before:?}");
+    // Another one is there, one is there no more, and one is held on.
+    let config = service.config();
+    service.reload(&config.replace("\"0\", \"1\"", "\"1\", \"2\"")).await;
+    assert!(service.log().contains("slots DEVICE of 0 1 -> DEVICE of 1 2"), "{}", service.log());
+    assert_eq!(held(&service, jobs[2]).await, "DEVICE=2");
+    let (gone, stays) = if before[0] == "DEVICE=0" { ("a", "b") } else { ("b", "a") };
+    service.go_on(gone);
+    service.until(jobs[usize::from(gone == "b")], JobStatus::Completed).await;
+    tokio::time::sleep(A_MOMENT).await;
+    assert_eq!(service.job(jobs[3]).await.status, JobStatus::Pending, "nobody is given what is there no more");
+    // The next service finds them held, too.
+    service.kill_9();
+    service.serve().await;
+    tokio::time::sleep(A_MOMENT).await;
+    assert_eq!(service.job(jobs[3]).await.status, JobStatus::Pending);
+    service.go_on(stays);
+    assert_eq!(held(&service, jobs[3]).await, "DEVICE=1");
+    // Without any, whoever waits goes.
+    let slots = config.lines().find(|line| line.starts_with("slots = ")).unwrap();
+    service.reload(&config.replace(slots, "")).await;
+    let free = service.insert("TWO", &["exit:0"]).await[0];
+    service.until(free, JobStatus::Completed).await;
+    assert_eq!(service.runs(free).await[0].slot, None);
+    service.go_on("c");
+    service.go_on("d");
+    for job in &jobs {
+        assert_eq!(service.until(*job, JobStatus::Completed).await.attempt.0, 1);
+    }
+    let (tally, wrong) = untruths(&service, |_| false).await;
+    assert!(wrong.is_empty(), "{tally:?}: {wrong:?}");
+}
+on_each_database!(devices_can_change_while_commands_hold_some);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_was_taken_over_holds_no_device_of_its_old_worker_once_it_is_over() {
     let flows = FLOWS.replace("\"0\", \"1\"", "\"0\"");
