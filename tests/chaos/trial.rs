@@ -144,9 +144,12 @@ struct Trial {
 
 /// `None` where the seed's database is not to be had.
 pub async fn run(plan: Plan) -> Option<Report> {
-    let on = if plan.seed.is_multiple_of(2) { On::Sqlite } else { On::Postgres };
+    let (on, database) = match plan.seed % 3 {
+        0 => (On::Sqlite, "SQLite"),
+        1 => (On::Postgres, "PostgreSQL"),
+        _ => (On::MariaDb, "MariaDB"),
+    };
     let service = Service::prepare(on, FLOWS).await?;
-    let database = if on == On::Sqlite { "SQLite" } else { "PostgreSQL" };
     let report = Report { database, ..Report::default() };
     let mut trial = Trial { service, chance: Chance(plan.seed), report, struck: BTreeSet::new(), jobs: Vec::new() };
     let begun = Instant::now();
