@@ -151,7 +151,11 @@ impl Dialect {
         match self {
             Self::Sqlite => {
                 let columns: Vec<_> = columns.iter().map(|(name, _)| format!("value ->> '{name}' AS {name}")).collect();
-                format!("(SELECT {} FROM json_each({parameter})) AS item", columns.join(", "))
+                // Kept, or each column would have the element written out as text for itself alone.
+                format!(
+                    "(WITH list AS MATERIALIZED (SELECT value FROM json_each({parameter})) SELECT {} FROM list) AS item",
+                    columns.join(", ")
+                )
             }
             Self::Postgres => {
                 let columns: Vec<_> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
