@@ -58,6 +58,7 @@ pub use read::*;
 pub use recurring::{Fire, Fired, RecurringRow};
 pub use search::*;
 pub use sessions::Session;
+use wake::OwnWrites;
 pub use wake::Wakes;
 pub use write::*;
 
@@ -96,6 +97,7 @@ struct Inner {
     /// The user's own table that is `jobs` here.
     adopted: Option<Arc<AdoptedTable>>,
     changed_here: watch::Sender<u64>,
+    own_writes: Arc<OwnWrites>,
 }
 
 const BATCH: &str = "commit a batch";
@@ -179,7 +181,8 @@ impl Store {
         place: Place,
         adopted: Option<Arc<AdoptedTable>>,
     ) -> Self {
-        let inner = Inner { dialect, writer, reader, place, adopted, changed_here: watch::Sender::new(0) };
+        let (changed_here, own_writes) = (watch::Sender::new(0), Arc::default());
+        let inner = Inner { dialect, writer, reader, place, adopted, changed_here, own_writes };
         Self { inner: Arc::new(inner), who: None }
     }
 
@@ -210,6 +213,7 @@ impl Store {
         if writes.is_empty() {
             return Ok(Vec::new());
         }
+        let _counted = self.inner.own_writes.begin();
         self.in_time(BATCH, self.retrying(|| self.apply_once(writes))).await
     }
 
@@ -294,6 +298,10 @@ impl Store {
 
     fn changed_here(&self) {
         self.inner.changed_here.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    fn own_writes(&self) -> Arc<OwnWrites> {
+        Arc::clone(&self.inner.own_writes)
     }
 
     fn changes_here(&self) -> watch::Receiver<u64> {

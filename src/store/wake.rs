@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -61,8 +62,8 @@ impl Store {
         let task = match self.place() {
             Place::Memory => None,
             Place::File(file) => {
-                let version = data_version(self.writer()).await?;
-                Some(tokio::spawn(watch_file(file.path().to_owned(), self.writer().clone(), version, wake)))
+                let (path, version) = (file.path().to_owned(), data_version(self.writer()).await?);
+                Some(tokio::spawn(watch_file(path, self.writer().clone(), self.own_writes(), version, wake)))
             }
             Place::Server { listeners, instance, .. } => {
                 let listener = listen(listeners).await?;
@@ -103,7 +104,13 @@ const MANY_IN_VAIN: u32 = 32;
 const LOOK_ANYWAY_UNWATCHED: Duration = Duration::from_millis(500);
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
 
-async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64, wake: Arc<Notify>) {
+async fn watch_file(
+    path: PathBuf,
+    writer: DatabaseConnection,
+    own_writes: Arc<OwnWrites>,
+    mut version: i64,
+    wake: Arc<Notify>,
+) {
     let touched = Arc::new(Notify::new());
     let watcher = file_watcher(&path, Arc::clone(&touched));
     if let Err(error) = &watcher {
@@ -124,7 +131,7 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
             step = (step + 1).min(LOOK_AFTER.len());
         } else {
             // However fast the files change, there are not more looks than this.
-            step = if is_writing(&writer) || in_vain >= MANY_IN_VAIN { COARSE } else { 0 };
+            step = if own_writes.any() || in_vain >= MANY_IN_VAIN { COARSE } else { 0 };
             if step == COARSE {
                 sleep(LOOK_LATER).await;
             }
@@ -141,9 +148,29 @@ async fn watch_file(path: PathBuf, writer: DatabaseConnection, mut version: i64,
     }
 }
 
-/// Whether the one connection that writes is in use, or about to be.
-fn is_writing(writer: &DatabaseConnection) -> bool {
-    writer.get_sqlite_connection_pool().num_idle() == 0
+/// How many batches this store is committing.
+#[derive(Debug, Default)]
+pub(super) struct OwnWrites(AtomicUsize);
+
+impl OwnWrites {
+    /// Counts one until it is dropped.
+    pub(super) fn begin(&self) -> OwnWrite<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OwnWrite(&self.0)
+    }
+
+    fn any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// A batch that is being committed.
+pub(super) struct OwnWrite<'a>(&'a AtomicUsize);
+
+impl Drop for OwnWrite<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Waits for less than the runtime's timers can.
