@@ -4,13 +4,12 @@
 //! dies so has told nobody to stop. Each time it has `kill_grace`. A shim that is killed runs nothing any more; then
 //! [`lost`](super::lost) does.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, WaitStatus};
 
+use super::environment::Environment;
 use super::link::Order;
 use super::spawn::{self, Outlets, Prepared};
 
@@ -31,7 +30,7 @@ impl Canceller {
     ///
     /// # Errors
     /// A sentence for a person: better no command than one that can't be ended.
-    pub(super) fn new(order: &Order, environment: &BTreeMap<OsString, OsString>) -> Result<Option<Self>, String> {
+    pub(super) fn new(order: &Order, environment: &Environment) -> Result<Option<Self>, String> {
         let Some(cancel) = &order.cancel else { return Ok(None) };
         let prepared = |argv| {
             Prepared::of(argv, order, environment)

@@ -1,20 +1,76 @@
 //! The environment of a command.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 use super::CommandSpec;
 use super::run_dir::PAYLOAD;
 use crate::crash;
 
-/// The environment of a command: the inherited one with `added` on top; a later entry of a name wins.
-pub(super) fn merged(
-    inherited: &[(OsString, OsString)],
-    added: impl IntoIterator<Item = (String, OsString)>,
-) -> BTreeMap<OsString, OsString> {
-    let added = added.into_iter().map(|(name, value)| (OsString::from(name), value));
-    inherited.iter().cloned().chain(added).collect()
+/// A variable, as the `name=value` by which execve(2) hands it over.
+#[derive(Debug)]
+struct Variable {
+    name: OsString,
+    entry: CString,
+}
+
+impl Variable {
+    fn new(name: OsString, value: &OsStr) -> Result<Self, String> {
+        let entry = CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).map_err(|_| {
+            format!("the environment variable {} holds a zero byte, which no program can be given", name.display())
+        })?;
+        Ok(Self { name, entry })
+    }
+}
+
+/// The environment of a command: what all inherit, with its own on top; the last one of a name wins.
+///
+/// What is inherited is made ready once: each string that a shim makes costs it a page of the memory that it shares with the
+/// zygote. A clone is the same one.
+#[derive(Clone, Debug)]
+pub(super) struct Environment {
+    inherited: Rc<[Variable]>,
+    added: Rc<[Variable]>,
+}
+
+impl Environment {
+    /// Without anything of its own.
+    pub(super) fn inherited(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        // What a process has been given holds no zero byte, so none is left out.
+        let variables = variables.into_iter().filter_map(|(name, value)| Variable::new(name, &value).ok());
+        Self { inherited: variables.collect(), added: Rc::default() }
+    }
+
+    /// The same with these on top.
+    ///
+    /// # Errors
+    /// A sentence for a person.
+    pub(super) fn with(&self, added: impl IntoIterator<Item = (String, OsString)>) -> Result<Self, String> {
+        let added = added.into_iter().map(|(name, value)| Variable::new(name.into(), &value));
+        Ok(Self { inherited: Rc::clone(&self.inherited), added: added.collect::<Result<_, _>>()? })
+    }
+
+    /// What a variable holds.
+    pub(super) fn get(&self, name: &str) -> Option<&OsStr> {
+        let variable = self.variables().find(|variable| variable.name == name)?;
+        variable.entry.as_bytes().get(name.len() + 1..).map(OsStr::from_bytes)
+    }
+
+    /// All of it, each name once.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &CStr> {
+        self.variables().map(|variable| variable.entry.as_c_str())
+    }
+
+    fn variables(&self) -> impl Iterator<Item = &Variable> {
+        let is_in = |list: &[Variable], name: &OsStr| list.iter().any(|variable| variable.name == name);
+        let inherited = self.inherited.iter().filter(move |variable| !is_in(&self.added, &variable.name));
+        let added = self.added.iter().enumerate().filter(move |(place, variable)| {
+            !self.added.get(place + 1..).is_some_and(|later| is_in(later, &variable.name))
+        });
+        inherited.chain(added.map(|(_, variable)| variable))
+    }
 }
 
 /// Whether a variable of the service's own environment reaches its commands (CONTRACT §6).
@@ -160,11 +216,19 @@ mod tests {
     }
 
     #[test]
-    fn a_later_entry_of_a_name_wins() {
-        let inherited = [("A".into(), "inherited".into()), ("B".into(), "inherited".into())];
-        let added = [("B".to_owned(), "flow".into()), ("B".to_owned(), "ours".into())];
-        let all = merged(&inherited, added);
-        assert_eq!(all.get(OsStr::new("A")), Some(&"inherited".into()));
-        assert_eq!(all.get(OsStr::new("B")), Some(&"ours".into()));
+    fn a_later_entry_of_a_name_wins_and_each_name_is_there_once() {
+        let inherited = Environment::inherited([("A".into(), "inherited".into()), ("B".into(), "inherited".into())]);
+        let all = inherited.with([("B".to_owned(), "flow".into()), ("B".to_owned(), "ours".into())]).unwrap();
+        assert_eq!(all.get("A"), Some(OsStr::new("inherited")));
+        assert_eq!(all.get("B"), Some(OsStr::new("ours")));
+        assert_eq!(all.get("C"), None);
+        assert_eq!(all.entries().collect::<Vec<_>>(), [c"A=inherited", c"B=ours"]);
+        assert_eq!(inherited.entries().collect::<Vec<_>>(), [c"A=inherited", c"B=inherited"]);
+    }
+
+    #[test]
+    fn a_zero_byte_is_refused_without_its_value() {
+        let refused = Environment::inherited([]).with([("KEY".to_owned(), "sec\0ret".into())]).unwrap_err();
+        assert_eq!(refused, "the environment variable KEY holds a zero byte, which no program can be given");
     }
 }

@@ -34,10 +34,10 @@ pub(super) fn clean_up(spec: &CommandSpec, run_dir: &Path, secrets: &[String]) -
     let is_inherited = |(name, _): &(OsString, OsString)| {
         environment::is_passed_on(name) && !secrets.iter().any(|secret| name == secret.as_str())
     };
-    let inherited: Vec<_> = std::env::vars_os().filter(is_inherited).collect();
     #[expect(clippy::disallowed_methods, reason = "this is a place where processes are started")]
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(environment::merged(&inherited, spec.added_environment(run_dir)));
+    command.args(arguments).env_clear();
+    command.envs(std::env::vars_os().filter(is_inherited)).envs(spec.added_environment(run_dir));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     if let Some(directory) = &spec.working_dir {
         command.current_dir(directory);

@@ -4,7 +4,6 @@
 //! poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but the link. Only a disk can
 //! hold it up, for which a [`Guard`] stands beside it while there may be something to write.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +24,7 @@ use rustix::time::{
 use super::arrival::Arrival;
 use super::canceller::Canceller;
 use super::cgroup::{RunGroup, Site};
+use super::environment::Environment;
 use super::guard::{Guard, Guarded, Struck};
 use super::link::{LeaseOrder, Order, ToService, ToShim};
 use super::logs::Stream;
@@ -32,7 +32,7 @@ use super::notify::Inbox;
 use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord};
 use super::spawn::{self, Outlets, Prepared, Refusal};
-use super::{environment, oom, tree};
+use super::{oom, tree};
 use crate::clock::boottime;
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
@@ -59,7 +59,7 @@ const VERDICT_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Surroundings {
     /// The environment that every command inherits.
-    pub(super) environment: Vec<(OsString, OsString)>,
+    pub(super) environment: Environment,
     /// Where runs may have control groups.
     pub(super) groups: Option<PathBuf>,
 }
@@ -276,7 +276,7 @@ impl Shim {
             // alive, and a launcher between it and us is no reason not to.
             added.push(("WATCHDOG_USEC".to_owned(), limit.saturating_mul(1000).to_string().into()));
         }
-        let environment = environment::merged(&surroundings.environment, added);
+        let environment = surroundings.environment.with(added)?;
         let prepared = Prepared::new(&order, &environment)?;
         let canceller = Canceller::new(&order, &environment)?;
 

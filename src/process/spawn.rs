@@ -1,7 +1,6 @@
 //! Starting the command: which file it is, and why it can't be started.
 
-use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,6 +10,7 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, setrlimit};
 
+use super::environment::Environment;
 use super::link::Order;
 use super::tree;
 
@@ -22,7 +22,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub(super) struct Prepared {
     program: CString,
     arguments: Vec<CString>,
-    environment: Vec<CString>,
+    environment: Environment,
     working_dir: Option<CString>,
     /// See [`tree::mark_of`].
     mark: u64,
@@ -33,7 +33,7 @@ impl Prepared {
     ///
     /// # Errors
     /// A sentence for a person.
-    pub(super) fn new(order: &Order, environment: &BTreeMap<OsString, OsString>) -> Result<Self, String> {
+    pub(super) fn new(order: &Order, environment: &Environment) -> Result<Self, String> {
         Self::of(&order.argv, order, environment)
     }
 
@@ -41,24 +41,16 @@ impl Prepared {
     ///
     /// # Errors
     /// A sentence for a person.
-    pub(super) fn of(
-        argv: &[String],
-        order: &Order,
-        environment: &BTreeMap<OsString, OsString>,
-    ) -> Result<Self, String> {
+    pub(super) fn of(argv: &[String], order: &Order, environment: &Environment) -> Result<Self, String> {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or("the command is empty")?;
         let working_dir = order.working_dir.as_deref().map(Path::new);
         if let Some(directory) = working_dir {
             check_working_dir(directory)?;
         }
-        let path = environment.get(OsStr::new("PATH")).map_or(OsStr::new(DEFAULT_PATH), OsString::as_os_str);
+        let path = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
         let program = find_program(name, path, working_dir)?;
         let text = |bytes: Vec<u8>, what: &str| {
             CString::new(bytes).map_err(|_| format!("{what} holds a zero byte, which no program can be given"))
-        };
-        let entry = |(name, value): (&OsString, &OsString)| {
-            let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
-            text(entry, &format!("the environment variable {}", name.display()))
         };
         Ok(Self {
             program: text(program.into_os_string().into_vec(), "the program's path")?,
@@ -66,7 +58,7 @@ impl Prepared {
                 .iter()
                 .map(|argument| text(argument.clone().into_bytes(), "an argument"))
                 .collect::<Result<_, _>>()?,
-            environment: environment.iter().map(entry).collect::<Result<_, _>>()?,
+            environment: environment.clone(),
             working_dir: working_dir
                 .map(|directory| text(directory.as_os_str().as_bytes().to_vec(), "the working directory"))
                 .transpose()?,
@@ -221,8 +213,8 @@ pub(super) struct Outlets<'a> {
 /// # Errors
 /// Why it was not.
 pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, Refusal> {
-    let arguments = pointers(&prepared.arguments);
-    let environment = pointers(&prepared.environment);
+    let arguments = pointers(prepared.arguments.iter().map(CString::as_c_str));
+    let environment = pointers(prepared.environment.entries());
     let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| prepared.refusal(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
     let start = Start {
@@ -269,8 +261,8 @@ fn read_failure(answer: &OwnedFd) -> Option<Failure> {
 }
 
 /// `strings` as execve(2) wants them, with a null pointer at the end.
-fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+fn pointers<'a>(strings: impl Iterator<Item = &'a CStr>) -> Vec<*const libc::c_char> {
+    strings.map(CStr::as_ptr).chain([std::ptr::null()]).collect()
 }
 
 /// Forks; `None` in the child. To be called by single-threaded processes only.
@@ -336,8 +328,9 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
         let _ = rustix::io::write(start.tell, &[stage, a, b, c, d]);
         exit_now(127);
     }
-    // Of 16-byte units, so that its end is aligned as the ABI wants a stack to be.
-    let mut stack = vec![0_u128; START_STACK / size_of::<u128>()];
+    // Of 16-byte units, so that its end is aligned as the ABI wants a stack to be. Not zeroed: that would touch all of its pages,
+    // of which a few are used, and each of them costs a fault and stays the shim's for as long as the command runs.
+    let mut stack = Vec::<u128>::with_capacity(START_STACK / size_of::<u128>());
     let argument = std::ptr::from_ref(start).cast_mut().cast::<libc::c_void>();
     // SAFETY: the stack and the argument live until the call returns, which CLONE_VFORK delays until the child has left
     // this memory by its exec or its exit. The child allocates nothing, holds no lock, does not unwind and ends by _exit;
@@ -345,7 +338,7 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
     let pid = unsafe {
         libc::clone(
             enter,
-            stack.as_mut_ptr_range().end.cast(),
+            stack.spare_capacity_mut().as_mut_ptr_range().end.cast(),
             libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
             argument,
         )
@@ -442,6 +435,20 @@ pub(super) fn usage_of_children() -> crate::domain::run::Usage {
     }
 }
 
+/// Has all threads of a shim allocate from one place: for its guard alone glibc would map another one (mallopt(3)).
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "no safe wrapper for mallopt exists")]
+pub(super) fn allocate_in_one_place() {
+    // SAFETY: it sets a limit, and there is one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Other allocators have their own ways.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn allocate_in_one_place() {}
+
 /// Closes every descriptor from `first` on: what a careless parent of the service left open to us.
 #[expect(unsafe_code, reason = "rustix has no close_range")]
 pub(super) fn close_from(first: RawFd) {
@@ -459,7 +466,8 @@ pub(super) fn path_of(file: &OwnedFd) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::environment;
+    use std::ffi::OsString;
+
     use super::*;
 
     fn refusal(argv: &[&str], working_dir: Option<&Path>, path: &str) -> String {
@@ -484,7 +492,7 @@ mod tests {
             boot_id: String::new(),
             in_memory: None,
         };
-        Prepared::new(&order, &environment::merged(&[], [("PATH".to_owned(), path.into())])).unwrap_err()
+        Prepared::new(&order, &Environment::inherited([("PATH".into(), path.into())])).unwrap_err()
     }
 
     #[test]

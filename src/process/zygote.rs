@@ -12,11 +12,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, recvmsg, sockopt};
 
+use super::cgroup;
+use super::environment::{self, Environment};
 use super::link::{LARGEST_ORDER, Order};
 use super::run_dir::Journal;
 use super::shim::{self, Surroundings};
 use super::spawn::{self, Refusal};
-use super::{cgroup, environment};
+use crate::clock::boottime;
 use crate::crash::{self, Step};
 
 /// Serves orders from the socket that stands in for standard input, until its other end is closed.
@@ -25,6 +27,7 @@ pub(super) fn serve() -> ExitCode {
         let _ = writeln!(std::io::stderr(), "callsheet: this is a helper process that only `callsheet serve` can use");
         return ExitCode::from(2);
     };
+    spawn::allocate_in_one_place();
     for signal in spawn::OUTLIVED {
         spawn::ignore(signal, true);
     }
@@ -33,11 +36,13 @@ pub(super) fn serve() -> ExitCode {
     // Away from the service's terminal; fails only where that is so already.
     let _ = rustix::process::setsid();
     let surroundings = Surroundings {
-        environment: std::env::vars_os().filter(|(name, _)| environment::is_passed_on(name)).collect(),
+        environment: Environment::inherited(std::env::vars_os().filter(|(name, _)| environment::is_passed_on(name))),
         groups: cgroup::Site::of_this_process().and_then(|site| site.delegated()),
     };
     // What a processor can do is asked once for all shims: in a virtual machine each such question is dear.
     let _ = crc32fast::hash(b"callsheet");
+    // As is where the kernel has put its clocks.
+    let _ = (boottime(), crate::clock::now());
     let mut packet = vec![0; LARGEST_ORDER];
     loop {
         match receive(&orders, &mut packet) {
