@@ -74,10 +74,15 @@ async fn srun_ends_as_its_slurm_job_does_and_takes_it_along() {
     cancel(&service, waiting).await;
     service.until(waiting, JobStatus::Cancelled).await;
     eventually("the pending Slurm job to be gone", async || slurm.queue().len() == 1).await;
+    // Nor does one whose shim is killed with its srun, which Slurm itself would let wait for ever.
+    let lost = service.insert("SLURM", &["exit:0"]).await[0];
+    eventually("a Slurm job to be pending", async || slurm.queue().iter().any(|(_, state)| state == "PENDING")).await;
+    lose(&service, lost).await;
+    assert_eq!(slurm.queue().len(), 1);
     cancel(&service, deaf).await;
     service.until(deaf, JobStatus::Cancelled).await;
     slurm.nothing_left().await;
-    assert!(!service.evidence().contains_key(&(waiting.0, 1)));
+    assert!([waiting, lost].iter().all(|job| !service.evidence().contains_key(&(job.0, 1))));
 
     // Its shim holds it to its time, whether or not there is a service.
     let late = service.insert("SHORT", &["note-term+environment+wait"]).await[0];
@@ -99,6 +104,15 @@ async fn listening(service: &Service, job: JobId) {
 
 async fn cancel(service: &Service, job: JobId) {
     service.store.request_cancel(job).await.unwrap();
+}
+
+/// Kills the job's shim, and waits until the run is lost and what it had elsewhere has been ended.
+async fn lose(service: &Service, job: JobId) {
+    service.until(job, JobStatus::Progress).await;
+    let launcher = i32::try_from(service.runs(job).await[0].pid.unwrap()).unwrap();
+    kill(processes()[&launcher].parent);
+    let error = service.until(job, JobStatus::Error).await.error.unwrap();
+    assert!(error.starts_with("the run was lost: ") && error.ends_with("; its cancel_command was run"), "{error}");
 }
 
 /// `{options}` lead to the test's own sshd.
@@ -172,6 +186,11 @@ async fn ssh_ends_as_its_remote_command_does_and_takes_it_along() {
     cancel(&service, deaf).await;
     service.until(deaf, JobStatus::Cancelled).await;
     assert!(!is_alive(command.pid), "it runs on");
+
+    let lost = service.insert("SSH", &["wait"]).await[0];
+    let command = service.begun(lost, 1).await;
+    lose(&service, lost).await;
+    assert!(!is_alive(command.pid), "it runs on");
 }
 
 /// `{docker}` is where its daemon is, `{mounts}` what a container sees.
@@ -229,11 +248,7 @@ async fn docker_run_ends_as_its_container_does_and_takes_it_along() {
     let lost = service.insert("DOCKER", &["wait"]).await[0];
     let next = service.insert("DOCKER", &["wait"]).await[0];
     service.begun(lost, 1).await;
-    service.until(lost, JobStatus::Progress).await;
-    let client = i32::try_from(service.runs(lost).await[0].pid.unwrap()).unwrap();
-    kill(processes()[&client].parent);
-    let error = service.until(lost, JobStatus::Error).await.error.unwrap();
-    assert!(error.starts_with("the run was lost: ") && error.ends_with("; its cancel_command was run"), "{error}");
+    lose(&service, lost).await;
     service.begun(next, 1).await;
     assert_eq!(docker.containers(), [format!("callsheet-{}", service.job(next).await.run_token.unwrap())]);
     service.go();
