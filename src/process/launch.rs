@@ -20,7 +20,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::link::{CancelOrder, LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
@@ -286,8 +286,12 @@ impl Launcher {
 
     pub(super) async fn clean_up(&self, run_dir: PathBuf, spec: CommandSpec) -> Result<(), String> {
         let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let done = tokio::task::spawn_blocking(move || lost::clean_up(&spec, &run_dir, &secrets)).await;
-        done.unwrap_or_else(|error| Err(format!("can't be run: {error}")))
+        let (told, answer) = oneshot::channel();
+        // A thread of its own: a service that stops would wait for a blocking task of its runtime, for all of its time.
+        let clean_up = move || drop(told.send(lost::clean_up(&spec, &run_dir, &secrets)));
+        let started = std::thread::Builder::new().name("lost run".to_owned()).spawn(clean_up);
+        started.map_err(|error| format!("can't be run: {error}"))?;
+        answer.await.unwrap_or_else(|_| Err("can't be run: its thread ended".to_owned()))
     }
 
     fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>) -> RunLink {

@@ -1,8 +1,8 @@
 //! A lost run's `cancel_command`, which the service runs itself, since the shim that would have is gone.
 //!
 //! Once, with `{signal}` as KILL, when nothing of the run is alive here any more, and for `kill_grace` at most. It carries
-//! the run's token: where the service dies meanwhile, the next one finds it among what the run has left, kills it, and
-//! runs it again.
+//! the run's token: where the service dies or stops meanwhile, the next one finds it among what the run has left, kills it,
+//! and runs it again.
 
 use std::ffi::OsString;
 use std::os::fd::AsFd;
