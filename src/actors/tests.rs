@@ -37,7 +37,7 @@ use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
 use crate::telemetry::Telemetry;
 
 /// No fact takes longer to come about, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command of the fake launcher.
 struct FakeRun {
@@ -541,11 +541,12 @@ async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_launch_that_fails_for_our_own_reasons_costs_no_job_anything() {
     let world = World::new(1).await;
-    world.launcher.0.lock().unwrap().failing_launches = 1;
+    world.launcher.0.lock().unwrap().failing_launches = 1000;
     let jobs = world.enqueue(2).await;
     eventually("a complaint", async || world.args.shared.health.complaints().len() == 1).await;
     // It holds its slot meanwhile: the fault must not eat its way through the queue.
     assert_eq!(world.status(jobs[1]).await, JobStatus::Pending);
+    world.launcher.0.lock().unwrap().failing_launches = 0;
     for job in &jobs {
         eventually("its command", async || world.launcher.live() == [*job]).await;
         world.launcher.end(*job, CommandEnd::Exited(0), EndCause::Itself);

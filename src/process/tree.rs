@@ -244,11 +244,11 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test of the process layer")]
     fn descendants_are_found_by_both_ways() {
-        let mut child = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let mut child = std::process::Command::new("sh").args(["-c", "sleep 600 & wait"]).spawn().unwrap();
         let (us, pid) = (std::process::id().cast_signed(), child.id().cast_signed());
         let begun = crate::clock::boottime();
         while descendants(pid).is_empty() {
-            assert!(crate::clock::boottime() - begun < std::time::Duration::from_secs(10), "no grandchild was seen");
+            assert!(crate::clock::boottime() - begun < std::time::Duration::from_secs(60), "no grandchild was seen");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
         let all = descendants(us);

@@ -241,9 +241,9 @@ impl Trial {
             if open.is_empty() && self.service.alive().is_empty() {
                 break;
             }
-            if begun.elapsed() > Duration::from_secs(60) {
-                self.report.untruths.push(format!("still open after a minute: {open:?}"));
-                self.report.untruths.push(format!("still alive after a minute: {:?}", self.service.alive()));
+            if begun.elapsed() > Duration::from_secs(120) {
+                self.report.untruths.push(format!("still open after two minutes: {open:?}"));
+                self.report.untruths.push(format!("still alive after two minutes: {:?}", self.service.alive()));
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -233,9 +233,15 @@ async fn tokens_are_taken_from_the_configuration_when_it_is_read_again() {
 async fn a_certificate_can_be_replaced_while_the_service_runs() {
     let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
     let certificates = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls");
+    let scratch = service.scratch.path().to_owned();
+    // Renamed into place, so that nobody reads half of it.
+    let replace = |from: &str, to: &str| {
+        std::fs::copy(certificates.join(from), scratch.join("new")).unwrap();
+        std::fs::rename(scratch.join("new"), scratch.join(to)).unwrap();
+    };
     let put = |name: &str| {
-        std::fs::copy(certificates.join(format!("{name}.pem")), service.path("tls.pem")).unwrap();
-        std::fs::copy(certificates.join(format!("{name}.key.pem")), service.path("tls.key.pem")).unwrap();
+        replace(&format!("{name}.pem"), "tls.pem");
+        replace(&format!("{name}.key.pem"), "tls.key.pem");
     };
     put("first");
     let config = std::fs::read_to_string(service.path("callsheet.toml")).unwrap();
@@ -271,12 +277,12 @@ async fn a_certificate_can_be_replaced_while_the_service_runs() {
     std::io::Read::read_to_end(&mut plain, &mut said).ok();
     assert!(!said.starts_with(b"HTTP"));
     // One of the two files alone fits nothing, and the old certificate stays.
-    std::fs::copy(certificates.join("second.pem"), service.path("tls.pem")).unwrap();
+    replace("second.pem", "tls.pem");
     eventually("a word about it", async || service.log().contains("the old one is kept")).await;
     assert_eq!(over_tls(&service.address()).await.0, certificate);
     let (code, text) = asked(&["check", "--ready"]);
     assert!(code == Some(1) && text.contains("another certificate"), "{text}");
-    std::fs::copy(certificates.join("second.key.pem"), service.path("tls.key.pem")).unwrap();
+    replace("second.key.pem", "tls.key.pem");
     eventually("the new certificate", async || {
         over_tls(&service.address()).await.0 == pem(&certificates.join("second.pem"))
     })

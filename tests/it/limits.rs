@@ -38,10 +38,17 @@ limits = { pids = 5 }
 command = ["python3", "-c", "import time\nwhile time.process_time() < 0.6: pass"]
 limits = { cpus = 0.2 }
 [flows.TREE]
+# Each holds its part until all do, however long that takes.
 command = ["bash", "-c", """
-hold='x = b"x" * (30 << 20); import time; time.sleep(2)'
+hold='
+import glob, os, time
+x = b"x" * (30 << 20)
+open("held." + str(os.getpid()), "w")
+while len(glob.glob("held.*")) < 3: time.sleep(0.05)
+time.sleep(0.5)'
 python3 -c "$hold" & python3 -c "$hold" & (setsid python3 -c "$hold" &) ; wait; sleep 1
 """]
+working_dir = "{run_dir}"
 limits = { memory = "400MiB", pids = 50 }
 [flows.FREE]
 command = ["bash", "-c", "echo free; kill -9 $$"]
@@ -176,11 +183,17 @@ on_each_database!(limits_that_cannot_be_kept_are_refused_with_the_reason);
 
 #[tokio::test]
 async fn the_whole_tree_is_counted_without_a_control_group_too() {
+    // It is looked at after 1, 3, 7 and 15 s, so the two hold what they have for longer than there may be in between.
     let flows = r#"[flows.TREE]
 command = ["bash", "-c", """
-hold='x = b"x" * (40 << 20); import time; time.sleep(5)'
-python3 -c "$hold" & python3 -c "$hold" & (setsid python3 -c "while __import__('time').process_time() < 0.5: pass" &)
-dd if=/dev/zero of=written bs=1M count=5 conv=fsync status=none; wait; sleep 1
+hold='x = b"x" * (40 << 20); import time; time.sleep(9)'
+spin='
+import time
+while time.process_time() < 0.5: pass
+open("spun", "w")'
+python3 -c "$hold" & python3 -c "$hold" & (setsid python3 -c "$spin" &)
+dd if=/dev/zero of=written bs=1M count=5 conv=fsync status=none; wait
+while [ ! -e spun ]; do sleep 0.1; done; sleep 1
 """]
 working_dir = "{run_dir}"
 "#;

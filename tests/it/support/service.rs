@@ -192,7 +192,7 @@ impl Service {
     }
 
     fn ready_lines(&self) -> usize {
-        self.log().matches("the service is ready").count()
+        ready(&self.log()).count()
     }
 
     pub fn log(&self) -> String {
@@ -202,8 +202,8 @@ impl Service {
     /// The address that the service says it listens on.
     pub fn address(&self) -> String {
         let log = self.log();
-        let ready = log.lines().rfind(|line| line.contains("the service is ready")).expect("a service that was ready");
-        let (_, after) = ready.rsplit_once("http").expect("an address in the log");
+        let line = ready(&log).last().expect("a service that was ready");
+        let (_, after) = line.rsplit_once("http").expect("an address in the log");
         let of_address = |letter: &char| letter.is_ascii_digit() || ".:".contains(*letter);
         after.chars().skip_while(|letter| !letter.is_ascii_digit()).take_while(of_address).collect()
     }
@@ -417,6 +417,11 @@ impl Drop for Service {
             eprintln!("the service's log:\n{}", self.log());
         }
     }
+}
+
+/// The lines of a log, written to their ends, that say so.
+fn ready(log: &str) -> impl Iterator<Item = &str> {
+    log.split_inclusive('\n').filter(|line| line.ends_with('\n') && line.contains("the service is ready"))
 }
 
 /// The directory with everything but the database.
