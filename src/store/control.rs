@@ -59,6 +59,7 @@ impl Store {
     async fn retry_once(&self, jobs: &[JobId], who: &str) -> Result<Vec<RetryResult>, Error> {
         let transaction = self.begin(RETRY).await?;
         let now = self.time(&transaction).await?;
+        self.lock_awaited(&transaction, jobs).await?;
         let keyed = self.retryable_keys(&transaction, jobs).await?;
         let flows: BTreeSet<&str> = keyed.values().map(|(flow, _)| flow.as_str()).collect();
         self.lock_keys(&transaction, flows).await?;
@@ -91,6 +92,22 @@ impl Store {
     }
 
     /// Of these jobs those that may be retried and have a unique key, with their types and keys.
+    /// Waits for whoever is just ending what these jobs wait for, and keeps others from it. The trigger of a retry notes how
+    /// that has ended as of when its statement began, and would note over an end that is committed meanwhile that there was
+    /// none, so that nobody looked at the job again.
+    async fn lock_awaited(&self, transaction: &Transaction, jobs: &[JobId]) -> Result<(), Error> {
+        let dialect = self.dialect();
+        let awaited =
+            format!("SELECT DISTINCT after_id AS id FROM job_dependencies WHERE {}", dialect.among_ids("job_id", "$1"));
+        let awaited = self.ids(transaction, RETRY, awaited, vec![ids(jobs)]).await?;
+        if dialect.is_shared() && !awaited.is_empty() {
+            let share = dialect.pick("", "FOR SHARE", "LOCK IN SHARE MODE");
+            let lock = format!("SELECT id FROM jobs WHERE {} ORDER BY id {share}", dialect.among_ids("id", "$1"));
+            self.ids(transaction, RETRY, lock, vec![json!(awaited).to_string().into()]).await?;
+        }
+        Ok(())
+    }
+
     async fn retryable_keys(
         &self,
         transaction: &Transaction,

@@ -183,6 +183,26 @@ async fn the_end_of_one_and_the_wish_to_wait_for_it_never_miss_each_other(on: On
 }
 on_each_server!(the_end_of_one_and_the_wish_to_wait_for_it_never_miss_each_other);
 
+/// A retry notes what has ended of what its job waits for, and must not note over an end that is committed just then.
+async fn an_end_that_is_committed_during_a_retry_is_not_forgotten(on: On) {
+    let Some(service) = Service::prepare(on, FLOWS).await else { return };
+    use sea_orm::{ConnectionTrait, TransactionTrait};
+    let first = service.insert_row("type, identifier, status, run_token", "'ONE', 'a', 'PROGRESS', 'x'").await;
+    let job = waiting(&service, "b", &[first]).await;
+    service.sql(&format!("UPDATE jobs SET status = 'ERROR' WHERE id = {job}")).await;
+    let foreign = service.foreign().await;
+    let ending = foreign.begin().await.unwrap();
+    ending.execute_unprepared(&format!("UPDATE jobs SET status = 'COMPLETED' WHERE id = {first}")).await.unwrap();
+    let store = service.store.clone();
+    let retry = tokio::spawn(async move { store.retry(&[job], "me").await.unwrap() });
+    tokio::time::sleep(A_MOMENT).await;
+    ending.commit().await.unwrap();
+    assert_eq!(retry.await.unwrap(), [callsheet::store::RetryResult::Retried]);
+    let after = service.store.dependencies(job).await.unwrap();
+    assert_eq!(after[0].ended.as_deref(), Some("COMPLETED"));
+}
+on_each_server!(an_end_that_is_committed_during_a_retry_is_not_forgotten);
+
 async fn enqueue_store(service: &Service, after: &[JobId]) -> JobId {
     let new = callsheet::store::NewJob {
         flow: "TWO".parse().unwrap(),
