@@ -10,9 +10,9 @@ use callsheet::domain::JobId;
 use sha2::{Digest, Sha256};
 
 use crate::on_each_database;
+use crate::support::eventually;
 use crate::support::service::{Evidence, On, Service};
 use crate::support::truth::{all_final, untruths};
-use crate::support::{eventually, processes};
 
 const TOKEN: &str = "a-token-of-the-tests-long-enough";
 const SECRET: &str = "whsec_Y2FsbHNoZWV0J3MgdGVzdCBzZWNyZXQh";
@@ -102,12 +102,11 @@ async fn lead_through(service: &mut Service, jobs: &[JobId], round: usize) {
         assert!(begun.elapsed() < Duration::from_secs(300), "the jobs do not end: {jobs:?}\n{}", service.log());
         if service.is_dead() {
             service.spawn();
-        } else if let Some(run) = run_now(service, waiting).await.filter(|_| !orphaned) {
+        } else if !orphaned && run_now(service, waiting).await.is_some() {
             // One run ends while there is no service: its shim waits for the next, and has to keep the verdict by itself.
             orphaned = true;
             service.kill_9();
             service.go_on(&round.to_string());
-            processes::gone(run.pid).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
         } else if !asked && orphaned && run_now(service, cancelled).await.is_some() {
             // The command may die at its commit; asked again, the answer is the same.
