@@ -135,7 +135,7 @@ async fn measure(name: &'static str, directory: &Path, url: String, options: &Op
     let (cpu, resident) = service.idle();
     report.add(name, "idle service, of one core", cpu * 100.0, "%", None);
     report.add(name, "idle service, resident with its helper", resident, "MiB", None);
-    memory(&store, &service, name, options.runs, report).await;
+    many(&store, (directory, &url), &mut service, name, options.runs, report).await;
     service.stop();
     tables::measure(&store, directory, &url, name, options.rows, report).await;
 }
@@ -169,8 +169,16 @@ async fn keep_busy(store: Store, rate: f64) {
     }
 }
 
-/// What a sleeping run takes: its shim's and its share of the service's memory.
-async fn memory(store: &Store, service: &Service, name: &'static str, runs: usize, report: &mut Report) {
+/// What sleeping runs take of memory and CPU, their shims' and their share of the service's, and how soon a service that was
+/// killed has them again.
+async fn many(
+    store: &Store,
+    (directory, url): (&Path, &str),
+    service: &mut Service,
+    name: &'static str,
+    runs: usize,
+    report: &mut Report,
+) {
     let before = service.resident();
     let started = Instant::now();
     let ids = enqueue(store, "SLEEP", (0..runs).map(|n| format!("m{n}"))).await;
@@ -194,16 +202,54 @@ async fn memory(store: &Store, service: &Service, name: &'static str, runs: usiz
         None,
     );
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let shims: Vec<(f64, f64)> = service.shims().into_iter().filter_map(report::private_and_proportional).collect();
-    let mean = |sizes: f64| sizes / shims.len().max(1) as f64;
-    report.add(name, "a shim, private", mean(shims.iter().map(|size| size.0).sum()), "KiB", None);
-    report.add(name, "a shim, proportional set", mean(shims.iter().map(|size| size.1).sum()), "KiB", None);
+    let shims = service.shims();
+    let (cpu, begun) = (|pids: &[u32]| pids.iter().copied().map(report::cpu_seconds).sum::<f64>(), Instant::now());
+    let own = service.processes();
+    let before_idle = (cpu(&own), cpu(&shims));
+    std::thread::sleep(IDLE);
+    let busy = |after: f64, before: f64| (after - before) / begun.elapsed().as_secs_f64() * 100.0;
+    report.add(name, "the service beside them, of one core", busy(cpu(&own), before_idle.0), "%", None);
+    report.add(name, "a shim, of one core", busy(cpu(&shims), before_idle.1) / shims.len() as f64, "%", None);
+    report.add(name, "the longest since a run was confirmed", unconfirmed(store, &running).await, "s", None);
+    let sizes: Vec<(f64, f64)> = shims.into_iter().filter_map(report::private_and_proportional).collect();
+    let mean = |total: f64| total / sizes.len().max(1) as f64;
+    report.add(name, "a shim, private", mean(sizes.iter().map(|size| size.0).sum()), "KiB", None);
+    let proportional: f64 = sizes.iter().map(|size| size.1).sum();
+    report.add(name, "a shim, proportional set", mean(proportional), "KiB", None);
+    let own: f64 = own.into_iter().filter_map(report::private_and_proportional).map(|size| size.1).sum();
+    report.add(name, "service, helper and shims, proportional set", (own + proportional) / 1024.0, "MiB", None);
     let more = (service.resident() - before) * 1024.0 / runs as f64;
     report.add(name, "the service, for each run", more, "KiB", None);
+
+    service.kill();
+    let restarted = Instant::now();
+    *service = Service::start(directory, url);
+    let log = directory.join("service.log");
+    while fs::read_to_string(&log).expect("a log").matches("verdict=\"reattached\"").count() < runs {
+        assert!(restarted.elapsed() < Duration::from_secs(300), "not all runs were taken over");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    report.add(name, "start until all of them are taken over", restarted.elapsed().as_secs_f64(), "s", None);
     for id in ids {
         store.request_cancel(id).await.expect("the database answers");
     }
     drained(store, "SLEEP").await;
+}
+
+/// Seconds since the confirmation of the run that was confirmed first.
+async fn unconfirmed(store: &Store, running: &JobFilter) -> f64 {
+    let (mut oldest, mut cursor) = (i64::MAX, None);
+    loop {
+        let page = store.list(&JobFilter { limit: 1000, cursor, ..running.clone() }).await.expect("the jobs");
+        let confirmed = page.rows.iter().map(|job| job.heartbeat_time.expect("a confirmation").unix_millis());
+        oldest = confirmed.min().map_or(oldest, |first| first.min(oldest));
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let now = store.now().await.expect("the time").unix_millis();
+    now.saturating_sub(oldest) as f64 / 1e3
 }
 
 /// Waits until nothing of a flow waits or runs.
@@ -259,6 +305,11 @@ impl Service {
         let (before, started) = (cpu(), Instant::now());
         std::thread::sleep(IDLE);
         ((cpu() - before) / started.elapsed().as_secs_f64(), self.resident())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().expect("the service can be killed");
+        self.0.wait().expect("the service ends");
     }
 
     fn stop(&mut self) {

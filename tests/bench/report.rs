@@ -54,16 +54,23 @@ pub(super) struct Account(PathBuf);
 impl Account {
     /// `None` where this process may not make one.
     pub(super) fn open(pid: u32) -> Option<Self> {
-        let group = PathBuf::from(format!("/sys/fs/cgroup/cpuacct/callsheet-bench-{pid}"));
-        fs::create_dir(&group).ok()?;
-        let account = Self(group);
-        fs::write(account.0.join("cgroup.procs"), pid.to_string()).ok()?;
-        Some(account)
+        // Of version 1, or of version 2.
+        ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup"].into_iter().find_map(|tree| {
+            let group = Path::new(tree).join(format!("callsheet-bench-{pid}"));
+            fs::create_dir(&group).ok()?;
+            let account = Self(group);
+            fs::write(account.0.join("cgroup.procs"), pid.to_string()).ok()?;
+            account.milliseconds().map(|_| account)
+        })
     }
 
     pub(super) fn milliseconds(&self) -> Option<f64> {
-        let nanoseconds: f64 = fs::read_to_string(self.0.join("cpuacct.usage")).ok()?.trim().parse().ok()?;
-        Some(nanoseconds / 1e6)
+        if let Ok(nanoseconds) = fs::read_to_string(self.0.join("cpuacct.usage")) {
+            return nanoseconds.trim().parse::<f64>().ok().map(|spent| spent / 1e6);
+        }
+        let stat = fs::read_to_string(self.0.join("cpu.stat")).ok()?;
+        let microseconds = stat.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+        microseconds.trim().parse::<f64>().ok().map(|spent| spent / 1e3)
     }
 }
 
