@@ -636,26 +636,32 @@ fn flow_now_sql(dialect: Dialect, requires: &Labels) -> String {
         Dialect::Postgres | Dialect::MySql => (
             others_live(dialect, "$2"),
             claimers(dialect, "$2", requires),
-            format!("(SELECT min(lease_time) FROM jobs {open} WHERE type = $1 AND worker_id <> $2 AND {OPEN})"),
+            "min(CASE WHEN worker_id <> $2 THEN lease_time END)".to_owned(),
         ),
     };
+    let count = |condition: &str| format!("CAST(COALESCE(sum(CASE WHEN {condition} THEN 1 ELSE 0 END), 0) AS bigint)");
+    // All about the open runs in one look at them.
+    let open_runs = format!(
+        "SELECT count(*) AS open, {} AS open_here, {} AS disowned, CAST({lapse} AS bigint) AS lapse \
+         FROM jobs {open} WHERE type = $1 AND {OPEN}",
+        count("worker_id = $2"),
+        count(&nobodys(dialect)),
+    );
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
          (SELECT count(*) FROM workers WHERE worker_id = $2 AND (drain_requested_time IS NOT NULL{displaced})) AS draining, \
-         (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN}) AS open, \
-         (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN}) AS open_here, \
+         open_runs.open AS open, open_runs.open_here AS open_here, open_runs.disowned AS disowned, open_runs.lapse AS lapse, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL \
          AND {OPEN_OR_PENDING}) THEN 1 ELSE 0 END AS bigint) AS cancel_requested, \
-         (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN} AND {}) AS disowned, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs {} WHERE {}) THEN 1 ELSE 0 END AS bigint) AS tokens_used, \
          CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE {}) \
          THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
-         CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({claimers} AS bigint) AS claimers, CAST({lapse} AS bigint) AS lapse, \
-         (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest",
+         CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({claimers} AS bigint) AS claimers, \
+         (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest \
+         FROM ({open_runs}) AS open_runs",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),
-        nobodys(dialect),
         dialect.by_index("jobs_run_token"),
         dialect.among("run_token", "$3"),
         dialect.by_index("job_dependencies_ended"),
@@ -673,15 +679,13 @@ fn nobodys(dialect: Dialect) -> String {
         Dialect::Sqlite => {
             format!("(run_token IS NULL OR run_token NOT GLOB '{}') AND $2 IS NOT NULL", "[0-9a-f]".repeat(32))
         }
-        Dialect::Postgres => "(run_token IS NULL OR run_token !~ '^[0-9a-f]{32}$') \
-            AND (worker_id IS NULL OR worker_id = $2)"
+        Dialect::Postgres => "(worker_id IS NULL OR worker_id = $2) \
+            AND (run_token IS NULL OR run_token !~ '^[0-9a-f]{32}$')"
             .to_owned(),
         // A line break at the end is no end to it.
-        Dialect::MySql => {
-            "(run_token IS NULL OR run_token NOT REGEXP '^[0-9a-f]{32}$' OR CHAR_LENGTH(run_token) <> 32) \
-            AND (worker_id IS NULL OR worker_id = $2)"
-                .to_owned()
-        }
+        Dialect::MySql => "(worker_id IS NULL OR worker_id = $2) \
+            AND (run_token IS NULL OR run_token NOT REGEXP '^[0-9a-f]{32}$' OR CHAR_LENGTH(run_token) <> 32)"
+            .to_owned(),
     }
 }
 
@@ -734,8 +738,8 @@ fn rows_sql(dialect: Dialect, which: &str, limit: &str) -> String {
 fn first_rows_sql() -> String {
     let open = Dialect::Sqlite.by_index("jobs_open");
     let room = format!(
-        "max(0, min($4, $5 - (SELECT count(*) FROM jobs {open} WHERE type = $1 AND {OPEN}), \
-         $6 - (SELECT count(*) FROM jobs {open} WHERE type = $1 AND worker_id = $2 AND {OPEN})))"
+        "(SELECT max(0, min($4, $5 - count(*), $6 - COALESCE(sum(worker_id = $2), 0))) \
+         FROM jobs {open} WHERE type = $1 AND {OPEN})"
     );
     rows_sql(Dialect::Sqlite, "", &room)
 }
