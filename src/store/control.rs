@@ -91,7 +91,6 @@ impl Store {
             .collect())
     }
 
-    /// Of these jobs those that may be retried and have a unique key, with their types and keys.
     /// Waits for whoever is just ending what these jobs wait for, and keeps others from it. The trigger of a retry notes how
     /// that has ended as of when its statement began, and would note over an end that is committed meanwhile that there was
     /// none, so that nobody looked at the job again.
@@ -108,6 +107,7 @@ impl Store {
         Ok(())
     }
 
+    /// Of these jobs those that may be retried and have a unique key, with their types and keys.
     async fn retryable_keys(
         &self,
         transaction: &Transaction,
