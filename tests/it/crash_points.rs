@@ -155,6 +155,10 @@ async fn every_crash_point_is_survived(on: On) {
     let (mut round, mut acknowledged) = (0, 0);
     while !left(&service).is_empty() {
         assert!(round < 24, "nobody came to {:?}\n{}", left(&service), service.log());
+        // Committed once in a database's life, too, and by a service that may die of something else just then.
+        if left(&service).iter().any(|point| point.contains("recurring")) {
+            service.sql("DELETE FROM recurring").await;
+        }
         if service.is_dead() {
             service.try_serve().await;
         }
