@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use sea_orm::sqlx::postgres::{PgListener, PgPool};
@@ -82,9 +82,12 @@ const ACTION: &str = "watch for changes";
 
 /// When to look again after the files have changed and been looked at. A commit writes the log before it becomes visible,
 /// and becoming visible (a change of shared memory, after an fsync where the client wants one) is no event.
-const LOOK_AFTER: [Duration; 10] = [
+const LOOK_AFTER: [Duration; 13] = [
     Duration::from_micros(250),
     Duration::from_micros(250),
+    Duration::from_micros(250),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
     Duration::from_micros(500),
     Duration::from_millis(1),
     Duration::from_millis(2),
@@ -95,7 +98,12 @@ const LOOK_AFTER: [Duration; 10] = [
     Duration::from_millis(320),
 ];
 /// The first of them that the runtime's timers, which count whole milliseconds, are fine enough for.
-const COARSE: usize = 3;
+const COARSE: usize = 6;
+/// How long the watcher rests after an event. A commit writes the log page by page, each page is an event, and a watcher that
+/// waits for it takes the processor from whoever is writing; one that rests finds them all together, most of them as one.
+const REST: Duration = Duration::from_micros(500);
+/// Events that come closer to each other than this were found together.
+const TOGETHER: Duration = Duration::from_micros(50);
 /// How long after an event to look where it is most likely of no interest: this store itself is writing, or so many looks in
 /// a row have found nothing. Each look takes a little time from this store's own commits.
 const LOOK_LATER: Duration = Duration::from_millis(5);
@@ -144,6 +152,8 @@ async fn watch_file(
             version = now;
             in_vain = 0;
             wake.notify_one();
+            // What comes next comes with events of its own; until then the processor is for what has just come.
+            step = step.max(COARSE);
         }
     }
 }
@@ -183,15 +193,19 @@ fn file_watcher(path: &std::path::Path, touched: Arc<Notify>) -> notify::Result<
     let name = path.file_name().unwrap_or_default().to_owned();
     let mut log = name.clone();
     log.push("-wal");
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
-        Ok(event) if matches!(event.kind, EventKind::Access(_)) => {}
-        Ok(event) => {
-            let ours = |path: &PathBuf| path.file_name().is_some_and(|file| file == name || file == log);
-            if event.need_rescan() || event.paths.iter().any(ours) {
-                touched.notify_one();
+    let mut rested = Instant::now();
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let ours = |path: &PathBuf| path.file_name().is_some_and(|file| *file == name || *file == log);
+        let is_ours = event.map_or(true, |event| {
+            !matches!(event.kind, EventKind::Access(_)) && (event.need_rescan() || event.paths.iter().any(ours))
+        });
+        if is_ours {
+            touched.notify_one();
+            if rested.elapsed() > TOGETHER {
+                std::thread::sleep(REST);
+                rested = Instant::now();
             }
         }
-        Err(_) => touched.notify_one(),
     })?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
     watcher.watch(directory, RecursiveMode::NonRecursive)?;
