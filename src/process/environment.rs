@@ -54,11 +54,19 @@ impl Environment {
 
     /// What a variable holds.
     pub(super) fn get(&self, name: &str) -> Option<&OsStr> {
-        let variable = self.variables().find(|variable| variable.name == name)?;
-        variable.entry.as_bytes().get(name.len() + 1..).map(OsStr::from_bytes)
+        self.pairs().find_map(|(found, value)| (found == name).then_some(value))
     }
 
-    /// All of it, each name once.
+    /// All of it, each name once, with what it holds.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.variables().map(|Variable { name, entry }| {
+            // Behind the name and the sign of equality.
+            let value = entry.as_bytes().get(name.len() + 1..).unwrap_or_default();
+            (name.as_os_str(), OsStr::from_bytes(value))
+        })
+    }
+
+    /// All of it, each name once, as execve(2) takes it.
     pub(super) fn entries(&self) -> impl Iterator<Item = &CStr> {
         self.variables().map(|variable| variable.entry.as_c_str())
     }

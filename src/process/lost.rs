@@ -15,8 +15,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::environment::Environment;
 use super::shim::timespec;
-use super::{CommandSpec, environment, text, tree};
+use super::{CancelSpec, CommandSpec, environment, spawn, text, tree};
 use crate::clock::boottime;
 use crate::crash::{self, Step};
 
@@ -28,23 +29,27 @@ const TOLD: usize = 400;
 /// # Errors
 /// What it did instead of ending well, to follow "its cancel_command".
 pub(super) fn clean_up(spec: &CommandSpec, run_dir: &Path, secrets: &[String]) -> Result<(), String> {
-    let Some((program, arguments)) = spec.cancel.as_ref().and_then(|cancel| cancel.kill.split_first()) else {
-        return Ok(());
-    };
+    let Some(CancelSpec { kill: words, .. }) = &spec.cancel else { return Ok(()) };
     let is_inherited = |(name, _): &(OsString, OsString)| {
         environment::is_passed_on(name) && !secrets.iter().any(|secret| name == secret.as_str())
     };
+    let not_run = |reason: String| format!("can't be run: {reason}");
+    let inherited = Environment::inherited(std::env::vars_os().filter(is_inherited));
+    let environment = inherited.with(spec.added_environment(run_dir)).map_err(not_run)?;
+    // By its path: what is looked for in a PATH ends in execvp(3), which hands a file that is no program to a shell.
+    let program = spawn::program(words, &environment, spec.working_dir.as_deref()).map_err(not_run)?;
     #[expect(clippy::disallowed_methods, reason = "this is a place where processes are started")]
     let mut command = Command::new(program);
-    command.args(arguments).env_clear();
-    command.envs(std::env::vars_os().filter(is_inherited)).envs(spec.added_environment(run_dir));
+    // Under the name that it was given, as the shim does.
+    command.arg0(words.first().map_or("", String::as_str)).args(words.iter().skip(1));
+    command.env_clear().envs(environment.pairs());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
     if let Some(directory) = &spec.working_dir {
         command.current_dir(directory);
     }
     let unwatched = |error: std::io::Error| format!("can't be waited for: {error}");
     crash::before(Step::LostCancel);
-    let mut child = command.spawn().map_err(|error| format!("can't be run: {error}"))?;
+    let mut child = command.spawn().map_err(|error| not_run(error.to_string()))?;
     let mut said = Vec::new();
     let ended = wait(&mut child, boottime() + spec.kill_grace, &mut said);
     // Whether or not it has ended, it may have left others behind, which carry the token as it does.

@@ -42,13 +42,8 @@ impl Prepared {
     /// # Errors
     /// A sentence for a person.
     pub(super) fn of(argv: &[String], order: &Order, environment: &Environment) -> Result<Self, String> {
-        let name = argv.first().filter(|name| !name.is_empty()).ok_or("the command is empty")?;
         let working_dir = order.working_dir.as_deref().map(Path::new);
-        if let Some(directory) = working_dir {
-            check_working_dir(directory)?;
-        }
-        let path = environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
-        let program = find_program(name, path, working_dir)?;
+        let program = program(argv, environment, working_dir)?;
         let text = |bytes: Vec<u8>, what: &str| {
             CString::new(bytes).map_err(|_| format!("{what} holds a zero byte, which no program can be given"))
         };
@@ -101,6 +96,23 @@ impl Prepared {
             (Stage::Exec, _) => format!("{program:?} can't be executed: {error}"),
         }
     }
+}
+
+/// The file that the first of these words means to a command with this environment and working directory; its path has a slash,
+/// so that whoever starts it looks no further.
+///
+/// # Errors
+/// A sentence for a person.
+pub(super) fn program(
+    argv: &[String],
+    environment: &Environment,
+    working_dir: Option<&Path>,
+) -> Result<PathBuf, String> {
+    let name = argv.first().filter(|name| !name.is_empty()).ok_or("the command is empty")?;
+    if let Some(directory) = working_dir {
+        check_working_dir(directory)?;
+    }
+    find_program(name, environment.get("PATH").unwrap_or(OsStr::new(DEFAULT_PATH)), working_dir)
 }
 
 fn check_working_dir(directory: &Path) -> Result<(), String> {

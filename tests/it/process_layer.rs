@@ -450,6 +450,7 @@ async fn what_a_killed_command_left_elsewhere_is_ended_by_its_cancel_command() {
 
 #[tokio::test]
 async fn what_a_lost_run_left_elsewhere_is_ended_by_its_cancel_command() {
+    use std::os::unix::fs::PermissionsExt;
     let stage = Stage::new();
     let script =
         "echo \"$0 $CALLSHEET_RUN_TOKEN $CALLSHEET_JOB_ID\" >>asked; rm elsewhere; (trap '' TERM; sleep 1000) & exit 0";
@@ -479,10 +480,24 @@ async fn what_a_lost_run_left_elsewhere_is_ended_by_its_cancel_command() {
         assert!(why.starts_with(told) && why.len() < 1000, "{why}");
         assert!(marked_with(spec.token.as_str()).is_empty());
     }
-    let words = vec!["/no/such/program".to_owned()];
-    let cancel = Some(CancelSpec { term: words.clone(), kill: words });
-    let why = stage.processes.clean_up(CommandSpec { cancel, ..spec }).await.unwrap_err();
-    assert!(why.starts_with("can't be run: No such file"), "{why}");
+    // It is found as a command is, in the working directory and in its own PATH, and what is no program is given to no shell.
+    let bare = stage.path("bare");
+    fs::write(&bare, "touch shelled\n").unwrap();
+    fs::set_permissions(&bare, fs::Permissions::from_mode(0o755)).unwrap();
+    let here = stage.path("").to_string_lossy().into_owned();
+    for (program, told) in [
+        ("/no/such/program", "can't be run: the program \"/no/such/program\" does not exist"),
+        ("nothere", "can't be run: the program \"nothere\" was not found in PATH"),
+        ("./bare", "can't be run: Exec format error"),
+        ("bare", "can't be run: Exec format error"),
+    ] {
+        let words = vec![program.to_owned()];
+        let cancel = Some(CancelSpec { term: words.clone(), kill: words });
+        let env = vec![("PATH".to_owned(), here.clone())];
+        let why = stage.processes.clean_up(CommandSpec { cancel, env, ..spec.clone() }).await.unwrap_err();
+        assert!(why.starts_with(told), "{program}: {why}");
+    }
+    assert!(!stage.path("shelled").exists());
 }
 
 #[tokio::test]
