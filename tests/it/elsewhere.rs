@@ -57,13 +57,7 @@ async fn srun_ends_as_its_slurm_job_does_and_takes_it_along() {
     assert_eq!(logs("stdout"), "hello\n");
     assert!(logs("stderr").contains("oh\n"), "{}", logs("stderr"));
 
-    // A cancel reaches the command as SIGTERM, and it may end in its own way.
-    let gentle = service.insert("SLURM", &["note-term+environment+wait"]).await[0];
-    listening(&service, gentle).await;
-    cancel(&service, gentle).await;
-    service.until(gentle, JobStatus::Cancelled).await;
-    assert!(service.path(&format!("evidence/{gentle}.1.term")).exists(), "its own TERM handler did not run");
-    assert_eq!(service.job(gentle).await.exit_code, Some(0));
+    cancelled_gently(&service, "SLURM").await;
     slurm.nothing_left().await;
 
     // One that does not listen is killed, and what waits for a free processor never begins.
@@ -94,6 +88,17 @@ async fn srun_ends_as_its_slurm_job_does_and_takes_it_along() {
     let job = service.until(late, JobStatus::Error).await;
     assert!(job.error.unwrap().starts_with("timed out"));
     service.nothing_alive().await;
+}
+
+/// A cancel reaches the command as SIGTERM, and it may end in its own way.
+async fn cancelled_gently(service: &Service, flow: &str) -> JobId {
+    let gentle = service.insert(flow, &["note-term+environment+wait"]).await[0];
+    listening(service, gentle).await;
+    cancel(service, gentle).await;
+    service.until(gentle, JobStatus::Cancelled).await;
+    assert!(service.path(&format!("evidence/{gentle}.1.term")).exists(), "its own TERM handler did not run");
+    assert_eq!(service.job(gentle).await.exit_code, Some(0));
+    gentle
 }
 
 /// Waits until its command, which says `environment` after it has set its TERM handler, is under way.
@@ -227,13 +232,7 @@ async fn docker_run_ends_as_its_container_does_and_takes_it_along() {
         assert_eq!(service.until(job, JobStatus::Error).await.exit_code, Some(code), "{flow}");
     }
 
-    // A cancel reaches the command as SIGTERM, and it may end in its own way.
-    let gentle = service.insert("DOCKER", &["note-term+environment+wait"]).await[0];
-    listening(&service, gentle).await;
-    cancel(&service, gentle).await;
-    service.until(gentle, JobStatus::Cancelled).await;
-    assert!(service.path(&format!("evidence/{gentle}.1.term")).exists(), "its own TERM handler did not run");
-    assert_eq!(service.job(gentle).await.exit_code, Some(0));
+    let gentle = cancelled_gently(&service, "DOCKER").await;
     let seen = fs::read_to_string(service.path(&format!("evidence/{gentle}.1.environment"))).unwrap();
     assert!(seen.contains(&format!("CALLSHEET_JOB_ID={gentle}\n")), "{seen}");
 
