@@ -12,18 +12,18 @@ WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY entity/Cargo.toml entity/
 COPY migration/Cargo.toml migration/
-RUN mkdir -p src entity/src migration/src tests/it tests/bench \
+RUN mkdir -p src/bin entity/src migration/src tests/it tests/bench \
  && touch src/lib.rs entity/src/lib.rs migration/src/lib.rs \
- && echo 'fn main() {}' >src/main.rs && cp src/main.rs tests/it/ && cp src/main.rs tests/bench/ \
- && cargo build --locked --profile dist --bin callsheet \
+ && echo 'fn main() {}' >src/main.rs && cp src/main.rs src/bin/callsheet-shim.rs && cp src/main.rs tests/it/ && cp src/main.rs tests/bench/ \
+ && cargo build --locked --profile dist --bins \
  && rm -r src entity/src migration/src tests
 COPY entity entity
 COPY migration migration
 COPY src src
 # Cargo goes by times, and the empty programs above are younger than ours.
 RUN mkdir -p tests/it tests/bench \
- && touch tests/it/main.rs tests/bench/main.rs src/lib.rs src/main.rs entity/src/lib.rs migration/src/lib.rs \
- && cargo build --locked --profile dist --bin callsheet
+ && touch tests/it/main.rs tests/bench/main.rs src/lib.rs src/main.rs src/bin/callsheet-shim.rs entity/src/lib.rs migration/src/lib.rs \
+ && cargo build --locked --profile dist --bins
 
 FROM debian:bookworm-slim
 # What the user's own commands need, from Debian.
@@ -37,7 +37,7 @@ RUN apt-get update -q \
  && useradd --system --uid 8440 --gid 8440 --home-dir /var/lib/callsheet --shell /usr/sbin/nologin callsheet \
  && install -d -o callsheet -g callsheet -m 0700 /var/lib/callsheet \
  && install -d -m 0755 /etc/callsheet
-COPY --from=build /src/target/dist/callsheet /usr/local/bin/callsheet
+COPY --from=build /src/target/dist/callsheet /src/target/dist/callsheet-shim /usr/local/bin/
 ENV CALLSHEET_CONFIG=/etc/callsheet/callsheet.toml
 # The number of the user callsheet: what runs containers may want to see that it is not root.
 USER 8440:8440

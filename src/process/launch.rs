@@ -30,7 +30,7 @@ use super::{
     CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
     WantedLease, ZYGOTE_NAME, ZYGOTE_WORD,
 };
-use super::{cgroup, environment, lost, memory_dir, spawn, tree};
+use super::{cgroup, environment, lost, memory_dir, spawn, tree, zygote};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
@@ -45,7 +45,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 #[derive(Debug)]
 pub(super) struct Launcher {
-    executable: PathBuf,
+    /// Programs that a zygote can be started from, the best one first.
+    programs: Vec<PathBuf>,
     /// Variables of the environment that no command may see.
     secrets: Mutex<Vec<String>>,
     boot_id: String,
@@ -62,10 +63,10 @@ enum Launched {
 }
 
 impl Launcher {
-    /// Makes the runs directory where it is missing; the zygote will be started from `executable`.
+    /// Makes the runs directory where it is missing; the zygote will be started from the first of `programs` that can be one.
     pub(super) fn open(
         runs: &Path,
-        executable: PathBuf,
+        programs: Vec<PathBuf>,
         secrets: Vec<String>,
         in_memory: Option<PathBuf>,
     ) -> Result<Self, Error> {
@@ -79,7 +80,7 @@ impl Launcher {
         }
         let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
         let looks = Semaphore::new(LOOKS);
-        Ok(Self { executable, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, looks })
+        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, looks })
     }
 
     /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
@@ -192,7 +193,7 @@ impl Launcher {
                 Some(live) => live,
                 None => {
                     let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-                    let live = Zygote::start(&self.executable, &secrets);
+                    let live = Zygote::start(&self.programs, &secrets);
                     zygote.insert(live.map_err(|error| SendError::Zygote(started(error)))?)
                 }
             };
@@ -342,22 +343,58 @@ struct Zygote {
 }
 
 impl Zygote {
+    /// A zygote that takes no order, or does not present itself, for so long is stuck.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// From the first of these programs that is one of this very build: both sides of a socket have to mean the same.
+    fn start(programs: &[PathBuf], secrets: &[String]) -> io::Result<Self> {
+        let mut failed = io::Error::from(io::ErrorKind::NotFound);
+        for program in programs {
+            match Self::start_one(program, secrets) {
+                Ok(zygote) => return Ok(zygote),
+                Err(error) => {
+                    tracing::warn!(program = %program.display(), %error, "no runs can be started through this program");
+                    failed = error;
+                }
+            }
+        }
+        Err(failed)
+    }
+
     #[expect(clippy::disallowed_methods, reason = "this is the place where processes are started")]
-    fn start(executable: &Path, secrets: &[String]) -> io::Result<Self> {
-        /// A zygote that takes no order for so long is stuck, and is replaced.
-        const PATIENCE: Duration = Duration::from_secs(10);
+    fn start_one(program: &Path, secrets: &[String]) -> io::Result<Self> {
         let (ours, theirs) = packet_sockets()?;
         // What the system allows at most; the default holds a little less than the largest order.
         sockopt::set_socket_send_buffer_size(&ours, 2 * LARGEST_ORDER)?;
-        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Send, Some(PATIENCE))?;
-        let mut command = Command::new(executable);
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Send, Some(Self::PATIENCE))?;
+        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(Self::PATIENCE))?;
+        let mut command = Command::new(program);
         command.arg0(ZYGOTE_NAME).arg(ZYGOTE_WORD).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let for_zygote = |(name, _): &(OsString, OsString)| environment::is_for_zygote(name, secrets);
         command.env_clear().envs(std::env::vars_os().filter(for_zygote));
         crash::before(Step::ZygoteSpawn);
         let process = command.spawn()?;
         crash::after(Step::ZygoteSpawn);
-        Ok(Self { orders: Some(ours), process })
+        // Our copy of its end would keep a zygote that died from being noticed.
+        drop(command);
+        let zygote = Self { orders: Some(ours), process };
+        zygote.is_of_this_build().map(|()| zygote)
+    }
+
+    fn is_of_this_build(&self) -> io::Result<()> {
+        let Some(orders) = &self.orders else { return Err(Errno::PIPE.into()) };
+        let mut presented = [0; size_of_val(&zygote::BUILD) + 1];
+        let length = loop {
+            match recv(orders, &mut presented, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                received => break received?.0,
+            }
+        };
+        match presented.get(..length) {
+            Some(build) if build == zygote::BUILD => Ok(()),
+            Some([]) | None => Err(io::Error::other("it ended without presenting itself")),
+            Some(_) => Err(io::Error::other("it is of another build of Callsheet")),
+        }
     }
 
     fn send(&self, order: &[u8], journal: &File, link: &OwnedFd) -> rustix::io::Result<()> {

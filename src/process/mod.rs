@@ -1,7 +1,7 @@
 //! Runs: starting a command under a shim, hearing of it, and finding out later what became of it.
 //!
 //! A run, end to end. [`Processes::launch`] makes the run directory with a locked journal in it and sends the
-//! spec, the journal and one end of a socket (the link) to the *zygote*, a helper process of the same binary.
+//! spec, the journal and one end of a socket (the link) to the *zygote*, a helper process of the same build.
 //! The zygote forks; its child is the run's *shim*, which starts the command, reads its output into files,
 //! enforces its limits, ends whatever it leaves behind, and writes the verdict into the journal. The shim
 //! needs no service: when the link breaks it goes on, and listens for a new one. [`Processes::inspect`] says
@@ -220,12 +220,11 @@ impl Processes {
     /// # Errors
     /// Where the directory can't be made, or is not a directory that belongs to this user.
     pub fn open(data_dir: &Path, secrets: Vec<String>) -> Result<Self, Error> {
-        // The running program itself, also after an upgrade has replaced its file.
         #[cfg(target_os = "linux")]
         let in_memory = memory_dir::open();
         #[cfg(not(target_os = "linux"))]
         let in_memory = None;
-        Self::open_at(data_dir, PathBuf::from("/proc/self/exe"), secrets, in_memory)
+        Self::open_at(data_dir, zygote_programs(), secrets, in_memory)
     }
 
     /// From the next launch on, neither the zygote nor any command gets the variables that `secrets` names.
@@ -239,19 +238,19 @@ impl Processes {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with_exe(data_dir: &Path, executable: PathBuf) -> Result<Self, Error> {
-        Self::open_at(data_dir, executable, Vec::new(), None)
+        Self::open_at(data_dir, vec![executable], Vec::new(), None)
     }
 
     fn open_at(
         data_dir: &Path,
-        executable: PathBuf,
+        programs: Vec<PathBuf>,
         secrets: Vec<String>,
         in_memory: Option<PathBuf>,
     ) -> Result<Self, Error> {
         let runs = data_dir.join("runs");
         let absolute = std::path::absolute(&runs);
         let runs = absolute.map_err(|source| Error::RunsDirectory { path: runs, source })?;
-        let launcher = Arc::new(Launcher::open(&runs, executable, secrets, in_memory)?);
+        let launcher = Arc::new(Launcher::open(&runs, programs, secrets, in_memory)?);
         Ok(Self { runs, launcher })
     }
 
@@ -379,6 +378,17 @@ pub fn prepare_limits(limits: Limits) -> Result<(), Error> {
 
 const ZYGOTE_NAME: &str = "callsheet-zygote";
 const ZYGOTE_WORD: &str = "__zygote";
+
+/// A program of its own that is nothing but the zygote, so that a fork of it is a fork of little.
+const ZYGOTE_PROGRAM: &str = "callsheet-shim";
+
+/// What the zygote may be started from: the small program where it is installed beside this one, or else this one.
+fn zygote_programs() -> Vec<PathBuf> {
+    // The running program itself, also after an upgrade has replaced its file.
+    let this = PathBuf::from("/proc/self/exe");
+    let small = std::env::current_exe().map(|file| file.with_file_name(ZYGOTE_PROGRAM));
+    small.ok().filter(|file| file.is_file()).into_iter().chain([this]).collect()
+}
 
 /// Whether this process was delegated a control group, so that each run that it starts gets one of its own.
 #[must_use]

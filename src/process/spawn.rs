@@ -448,13 +448,15 @@ pub(super) fn usage_of_children() -> crate::domain::run::Usage {
     }
 }
 
-/// Has all threads of a shim allocate from one place: for its guard alone glibc would map another one (mallopt(3)).
+/// Has all threads of a shim allocate from one place: for its guard alone glibc would map another one (mallopt(3)). And has
+/// it keep no lists of small freed pieces: to clear them up, it would touch each page that one is in.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "no safe wrapper for mallopt exists")]
 pub(super) fn allocate_in_one_place() {
-    // SAFETY: it sets a limit, and there is one thread.
+    // SAFETY: it sets limits, and there is one thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MXFAST, 0);
     }
 }
 

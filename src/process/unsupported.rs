@@ -23,7 +23,7 @@ pub(super) fn prepare_limits(limits: Limits) -> Result<(), String> {
 impl Launcher {
     pub(super) fn open(
         _runs: &Path,
-        _executable: PathBuf,
+        _programs: Vec<PathBuf>,
         _secrets: Vec<String>,
         _in_memory: Option<PathBuf>,
     ) -> Result<Self, Error> {

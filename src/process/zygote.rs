@@ -1,7 +1,8 @@
-//! The zygote: a helper process of the same binary, which forks the shims.
+//! The zygote: a helper process of the same build, which forks the shims.
 //!
 //! Started by the service on its first launch; ends when the service is gone. A fork costs what the forking
-//! process has in memory, and a service may have much; the zygote has next to nothing, and only one thread.
+//! process has in memory, and a service may have much; the zygote has next to nothing, and only one thread. Its program is
+//! `callsheet-shim`, which has nothing else in it, or where that is not beside the service, the service's own.
 
 use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -10,7 +11,9 @@ use std::process::ExitCode;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketType, recvmsg, sockopt};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType, recvmsg, send, sockopt,
+};
 
 use super::cgroup;
 use super::environment::{self, Environment};
@@ -20,6 +23,32 @@ use super::shim::{self, Surroundings};
 use super::spawn::{self, Refusal};
 use crate::clock::boottime;
 use crate::crash::{self, Step};
+
+/// What a zygote says first: which build it is of. An order has no version, so that a service gives none to a zygote that may
+/// understand another thing by it: one made of other sources of what the two say to each other and do about it.
+pub(super) const BUILD: [u8; 8] = fnv_1a(&[
+    env!("CARGO_PKG_VERSION").as_bytes(),
+    include_bytes!("link.rs"),
+    include_bytes!("run_dir.rs"),
+    include_bytes!("shim.rs"),
+    include_bytes!("spawn.rs"),
+])
+.to_be_bytes();
+
+/// <http://www.isthe.com/chongo/tech/comp/fnv/>
+const fn fnv_1a(parts: &[&[u8]]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut rest = parts;
+    while let [part, more @ ..] = rest {
+        let mut bytes = *part;
+        while let [byte, after @ ..] = bytes {
+            hash = (hash ^ *byte as u64).wrapping_mul(0x0100_0000_01b3);
+            bytes = after;
+        }
+        rest = more;
+    }
+    hash
+}
 
 /// Serves orders from the socket that stands in for standard input, until its other end is closed.
 pub(super) fn serve() -> ExitCode {
@@ -43,17 +72,20 @@ pub(super) fn serve() -> ExitCode {
     let _ = crc32fast::hash(b"callsheet");
     // As is where the kernel has put its clocks.
     let _ = (boottime(), crate::clock::now());
+    if send(&orders, &BUILD, SendFlags::NOSIGNAL).is_err() {
+        return ExitCode::FAILURE;
+    }
     let mut packet = vec![0; LARGEST_ORDER];
     loop {
         match receive(&orders, &mut packet) {
-            Ok(Received::Order(order, journal, link)) => {
+            Ok(Received::Order { length, journal, link }) => {
                 crash::after(Step::OrderReceive);
                 crash::before(Step::ShimFork);
                 match spawn::fork() {
                     Ok(Some(_)) => crash::after(Step::ShimFork),
                     Ok(None) => {
                         drop(orders);
-                        become_shim(*order, journal, link, &surroundings);
+                        become_shim(packet.get(..length).unwrap_or_default(), journal, link, &surroundings);
                     }
                     Err(error) => {
                         refuse(journal, link, Refusal::new(format!("its shim can't be forked: {error}"), &error));
@@ -83,8 +115,13 @@ fn take_socket() -> Option<OwnedFd> {
 }
 
 enum Received {
-    Order(Box<Order>, OwnedFd, OwnedFd),
-    /// Not an order; whoever holds the other ends sees them closed.
+    /// So many bytes of the packet. Its shim reads them: what this process allocated and freed would be copied page by page.
+    Order {
+        length: usize,
+        journal: OwnedFd,
+        link: OwnedFd,
+    },
+    /// No order; whoever holds the other ends sees them closed.
     Unreadable,
     ServiceGone,
 }
@@ -104,20 +141,21 @@ fn receive(orders: &OwnedFd, packet: &mut [u8]) -> Result<Received, Errno> {
         return Ok(Received::ServiceGone);
     }
     let whole = !received.flags.contains(ReturnFlags::TRUNC);
-    let order = packet.get(..received.bytes).filter(|_| whole).and_then(|json| serde_json::from_slice(json).ok());
     let mut descriptors = descriptors.into_iter();
-    Ok(match (order, descriptors.next(), descriptors.next()) {
-        (Some(order), Some(journal), Some(link)) => Received::Order(Box::new(order), journal, link),
+    Ok(match (descriptors.next(), descriptors.next()) {
+        (Some(journal), Some(link)) if whole => Received::Order { length: received.bytes, journal, link },
         _ => Received::Unreadable,
     })
 }
 
-fn become_shim(order: Order, journal: OwnedFd, link: OwnedFd, surroundings: &Surroundings) -> ! {
+fn become_shim(order: &[u8], journal: OwnedFd, link: OwnedFd, surroundings: &Surroundings) -> ! {
     // A panic must not unwind into the zygote's loop: its run is found to be gone, and all others are safe.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match Journal::received(journal) {
-        Ok(journal) => shim::run(order, journal, link, surroundings),
-        // Dropping the link tells the service; the journal has no `starting`, so the run never started.
-        Err(_) => drop(link),
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        match (serde_json::from_slice::<Order>(order), Journal::received(journal)) {
+            (Ok(order), Ok(journal)) => shim::run(order, journal, link, surroundings),
+            // Dropping the link tells the service; the journal has no `starting`, so the run never started.
+            (Err(_), _) | (_, Err(_)) => drop(link),
+        }
     }));
     spawn::exit_now(if outcome.is_ok() { 0 } else { 101 })
 }

@@ -69,3 +69,4 @@ mod traces;
 mod upgrade;
 mod webhooks;
 mod workers;
+mod zygote;
