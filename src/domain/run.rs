@@ -87,6 +87,24 @@ pub struct Usage {
     pub output_bytes: u64,
 }
 
+impl Usage {
+    /// Takes in what another process has used.
+    pub fn add(&mut self, more: Self) {
+        let sum = |one: Option<u64>, other: Option<u64>| match (one, other) {
+            (Some(one), Some(other)) => Some(one.saturating_add(other)),
+            (one, other) => one.or(other),
+        };
+        *self = Self {
+            user_cpu: self.user_cpu.saturating_add(more.user_cpu),
+            system_cpu: self.system_cpu.saturating_add(more.system_cpu),
+            max_rss_bytes: self.max_rss_bytes.max(more.max_rss_bytes),
+            io_read_bytes: sum(self.io_read_bytes, more.io_read_bytes),
+            io_write_bytes: sum(self.io_write_bytes, more.io_write_bytes),
+            output_bytes: self.output_bytes.saturating_add(more.output_bytes),
+        };
+    }
+}
+
 /// What the kernel withheld from a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shortage {

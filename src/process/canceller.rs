@@ -7,11 +7,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::Pid;
 
 use super::environment::Environment;
 use super::link::Order;
 use super::spawn::{self, Outlets, Prepared};
+use crate::domain::run::CommandEnd;
 
 /// A run's own way to its end.
 #[derive(Debug)]
@@ -57,10 +58,10 @@ impl Canceller {
     }
 
     /// Takes note of a child that has ended.
-    pub(super) fn reaped(&mut self, pid: Pid, status: WaitStatus) {
+    pub(super) fn reaped(&mut self, pid: Pid, end: CommandEnd) {
         if self.running == Some(pid) {
             self.running = None;
-            self.failed = status.exit_status() != Some(0);
+            self.failed = end != CommandEnd::Exited(0);
         }
     }
 

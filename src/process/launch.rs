@@ -9,8 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -40,6 +40,10 @@ use crate::domain::{RunToken, Timestamp};
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
 /// So many looks at run directories are taken at once.
 const LOOKS: usize = 8;
+/// So many shims may wait for another order at a time: more orders than that are rarely under way.
+const MOST_WAITING: usize = 16;
+/// After this time a shim that waited for another order has ended.
+const GONE_AFTER: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -53,7 +57,27 @@ pub(super) struct Launcher {
     /// See [`memory_dir`].
     in_memory: Option<PathBuf>,
     zygote: Mutex<Option<Zygote>>,
+    waiting: Mutex<Waiting>,
     looks: Semaphore,
+}
+
+/// Shims whose runs are over and that wait for another one.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// How often it has changed what a command may see: an earlier shim has an earlier environment.
+    generation: u64,
+    /// Where they wait, and since when.
+    links: Vec<(Instant, OwnedFd)>,
+}
+
+impl Waiting {
+    /// Keeps the link of one that was started in this generation, where there are not many of them.
+    fn keep(&mut self, link: OwnedFd, generation: u64) {
+        self.links.retain(|(since, _)| since.elapsed() < GONE_AFTER);
+        if generation == self.generation && self.links.len() < MOST_WAITING {
+            self.links.push((Instant::now(), link));
+        }
+    }
 }
 
 /// A run on its way to the zygote, or refused on the way.
@@ -78,9 +102,9 @@ impl Launcher {
             // Whoever can rename a run's directory could make it look as if it had never started.
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
-        let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
+        let (secrets, zygote, waiting) = (Mutex::new(secrets), Mutex::new(None), Mutex::default());
         let looks = Semaphore::new(LOOKS);
-        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, looks })
+        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, waiting, looks })
     }
 
     /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
@@ -90,15 +114,20 @@ impl Launcher {
         if *known != secrets {
             *known = secrets;
             *zygote = None;
+            let mut waiting = self.waiting();
+            waiting.generation += 1;
+            waiting.links.clear();
         }
     }
 
     pub(super) async fn launch(self: &Arc<Self>, run_dir: PathBuf, spec: CommandSpec) -> Result<RunLink, Error> {
         let (launcher, token, directory) = (Arc::clone(self), spec.token.clone(), run_dir.clone());
+        // Before the order, which may get a shim of a later generation, but of no earlier one.
+        let generation = self.waiting().generation;
         let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec)).await;
         let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
         Ok(match launched {
-            Launched::Ordered { link } => self.follow(run_dir, token, Some(link)),
+            Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation),
             Launched::Refused { reason } => {
                 let (reports, receiver) = mpsc::unbounded_channel();
                 // The receiver is right here, so this can't fail.
@@ -179,13 +208,26 @@ impl Launcher {
         }
     }
 
-    /// Hands an order over to the zygote, starting one where there is none, and returns our end of the link.
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands an order over to a shim that waits for one or else to the zygote, starting one where there is none, and returns
+    /// our end of the link.
     fn send(&self, order: &[u8], journal: &File) -> Result<OwnedFd, SendError> {
         if order.len() > LARGEST_ORDER {
             return Err(SendError::TooLong);
         }
         let reached = |error: Errno| SendError::Zygote(Error::Zygote { action: "reached", source: error.into() });
         let (ours, theirs) = packet_sockets().map_err(reached)?;
+        loop {
+            // A statement of its own, so that the lock is not held while sending.
+            let waiting = self.waiting().links.pop();
+            let Some((_, shim)) = waiting else { break };
+            if hand_over(&shim, order, journal, &theirs, SendFlags::DONTWAIT).is_ok() {
+                return Ok(ours);
+            }
+        }
         let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
         let mut repeated = false;
         loop {
@@ -227,7 +269,8 @@ impl Launcher {
                         return Ok(Evidence::Finished(verdict.into()));
                     }
                     if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
-                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link)));
+                        // One that was found waits for nothing when its run is over.
+                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0)));
                     }
                 }
             }
@@ -295,11 +338,12 @@ impl Launcher {
         answer.await.unwrap_or_else(|_| Err("can't be run: its thread ended".to_owned()))
     }
 
-    fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>) -> RunLink {
+    fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>, generation: u64) -> RunLink {
         let (reports, receiver) = mpsc::unbounded_channel();
         let sender = watch::Sender::new(Wanted::NOTHING);
         let wanted = sender.subscribe();
-        let follower = Follower { launcher: Arc::clone(self), run_dir, token, reports, wanted, started: false };
+        let launcher = Arc::clone(self);
+        let follower = Follower { launcher, run_dir, token, reports, wanted, started: false, generation };
         tokio::spawn(follower.run(link));
         RunLink { reports: receiver, control: RunControl { wanted: sender } }
     }
@@ -399,20 +443,25 @@ impl Zygote {
 
     fn send(&self, order: &[u8], journal: &File, link: &OwnedFd) -> rustix::io::Result<()> {
         let Some(orders) = &self.orders else { return Err(Errno::PIPE) };
-        crash::before(Step::OrderSend);
-        let descriptors = [journal.as_fd(), link.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(Errno::NOBUFS);
-        }
-        loop {
-            match sendmsg(orders, &[IoSlice::new(order)], &mut ancillary, SendFlags::NOSIGNAL) {
-                Err(Errno::INTR) => {}
-                outcome => {
-                    crash::after(Step::OrderSend);
-                    return outcome.map(drop);
-                }
+        hand_over(orders, order, journal, link, SendFlags::empty())
+    }
+}
+
+/// Sends an order with the run's journal and one end of its link.
+fn hand_over(orders: &OwnedFd, order: &[u8], journal: &File, link: &OwnedFd, how: SendFlags) -> rustix::io::Result<()> {
+    crash::before(Step::OrderSend);
+    let descriptors = [journal.as_fd(), link.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(Errno::NOBUFS);
+    }
+    loop {
+        match sendmsg(orders, &[IoSlice::new(order)], &mut ancillary, SendFlags::NOSIGNAL | how) {
+            Err(Errno::INTR) => {}
+            outcome => {
+                crash::after(Step::OrderSend);
+                return outcome.map(drop);
             }
         }
     }
@@ -486,12 +535,16 @@ struct Follower {
     wanted: watch::Receiver<Wanted>,
     /// Whether `Started` was reported: a shim repeats it to every new connection.
     started: bool,
+    /// See [`Waiting`].
+    generation: u64,
 }
 
 /// Whether there is more to come of a run.
 enum Goes {
     On,
     Over,
+    /// It is over, and its shim waits for another order.
+    OverAndWaits,
 }
 
 impl Follower {
@@ -505,11 +558,11 @@ impl Follower {
                 },
             };
             match registered(link) {
-                Ok(link) => {
-                    if let Goes::Over = self.listen(&link).await {
-                        return;
-                    }
-                }
+                Ok(link) => match self.listen(&link).await {
+                    Goes::On => {}
+                    Goes::Over => return,
+                    Goes::OverAndWaits => return self.launcher.waiting().keep(link.into_inner(), self.generation),
+                },
                 // Out of memory or descriptors: as good as a lost connection.
                 Err(_) => tokio::time::sleep(LONGEST_PAUSE).await,
             }
@@ -534,11 +587,10 @@ impl Follower {
                     let Ok(mut ready) = ready else { return Goes::On };
                     match ready.try_io(|link| receive(link.get_ref())) {
                         Err(_would_block) => {}
-                        Ok(Ok(Some(message))) => {
-                            if let Goes::Over = self.pass_on(message) {
-                                return Goes::Over;
-                            }
-                        }
+                        Ok(Ok(Some(message))) => match self.pass_on(message) {
+                            Goes::On => {}
+                            over => return over,
+                        },
                         Ok(Ok(None) | Err(_)) => return Goes::On,
                     }
                 }
@@ -562,6 +614,7 @@ impl Follower {
             ToService::Leased { until_ms } => (RunReport::Leased { until: Duration::from_millis(until_ms) }, Goes::On),
             ToService::SpawnFailed { reason } => (RunReport::SpawnFailed { reason }, Goes::Over),
             ToService::Ended(verdict) => (RunReport::Ended(verdict.into()), Goes::Over),
+            ToService::EndedAndWaits(verdict) => (RunReport::Ended(verdict.into()), Goes::OverAndWaits),
             ToService::Replaced => {
                 (RunReport::LinkLost { reason: "another service has taken the run over".to_owned() }, Goes::Over)
             }

@@ -72,6 +72,9 @@ pub(super) enum ToService {
         until_ms: u64,
     },
     Ended(VerdictRecord),
+    /// The same, and the shim waits on this connection for another [`Order`] for a moment. Only a service of the same build hears
+    /// this: the one that ordered the run.
+    EndedAndWaits(VerdictRecord),
     /// Another service (or another part of this one) has taken the run over; this connection ends.
     Replaced,
 }

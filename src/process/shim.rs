@@ -1,8 +1,8 @@
 //! The shim: one small process a run, which owns the command from its start to the end of all that it started.
 //!
-//! Forked from the zygote by an order of the service; ends by itself when the verdict is on disk. One thread, one
-//! poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but the link. Only a disk can
-//! hold it up, for which a [`Guard`] stands beside it while there may be something to write.
+//! Forked from the zygote by an order of the service; ends by itself when the verdict is on disk, or has another run after a
+//! short one. One thread, one poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but
+//! the link. Only a disk can hold it up, for which a [`Guard`] stands beside it while there may be something to write.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use rustix::net::{
     send, socket_with, sockopt,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
+use rustix::process::{Pid, Signal};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -64,14 +64,18 @@ pub(super) struct Surroundings {
     pub(super) groups: Option<PathBuf>,
 }
 
-/// Runs one command from its start to its verdict, in the forked child of the zygote.
-pub(super) fn run(order: Order, mut journal: Journal, link: OwnedFd, surroundings: &Surroundings) {
+/// Runs one command from its start to its verdict, in the forked child of the zygote. Returns the link where the service has
+/// been told that another order may come over it.
+pub(super) fn run(order: Order, mut journal: Journal, link: OwnedFd, surroundings: &Surroundings) -> Option<OwnedFd> {
     match Shim::start(order, &mut journal, link, surroundings) {
         Ok(mut shim) => {
             shim.watch(&mut journal);
-            shim.conclude(&mut journal);
+            shim.conclude(&mut journal)
         }
-        Err((link, refusal)) => refuse(&mut journal, link, refusal),
+        Err((link, refusal)) => {
+            refuse(&mut journal, link, refusal);
+            None
+        }
     }
 }
 
@@ -212,6 +216,8 @@ struct Shim {
     group: Option<RunGroup>,
     /// `None` where the group counts it.
     memory: Option<MemoryWatch>,
+    /// What those have used that have been waited for.
+    used: Usage,
     buffer: Vec<u8>,
     /// Dropped last: what is removed in the end is reached through it.
     _directory: OwnedFd,
@@ -242,9 +248,12 @@ impl Shim {
         spawn::ignore(libc::SIGCHLD, false);
         let children = spawn::child_signals().map_err(not_set_up)?;
         crash::before(Step::ShimSession);
-        rustix::process::setsid().map_err(|error| not_set_up(error.into()))?;
-        crash::after(Step::ShimSession);
         let own = rustix::process::getpid();
+        // One that has had a run before leads its session already.
+        if rustix::process::getsid(None) != Ok(own) {
+            rustix::process::setsid().map_err(|error| not_set_up(error.into()))?;
+        }
+        crash::after(Step::ShimSession);
         rustix::process::set_child_subreaper(Some(own)).map_err(|error| not_set_up(error.into()))?;
         let own_pid = own.as_raw_nonzero().get();
 
@@ -377,6 +386,7 @@ impl Shim {
             not_dying: None,
             memory: (!group.as_ref().is_some_and(RunGroup::counts_memory)).then(|| MemoryWatch::from(boottime())),
             group,
+            used: Usage::default(),
             buffer: Vec::new(),
         };
         shim.set_alarm();
@@ -586,12 +596,14 @@ impl Shim {
         let mut anybody_left = false;
         crash::before(Step::CommandReap);
         loop {
-            match wait(WaitOptions::NOHANG) {
-                // Once only: an orphan may be given the number of a command that is gone.
-                Ok(Some((pid, status))) if pid == self.command && self.ended.is_none() => self.command_ended(status),
-                Ok(Some((pid, status))) => {
-                    if let Some(canceller) = &mut self.canceller {
-                        canceller.reaped(pid, status);
+            match spawn::reaped() {
+                Ok(Some((pid, end, used))) => {
+                    self.used.add(used);
+                    // Once only: an orphan may be given the number of a command that is gone.
+                    if pid == self.command && self.ended.is_none() {
+                        self.command_ended(end);
+                    } else if let Some(canceller) = &mut self.canceller {
+                        canceller.reaped(pid, end);
                     }
                 }
                 Err(Errno::INTR) => {}
@@ -632,13 +644,7 @@ impl Shim {
         };
     }
 
-    fn command_ended(&mut self, status: WaitStatus) {
-        let end = match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => CommandEnd::Exited(code),
-            (None, Some(signal)) => CommandEnd::Signaled(signal),
-            // Only asked for with WUNTRACED or WCONTINUED.
-            (None, None) => return,
-        };
+    fn command_ended(&mut self, end: CommandEnd) {
         let execution = boottime().saturating_sub(self.started);
         if let Some(struck) = self.guard.as_ref().and_then(Guard::struck) {
             self.cause.get_or_insert(match struck {
@@ -858,7 +864,7 @@ impl Shim {
 
     /// What the run used and could not get; its group still has to be there.
     fn account(&self, ended: CommandEnded) -> (Usage, Shortage) {
-        let mut usage = spawn::usage_of_children();
+        let mut usage = self.used;
         usage.max_rss_bytes = usage.max_rss_bytes.max(self.memory.map_or(0, |memory| memory.peak));
         usage.output_bytes = self.stdout_log.length() + self.stderr_log.length();
         let mut shortage = Shortage::default();
@@ -874,9 +880,18 @@ impl Shim {
         (usage, shortage)
     }
 
-    /// Writes the verdict, tells it, and tidies up.
-    fn conclude(mut self, journal: &mut Journal) {
-        let Some(ended) = self.ended else { return };
+    /// Whether this process is as it was before this run, and its service there, so that it may have another one: its run was
+    /// over before there was a start to record or output to write, for which there would be a guard, and ended by itself.
+    fn may_have_another(&self) -> bool {
+        let as_before =
+            self.guard.is_none() && self.canceller.is_none() && self.group.is_none() && self.cause.is_none();
+        as_before && self.link.is_some() && self.control.is_none()
+    }
+
+    /// Writes the verdict, tells it, and tidies up. Returns the link where this process waits for another order.
+    fn conclude(mut self, journal: &mut Journal) -> Option<OwnedFd> {
+        let ended = self.ended?;
+        let waits = self.may_have_another();
         self.guard = None;
         let (usage, shortage) = self.account(ended);
         if let Some(group) = self.group.take() {
@@ -895,14 +910,17 @@ impl Shim {
             said: (self.said != Said::default()).then(|| Box::new(self.said.clone())),
         };
         let record = Record::Verdict((&verdict).into());
-        let message = ToService::Ended((&verdict).into());
-        let (mut appended, mut told) = (false, false);
+        let (mut appended, mut told, mut link) = (false, false, None);
         loop {
             crash::before(Step::VerdictRecord);
             appended = appended || journal.append(&record).is_ok();
             crash::after(Step::VerdictRecord);
             crash::before(Step::VerdictReport);
-            told = told || self.report(&message);
+            if !told && waits && appended && self.control.is_none() {
+                told = self.report(&ToService::EndedAndWaits((&verdict).into()));
+                link = self.link.take().filter(|_| told);
+            }
+            told = told || self.report(&ToService::Ended((&verdict).into()));
             crash::after(Step::VerdictReport);
             // A service that has been told commits it to its database within the millisecond, and a sync here would hold
             // that commit up, since both wait for the same disk. Should it die first, the journal has the verdict; should
@@ -923,6 +941,7 @@ impl Shim {
             let _ = std::fs::remove_file(self.run_dir.join(CONTROL_SOCKET));
             crash::after(Step::ControlUnlink);
         }
+        link
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::Access;
 use rustix::io::Errno;
@@ -13,6 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit, setrlimit};
 use super::environment::Environment;
 use super::link::Order;
 use super::tree;
+use crate::domain::run::{CommandEnd, Usage};
 
 /// Where programs are looked for when the command's environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -422,21 +424,28 @@ pub(super) fn child_signals() -> io::Result<OwnedFd> {
     }
 }
 
-/// CPU time and the largest resident set of everything that this process has waited for (getrusage(2)).
-#[expect(unsafe_code, reason = "rustix has no getrusage")]
-pub(super) fn usage_of_children() -> crate::domain::run::Usage {
-    use std::time::Duration;
+/// A child of this process that has ended, with what it and everybody that it had waited for has used (wait4(2)); `None` where
+/// there are children, and all of them live.
+///
+/// # Errors
+/// Where there are no children, or the call was interrupted.
+#[expect(unsafe_code, reason = "rustix has no wait4")]
+pub(super) fn reaped() -> rustix::io::Result<Option<(Pid, CommandEnd, Usage)>> {
     let time = |time: libc::timeval| {
         let (seconds, micros) = (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_usec).unwrap_or(0));
         Duration::from_secs(seconds) + Duration::from_micros(micros)
     };
-    // SAFETY: all-zero is a valid rusage, and the call writes no more than one.
-    let usage = unsafe {
+    let mut status = 0;
+    // SAFETY: all-zero is a valid rusage, and the call writes no more than one, and one status.
+    let (pid, usage) = unsafe {
         let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
-        usage
+        (libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage), usage)
     };
-    crate::domain::run::Usage {
+    if pid < 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::CHILD));
+    }
+    let Some(pid) = Pid::from_raw(pid) else { return Ok(None) };
+    let usage = Usage {
         user_cpu: time(usage.ru_utime),
         system_cpu: time(usage.ru_stime),
         // Linux counts in KiB.
@@ -445,7 +454,14 @@ pub(super) fn usage_of_children() -> crate::domain::run::Usage {
         io_read_bytes: u64::try_from(usage.ru_inblock).ok().map(|blocks| blocks.saturating_mul(512)),
         output_bytes: 0,
         io_write_bytes: u64::try_from(usage.ru_oublock).ok().map(|blocks| blocks.saturating_mul(512)),
-    }
+    };
+    // Only ends are waited for, and one that is no exit is a signal's.
+    let end = if libc::WIFEXITED(status) {
+        CommandEnd::Exited(libc::WEXITSTATUS(status))
+    } else {
+        CommandEnd::Signaled(libc::WTERMSIG(status))
+    };
+    Ok(Some((pid, end, usage)))
 }
 
 /// Has all threads of a shim allocate from one place: for its guard alone glibc would map another one (mallopt(3)). And has

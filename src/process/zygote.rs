@@ -8,11 +8,14 @@ use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType, recvmsg, send, sockopt,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, Shutdown, SocketType, recvmsg, send,
+    shutdown, sockopt,
 };
 
 use super::cgroup;
@@ -85,7 +88,7 @@ pub(super) fn serve() -> ExitCode {
                     Ok(Some(_)) => crash::after(Step::ShimFork),
                     Ok(None) => {
                         drop(orders);
-                        become_shim(packet.get(..length).unwrap_or_default(), journal, link, &surroundings);
+                        become_shim(&mut packet, (length, journal, link), &surroundings);
                     }
                     Err(error) => {
                         refuse(journal, link, Refusal::new(format!("its shim can't be forked: {error}"), &error));
@@ -148,16 +151,53 @@ fn receive(orders: &OwnedFd, packet: &mut [u8]) -> Result<Received, Errno> {
     })
 }
 
-fn become_shim(order: &[u8], journal: OwnedFd, link: OwnedFd, surroundings: &Surroundings) -> ! {
+/// How long a shim waits for another order when its run is over: as long as a service takes to commit an end and to order the
+/// next run, also on a slow disk.
+const WAITS: Duration = Duration::from_millis(100);
+
+fn become_shim(packet: &mut [u8], first: (usize, OwnedFd, OwnedFd), surroundings: &Surroundings) -> ! {
     // A panic must not unwind into the zygote's loop: its run is found to be gone, and all others are safe.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        match (serde_json::from_slice::<Order>(order), Journal::received(journal)) {
-            (Ok(order), Ok(journal)) => shim::run(order, journal, link, surroundings),
-            // Dropping the link tells the service; the journal has no `starting`, so the run never started.
-            (Err(_), _) | (_, Err(_)) => drop(link),
+        let mut next = Some(first);
+        while let Some((length, journal, link)) = next {
+            let order = serde_json::from_slice::<Order>(packet.get(..length).unwrap_or_default());
+            let waits_on = match (order, Journal::received(journal)) {
+                (Ok(order), Ok(journal)) => shim::run(order, journal, link, surroundings),
+                // Dropping the link tells the service; the journal has no `starting`, so the run never started.
+                (Err(_), _) | (_, Err(_)) => None,
+            };
+            next = waits_on.and_then(|link| another(&link, packet));
         }
     }));
     spawn::exit_now(if outcome.is_ok() { 0 } else { 101 })
+}
+
+/// Waits for another order on the link of a run that is over: so short runs one after the other need no fork each.
+fn another(link: &OwnedFd, packet: &mut [u8]) -> Option<(usize, OwnedFd, OwnedFd)> {
+    let until = boottime() + WAITS;
+    let mut closed = false;
+    loop {
+        let left = until.saturating_sub(boottime());
+        if left.is_zero() && !closed {
+            // From here on the service can't send any more (EPIPE). What it had sent before is still to be read, and then this
+            // is the end, so no order is lost.
+            shutdown(link, Shutdown::Read).ok()?;
+            closed = true;
+        }
+        let mut readable = [PollFd::new(link, PollFlags::IN)];
+        if !closed && !poll(&mut readable, Some(&shim::timespec(left))).is_ok_and(|ready| ready > 0) {
+            continue;
+        }
+        match receive(link, packet) {
+            Ok(Received::Order { length, journal, link }) => {
+                crash::after(Step::OrderReceive);
+                return Some((length, journal, link));
+            }
+            // Something about the run that is over.
+            Ok(Received::Unreadable) | Err(Errno::INTR) => {}
+            Ok(Received::ServiceGone) | Err(_) => return None,
+        }
+    }
 }
 
 fn refuse(journal: OwnedFd, link: OwnedFd, refusal: Refusal) {

@@ -909,3 +909,61 @@ fn launches_a_second() {
         .unwrap();
     }
 }
+
+/// The process that has started the command of this script, which must be short and silent.
+async fn parent_of(stage: &Stage, rest: &str) -> (i32, Verdict) {
+    let verdict = stage.run(&stage.script(&format!("echo $PPID > parent; {rest}"))).await.verdict();
+    (number_in(&stage.path("parent")).unwrap(), verdict)
+}
+
+#[tokio::test]
+async fn a_shim_has_another_run_after_a_short_one_and_nothing_of_it_is_left() {
+    let stage = Stage::new();
+    let memory = "exec dd if=/dev/zero of=/dev/null bs=64M count=1 status=none";
+    // Where the machine is slow they are not short.
+    let mut tries = 0;
+    loop {
+        let (first, large) = parent_of(&stage, memory).await;
+        let (second, small) = parent_of(&stage, "exit 5").await;
+        assert_eq!((large.end, small.end), (CommandEnd::Exited(0), CommandEnd::Exited(5)));
+        assert!(large.usage.max_rss_bytes >= 64 << 20, "{large:?}");
+        assert!(small.usage.max_rss_bytes < 40 << 20, "{small:?}");
+        if first == second {
+            break;
+        }
+        tries += 1;
+        assert!(tries < 200, "each run has a shim of its own");
+    }
+    let (last, _) = parent_of(&stage, "true").await;
+    wait_until("the shim to end where nothing more comes", || (!is_alive(last)).then_some(())).await;
+    // What has said something, or lasted, has had a guard beside it.
+    let (spoke, _) = parent_of(&stage, "echo said").await;
+    let (after, _) = parent_of(&stage, "true").await;
+    assert_ne!(spoke, after);
+}
+
+#[tokio::test]
+async fn an_order_that_comes_while_its_shim_goes_is_carried_out_once() {
+    let stage = Stage::new();
+    for step in 0..40 {
+        let run = stage.script("echo >> count");
+        assert_eq!(stage.run(&run).await.verdict().end, CommandEnd::Exited(0));
+        // Around the time for which a shim waits.
+        tokio::time::sleep(Duration::from_millis(90) + Duration::from_micros(500) * step).await;
+    }
+    assert_eq!(fs::read_to_string(stage.path("count")).unwrap().len(), 40);
+}
+
+#[tokio::test]
+async fn what_commands_may_not_see_any_more_no_waiting_shim_shows_them() {
+    let stage = Stage::new();
+    // Which the machine's own environment has.
+    let shows = "test -z \"$HOME\"";
+    for _ in 0..10 {
+        let (_, verdict) = parent_of(&stage, shows).await;
+        assert_eq!(verdict.end, CommandEnd::Exited(1));
+    }
+    stage.processes.keep_back(vec!["HOME".to_owned()]);
+    let (_, verdict) = parent_of(&stage, shows).await;
+    assert_eq!(verdict.end, CommandEnd::Exited(0));
+}
