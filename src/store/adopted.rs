@@ -57,6 +57,11 @@ struct Look {
     unfit: Vec<Unfit>,
 }
 
+/// The user's table, quoted and with its schema.
+pub(super) fn name_of(adopted: &AdoptedTable) -> String {
+    statements::table(adopted)
+}
+
 impl Store {
     /// What the adopted table lacks; `None` where there is none. Leaves nothing behind: what it does is taken back.
     ///

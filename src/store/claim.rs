@@ -2,6 +2,7 @@
 //!
 //! On PostgreSQL the flow's row in `flows` is locked first, so claims of one flow follow one another over all workers
 //! and each counts what the one before has taken; on MySQL likewise. On SQLite every writing transaction excludes every other anyway.
+//! Where they begin to look on PostgreSQL is told in [`super::looks`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use sea_orm::ConnectionTrait;
 use serde_json::json;
 
 use super::leases::{claimers, lease_millis, next_lapse, others_live};
+use super::looks::{FOUND_SQL, Look, Place, open_since_sql};
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::update::{Rows, Update};
@@ -73,9 +75,10 @@ impl Store {
         transaction: &Transaction,
         claim: &Claim,
         begun: Duration,
+        look: &mut Look,
     ) -> Result<Claimed, Error> {
         let mut tokens = claim.tokens.iter().take(AT_MOST).cloned().collect::<Vec<_>>();
-        let (state, first_rows) = self.flow_now(transaction, claim, &tokens).await?;
+        let (state, first_rows) = self.flow_now(transaction, claim, &tokens, look).await?;
         let mut claimed = Claimed {
             jobs: Vec::new(),
             cancelled_pending: Vec::new(),
@@ -149,7 +152,8 @@ impl Store {
         }
         // What has been ended just now may be among them.
         let first_rows = first_rows.filter(|_| claimed.cancelled_pending.is_empty() && claimed.expired.is_empty());
-        let mut taken = self.next_rows(transaction, &claim.flow, state.now, wanted, first_rows).await?;
+        let mut taken = self.next_rows(transaction, claim, state.now, wanted, first_rows, look.place()).await?;
+        look.found(&taken);
         for (job, token) in taken.iter_mut().zip(tokens) {
             job.token = token;
         }
@@ -177,6 +181,7 @@ impl Store {
         transaction: &Transaction,
         claim: &Claim,
         tokens: &[RunToken],
+        look: &mut Look,
     ) -> Result<(FlowNow, Option<Vec<ClaimedJob>>), Error> {
         let dialect = self.dialect();
         let mut values = vec![
@@ -184,9 +189,12 @@ impl Store {
             claim.worker.as_str().into(),
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
-        let mut statement = flow_now_sql(dialect, &claim.requires);
+        let mut statement = flow_now_sql(dialect, &claim.requires, look.from.is_some());
         if dialect.is_shared() {
             values.push(claim.incarnation.as_str().into());
+        }
+        if let Some(from) = &look.from {
+            values.extend([from.open.as_str().into(), from.event.into(), from.oldest.into()]);
         }
         if dialect == Dialect::Sqlite {
             statement += &format!("; {}", first_rows_sql());
@@ -198,6 +206,9 @@ impl Store {
             return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });
         };
         let row = Row { result, dialect };
+        if !look.goes_on(&row)? {
+            return Box::pin(self.flow_now(transaction, claim, tokens, look)).await;
+        }
         let state = FlowNow {
             now: row.time("now")?,
             paused: row.flag("paused")?,
@@ -253,22 +264,36 @@ impl Store {
     async fn next_rows(
         &self,
         transaction: &Transaction,
-        flow: &FlowType,
+        Claim { flow, .. }: &Claim,
         now: Timestamp,
         wanted: usize,
         mut first_rows: Option<Vec<ClaimedJob>>,
+        mut behind: Option<Place>,
     ) -> Result<Vec<ClaimedJob>, Error> {
         let dialect = self.dialect();
         let mut taken = Vec::new();
         let mut below = i64::MAX;
         'priorities: while taken.len() < wanted {
             let limit = wanted - taken.len();
-            let jobs = match first_rows.take() {
-                Some(mut jobs) => {
+            let (first_rows, place) = (first_rows.take(), behind.take());
+            let jobs = match (first_rows, place) {
+                (Some(mut jobs), _) => {
                     jobs.truncate(limit);
                     jobs
                 }
-                None => {
+                (None, Some(place)) => {
+                    below = place.priority;
+                    let values = [
+                        flow.as_str().into(),
+                        place.priority.into(),
+                        place.run_at.unix_millis().into(),
+                        place.id.into(),
+                    ];
+                    let select = rows_sql(dialect, "AND priority = $2 AND (run_at, id) > ($3, $4)", &limit.to_string());
+                    let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+                    results.iter().map(|result| claimed_job(&Row { result, dialect })).collect::<Result<_, _>>()?
+                }
+                (None, None) => {
                     // By the index that counts the other way, on MySQL.
                     let bound = if dialect == Dialect::MySql { -below } else { below };
                     let select = self.statement(next_rows_sql(dialect, limit), [flow.as_str().into(), bound.into()]);
@@ -287,7 +312,9 @@ impl Store {
                 }
                 taken.push(job);
             }
-            break;
+            if place.is_none() {
+                break;
+            }
         }
         Ok(taken)
     }
@@ -331,7 +358,8 @@ impl Store {
              schedule_time = $6, tracestate = CASE WHEN traceparent IS NULL THEN $9 ELSE tracestate END, \
              traceparent = COALESCE(traceparent, $7), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
              execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL{lease} \
-             WHERE id = $1 AND status = 'PENDING'"
+             WHERE id = $1 AND {}",
+            dialect.of_named("status = 'PENDING'")
         );
         let event = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
              SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8";
@@ -626,7 +654,8 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
     error = CASE WHEN attempt = 0 THEN 'cancelled before its command was started' \
     ELSE 'cancelled while it waited for another attempt' || COALESCE('; the last one: ' || error, '') END";
 
-fn flow_now_sql(dialect: Dialect, requires: &Labels) -> String {
+/// Behind a look, `$5` are the open runs that it found, `$6` is the last event that it saw, `$7` the oldest row that waits.
+fn flow_now_sql(dialect: Dialect, requires: &Labels, behind_a_look: bool) -> String {
     let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
     // Nobody else can have had the name where there is one worker.
     let displaced = if dialect.is_shared() { " OR $4 <> '' AND incarnation <> $4" } else { "" };
@@ -641,12 +670,18 @@ fn flow_now_sql(dialect: Dialect, requires: &Labels) -> String {
     };
     let count = |condition: &str| format!("CAST(COALESCE(sum(CASE WHEN {condition} THEN 1 ELSE 0 END), 0) AS bigint)");
     // All about the open runs in one look at them.
+    let (which, found, oldest) = if behind_a_look {
+        (open_since_sql(dialect), FOUND_SQL, format!("AND {schedule_time} >= $7"))
+    } else {
+        (format!("type = $1 AND {OPEN}"), "", String::new())
+    };
     let open_runs = format!(
-        "SELECT count(*) AS open, {} AS open_here, {} AS disowned, CAST({lapse} AS bigint) AS lapse \
-         FROM jobs {open} WHERE type = $1 AND {OPEN}",
+        "SELECT count(*) AS open, {} AS open_here, {} AS disowned, CAST({lapse} AS bigint) AS lapse{found} \
+         FROM jobs {open} WHERE {which}",
         count("worker_id = $2"),
         count(&nobodys(dialect)),
     );
+    let found = if behind_a_look { "open_runs.ids AS ids, open_runs.event AS event, " } else { "" };
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
@@ -658,7 +693,7 @@ fn flow_now_sql(dialect: Dialect, requires: &Labels) -> String {
          CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE {}) \
          THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
          CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({claimers} AS bigint) AS claimers, \
-         (SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest \
+         {found}(SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' {oldest} ORDER BY {schedule_time} LIMIT 1) AS oldest \
          FROM ({open_runs}) AS open_runs",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),

@@ -29,7 +29,8 @@ impl Store {
             return Ok(());
         }
         let tokens: Vec<_> = claimed.jobs.iter().map(|job| job.token.as_str()).collect();
-        let update = format!("UPDATE jobs SET lease_time = $2 WHERE {} AND {OPEN}", dialect.among("run_token", "$1"));
+        let (these, open) = (dialect.among("run_token", "$1"), dialect.of_named(OPEN));
+        let update = format!("UPDATE jobs SET lease_time = $2 WHERE {these} AND {open}");
         let until = claimed.now.plus(claim.terms.untouched(claimed.lease));
         let values = [json!(tokens).to_string().into(), until.unix_millis().into()];
         transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;

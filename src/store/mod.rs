@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod jobs;
 mod leases;
+mod looks;
 mod overview;
 mod place;
 #[cfg(test)]
@@ -66,6 +67,7 @@ use crate::config::{AdoptedTable, Config};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::DatabaseUrl;
+use looks::{Look, Looks};
 use place::{DatabaseFile, Place};
 use schema::Transaction;
 use sql::{Dialect, Doing, Row};
@@ -98,6 +100,8 @@ struct Inner {
     adopted: Option<Arc<AdoptedTable>>,
     changed_here: watch::Sender<u64>,
     own_writes: Arc<OwnWrites>,
+    /// Where claims begin to look.
+    looks: Looks,
 }
 
 const BATCH: &str = "commit a batch";
@@ -181,8 +185,8 @@ impl Store {
         place: Place,
         adopted: Option<Arc<AdoptedTable>>,
     ) -> Self {
-        let (changed_here, own_writes) = (watch::Sender::new(0), Arc::default());
-        let inner = Inner { dialect, writer, reader, place, adopted, changed_here, own_writes };
+        let (changed_here, own_writes, looks) = (watch::Sender::new(0), Arc::default(), Looks::default());
+        let inner = Inner { dialect, writer, reader, place, adopted, changed_here, own_writes, looks };
         Self { inner: Arc::new(inner), who: None }
     }
 
@@ -222,14 +226,15 @@ impl Store {
         let begun = crate::clock::boottime();
         let transaction = self.begin(BATCH).await?;
         self.lock_flows(&transaction, writes).await?;
-        let mut answers = Vec::with_capacity(writes.len());
+        let (mut answers, mut looks) = (Vec::with_capacity(writes.len()), Vec::new());
         for write in writes {
-            answers.push(self.write(&transaction, write, begun).await?);
+            answers.push(self.write(&transaction, write, begun, &mut looks).await?);
         }
         let steps: Vec<Step> = writes.iter().zip(&answers).filter_map(|(write, answer)| step(write, answer)).collect();
         steps.iter().copied().for_each(crash::before);
         transaction.commit().await.doing(BATCH)?;
         steps.into_iter().for_each(crash::after);
+        self.inner.looks.keep(looks);
         if answers
             .iter()
             .any(|answer| matches!(answer, Written::Claimed(claimed) if claimed.waited != Waited::default()))
@@ -240,10 +245,20 @@ impl Store {
         Ok(answers)
     }
 
-    async fn write(&self, transaction: &Transaction, write: &Write, begun: Duration) -> Result<Written, Error> {
+    async fn write(
+        &self,
+        transaction: &Transaction,
+        write: &Write,
+        begun: Duration,
+        looks: &mut Vec<Look>,
+    ) -> Result<Written, Error> {
         match write {
             Write::Claim(claim) => {
-                self.claim(transaction, claim, begun).await.map(|claimed| Written::Claimed(Box::new(claimed)))
+                let mut look = self.begin_look(transaction, claim).await?;
+                let mut claimed = self.claim(transaction, claim, begun, &mut look).await?;
+                self.end_look(transaction, &mut look, &mut claimed).await?;
+                looks.push(look);
+                Ok(Written::Claimed(Box::new(claimed)))
             }
             Write::Started(started) => {
                 let written = self.started(transaction, started).await?;

@@ -35,7 +35,10 @@ impl Store {
         let [attempt, pid] = [values.add(i64::from(started.attempt.0)), values.add(i64::from(started.pid))];
         let now = self.dialect().now();
         let change = Change {
-            current: format!("id = {job} AND run_token = {token} AND status = 'INQUEUE'"),
+            current: format!(
+                "id = {job} AND run_token = {token} AND {}",
+                self.dialect().of_named("status = 'INQUEUE'")
+            ),
             event: format!("SELECT id, attempt, status, 'PROGRESS', {now}, {worker}, {message} FROM"),
             event_rest: String::new(),
             job: format!("status = 'PROGRESS', started_time = {time}, heartbeat_time = {now}"),
@@ -116,7 +119,7 @@ impl Store {
     ) -> Result<Vec<ConfirmedRun>, Error> {
         const ACTION: &str = "confirm runs";
         let dialect = self.dialect();
-        let these = format!("{} AND {OPEN}", dialect.among("run_token", "$1"));
+        let these = format!("{} AND {}", dialect.among("run_token", "$1"), dialect.of_named(OPEN));
         let answer = format!(
             "{}, CAST(CASE WHEN cancel_requested_time IS NULL THEN 0 ELSE 1 END AS bigint) AS cancel_requested",
             dialect.text("run_token")
@@ -168,7 +171,7 @@ impl Store {
         const ACTION: &str = "record progress";
         let dialect = self.dialect();
         let set = "progress = COALESCE($2, progress), status_message = COALESCE($3, status_message)";
-        let these = format!("run_token = $1 AND {OPEN}");
+        let these = format!("run_token = $1 AND {}", dialect.of_named(OPEN));
         let values = [
             note.token.as_str().into(),
             note.progress.map(|progress| i64::from(progress.min(100))).into(),
@@ -212,7 +215,7 @@ impl Store {
         };
         let lapsed = if settlement.lapsed { format!(" AND lease_time < {now}") } else { String::new() };
         let change = Change {
-            current: format!("id = {job} AND run_token = {token} AND {OPEN}{lapsed}"),
+            current: format!("id = {job} AND run_token = {token} AND {}{lapsed}", self.dialect().of_named(OPEN)),
             event,
             event_rest,
             job: update,

@@ -41,7 +41,7 @@ impl Store {
             let these = match rows {
                 Rows::Where(condition) => (*condition).to_owned(),
                 Rows::Selected { from, while_ } => {
-                    format!("{while_} AND {}", dialect.one_of("id", &format!("SELECT id {from}")))
+                    format!("{} AND {}", dialect.of_named(while_), dialect.one_of("id", &format!("SELECT id {from}")))
                 }
             };
             let sql = format!("UPDATE {table} SET {set} WHERE {these} RETURNING {returning}");

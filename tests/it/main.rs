@@ -27,6 +27,7 @@ mod doctor;
 mod elsewhere;
 mod ends;
 mod events;
+mod flat;
 mod grafana;
 mod http;
 mod labels;

@@ -117,7 +117,7 @@ impl Db {
     }
 
     /// Waits until no session of a store is left on PostgreSQL, which knows all of its counts at its end only.
-    async fn alone(&self) {
+    pub async fn alone(&self) {
         const OTHERS: &str = "SELECT count(*) FROM pg_stat_activity \
             WHERE datname = current_database() AND application_name = 'callsheet'";
         eventually("the sessions of stores to end", async || self.number(OTHERS).await == 0).await;

@@ -1,0 +1,269 @@
+//! What a claim costs after many: while somebody else's old snapshot keeps all that the claims before have left behind.
+
+use std::time::{Duration, Instant};
+
+use callsheet::domain::run::Next;
+use callsheet::domain::{RunToken, Timestamp};
+use callsheet::store::{Claim, ClaimedJob, Write, Written};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+
+use crate::store::{Db, claim, claim_with, completed, settlement, started};
+use crate::support::service::On;
+
+/// Another client's transaction that has read the table, and is open.
+async fn old_snapshot(db: &Db) -> DatabaseTransaction {
+    let level = (db.on != On::Sqlite).then_some(sea_orm::IsolationLevel::RepeatableRead);
+    let transaction = db.foreign.begin_with_config(level, None).await.unwrap();
+    transaction.execute_unprepared("SELECT 1 FROM jobs LIMIT 1").await.unwrap();
+    transaction
+}
+
+async fn filled(db: &Db, rows: u32) {
+    let (with, numbers) = db.numbers(rows);
+    db.sql(&format!("INSERT INTO jobs (type, identifier) {with}SELECT 'RENDER', 'x' {numbers}")).await.unwrap();
+    if db.on == On::Postgres {
+        db.sql("ANALYZE").await.unwrap();
+    }
+}
+
+fn tokens(from: u32, count: u32) -> Vec<RunToken> {
+    let token = |n: u32| {
+        let mut bytes = [7; 16];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        RunToken::from_bytes(bytes)
+    };
+    (from..from + count).map(token).collect()
+}
+
+/// Jobs that go through their whole life one after the other, or some at a time.
+struct Working {
+    at_a_time: u32,
+    done: u32,
+    open: Vec<ClaimedJob>,
+}
+
+impl Working {
+    /// The ends of the last ones and the claim of the next, in one commit as a service has them, and their starts in another.
+    ///
+    /// How long the claim took, and when another one may bring more.
+    async fn turn(&mut self, db: &Db) -> (Duration, Option<Timestamp>) {
+        let mut writes: Vec<Write> = self.open.iter().map(|job| Write::Settle(completed(job))).collect();
+        let tokens = tokens(self.done, self.at_a_time);
+        let claim = Claim { concurrency: self.at_a_time, worker_concurrency: self.at_a_time, ..claim(&tokens) };
+        writes.push(Write::Claim(claim));
+        let start = Instant::now();
+        let answer = db.store.apply(&writes).await.unwrap().pop();
+        let took = start.elapsed();
+        let Some(Written::Claimed(claimed)) = answer else { panic!("{answer:?}") };
+        assert_eq!(claimed.jobs.len(), tokens.len(), "{claimed:?}");
+        (self.open, self.done) = (claimed.jobs, self.done + self.at_a_time);
+        let starts: Vec<Write> = self.open.iter().map(started).collect();
+        db.store.apply(&starts).await.unwrap();
+        (took, claimed.next_due)
+    }
+}
+
+/// How many jobs have come and gone before.
+const GONE: i64 = 10_000;
+
+/// Jobs that have come and gone, by somebody's SQL: what is left of them in the indexes cannot be removed.
+async fn come_and_gone(db: &Db) {
+    let first = format!("id IN (SELECT id FROM jobs WHERE status <> 'COMPLETED' ORDER BY id LIMIT {GONE})");
+    for step in ["status = 'INQUEUE'", "status = 'PROGRESS'", "status = 'COMPLETED', completed_time = 1"] {
+        db.sql(&format!("UPDATE jobs SET {step} WHERE {first}")).await.unwrap();
+    }
+}
+
+/// Entries of the indexes that claims read, as the server has counted them.
+async fn entries_read(db: &Db) -> i64 {
+    db.number(
+        "SELECT CAST(sum(idx_tup_read) AS bigint) FROM pg_stat_user_indexes \
+         WHERE indexrelname ~ '(jobs_claim|jobs_open|jobs_expiry|jobs_due|jobs_by_status|jobs_by_type_and_status)$'",
+    )
+    .await
+}
+
+async fn claims_do_not_come_by_what_an_old_snapshot_keeps(mut db: Db) {
+    const CLAIMS: u32 = 100;
+    filled(&db, 10_200).await;
+    let snapshot = old_snapshot(&db).await;
+    come_and_gone(&db).await;
+    db.store.close().await;
+    db.alone().await;
+    db.store = db.another().await;
+    let before = entries_read(&db).await;
+    let mut working = Working { at_a_time: 1, done: 0, open: Vec::new() };
+    while working.done < CLAIMS {
+        working.turn(&db).await;
+    }
+    db.store.close().await;
+    db.alone().await;
+    let each = (entries_read(&db).await - before) / i64::from(CLAIMS);
+    snapshot.rollback().await.unwrap();
+    // Without care it is four of each row that is gone for the claim alone, and more for the end and the start.
+    assert!(each < GONE / 2, "{each} entries are read for each job");
+}
+
+/// A store whose claims begin where the last one ended, since they are slow otherwise.
+async fn behind_a_look(db: &Db, first: u32) -> Working {
+    let mut working = Working { at_a_time: 1, done: first, open: Vec::new() };
+    for _ in 0..1000 {
+        if let (_, Some(whole)) = working.turn(db).await {
+            let wait = whole.since(db.store.now().await.unwrap());
+            assert!(wait < Duration::from_secs(60), "all is looked at again in {wait:?}");
+            return working;
+        }
+    }
+    panic!("no claim has begun where the one before ended");
+}
+
+async fn a_claim_behind_an_old_snapshot_misses_no_row_and_no_run(db: Db) {
+    filled(&db, 12_000).await;
+    let snapshot = old_snapshot(&db).await;
+    come_and_gone(&db).await;
+    let (other, mut number) = (db.another().await, 1_000_000);
+    let mut fresh = || {
+        number += 1;
+        tokens(number, 1)
+    };
+    for round in 0..3 {
+        let working = behind_a_look(&db, round * 10_000).await;
+        // One run is open here; another worker begins one, so there is no room for a third, and ends it, so that there is.
+        let two = |worker: &str, tokens: &[RunToken]| Claim {
+            concurrency: 2,
+            worker_concurrency: 2,
+            beyond_share: true,
+            worker: worker.parse().unwrap(),
+            ..claim(tokens)
+        };
+        let theirs = claim_with(&other, two("node-b", &fresh())).await;
+        assert_eq!((theirs.jobs.len(), theirs.open), (1, 2), "round {round}");
+        let ours = claim_with(&db.store, two("node-a", &fresh())).await;
+        assert_eq!((ours.jobs.len(), ours.open), (0, 2), "round {round}: {ours:?}");
+        other.apply(&[started(&theirs.jobs[0])]).await.unwrap();
+        let ours = claim_with(&db.store, two("node-a", &fresh())).await;
+        assert_eq!((ours.jobs.len(), ours.open), (0, 2), "round {round}: {ours:?}");
+        let end =
+            if round == 1 { settlement(&theirs.jobs[0], Next::Requeue, None) } else { completed(&theirs.jobs[0]) };
+        other.apply(&[Write::Settle(end)]).await.unwrap();
+        let mut ours = claim_with(&db.store, two("node-a", &fresh())).await;
+        assert_eq!((ours.jobs.len(), ours.open), (1, 2), "round {round}: {ours:?}");
+        db.store.apply(&[Write::Settle(completed(&ours.jobs.remove(0)))]).await.unwrap();
+        for job in &working.open {
+            db.store.apply(&[Write::Settle(completed(job))]).await.unwrap();
+        }
+        // Rows that stand before the place where it begins: by their priority, by their time, by their id.
+        db.sql(
+            "INSERT INTO jobs (type, identifier, priority) VALUES ('RENDER', 'urgent', 7); \
+             INSERT INTO jobs (type, identifier, run_at) VALUES ('RENDER', 'early', 1); \
+             UPDATE jobs SET status = 'PENDING', identifier = 'again', completed_time = NULL \
+             WHERE id = (SELECT min(id) FROM jobs WHERE status = 'COMPLETED')",
+        )
+        .await
+        .unwrap();
+        let (mut found, begun) = (Vec::new(), Instant::now());
+        while found.len() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{found:?} only");
+            let mut claimed = claim_with(&db.store, two("node-a", &fresh())).await;
+            if let Some(job) = claimed.jobs.pop() {
+                let identifier = job.identifier.clone().unwrap();
+                db.store.apply(&[Write::Settle(completed(&job))]).await.unwrap();
+                if identifier != "x" {
+                    found.push(identifier);
+                }
+            }
+        }
+        assert_eq!(found, ["urgent", "early", "again"]);
+    }
+    snapshot.rollback().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_do_not_come_by_what_an_old_snapshot_keeps_on_postgres() {
+    if let Some(db) = Db::postgres().await {
+        claims_do_not_come_by_what_an_old_snapshot_keeps(db).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_do_not_come_by_what_an_old_snapshot_keeps_on_an_adopted_table() {
+    if let Some(db) = Db::adopted().await {
+        claims_do_not_come_by_what_an_old_snapshot_keeps(db).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_behind_an_old_snapshot_misses_no_row_and_no_run_on_postgres() {
+    if let Some(db) = Db::postgres().await {
+        a_claim_behind_an_old_snapshot_misses_no_row_and_no_run(db).await;
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "a measurement")]
+mod cost {
+    use super::*;
+
+    /// Prints the time of a claim, with the ends before it.
+    async fn measure(name: &str, db: Db, at_a_time: u32, held: bool) {
+        let most: u32 = std::env::var("CLAIMS").map_or(100_000, |most| most.parse().unwrap());
+        filled(&db, most + 10_000).await;
+        let snapshot = if held { Some(old_snapshot(&db).await) } else { None };
+        let mut working = Working { at_a_time, done: 0, open: Vec::new() };
+        let (mut times, mut first) = (Vec::new(), None);
+        while working.done < most {
+            times.push(working.turn(&db).await.0);
+            if working.done % (most / 10) < at_a_time {
+                let mean = times.iter().sum::<Duration>() / u32::try_from(times.len()).unwrap();
+                times.sort_unstable();
+                let of = |part: usize| times[(times.len() - 1) * part / 1000];
+                let first = *first.get_or_insert(mean);
+                println!(
+                    "{name}, {at_a_time} at a time, {}, {:>6} claimed: mean {mean:?} ({:.2} of the first), p50 {:?} p99 {:?} most {:?}",
+                    if held { "old snapshot" } else { "nobody looks" },
+                    working.done,
+                    mean.as_secs_f64() / first.as_secs_f64(),
+                    of(500),
+                    of(990),
+                    of(1000)
+                );
+                times.clear();
+            }
+        }
+        if let Some(snapshot) = snapshot {
+            snapshot.rollback().await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "a measurement"]
+    async fn print() {
+        let which = std::env::var("ONLY").unwrap_or_default();
+        for held in [true, false] {
+            for at_a_time in [8, 1] {
+                let name = format!("{at_a_time}{}", if held { "held" } else { "free" });
+                let wanted =
+                    |database: &str| which.is_empty() || which == database || which == format!("{database}{name}");
+                if wanted("postgres")
+                    && let Some(db) = Db::postgres().await
+                {
+                    measure("postgres", db, at_a_time, held).await;
+                }
+                if wanted("adopted")
+                    && let Some(db) = Db::adopted().await
+                {
+                    measure("adopted", db, at_a_time, held).await;
+                }
+                if wanted("mariadb")
+                    && let Some(db) = Db::mariadb().await
+                {
+                    measure("mariadb", db, at_a_time, held).await;
+                }
+                if wanted("sqlite")
+                    && let Some(db) = Db::sqlite().await
+                {
+                    measure("sqlite", db, at_a_time, held).await;
+                }
+            }
+        }
+    }
+}
