@@ -1,6 +1,7 @@
 //! The benchmark: `cargo bench --bench callsheet`. Everything is measured side by side in one run and printed as one table;
-//! `-- --json FILE` writes it as JSON too, `--rows N` sets the largest table that claims are timed on (a million), `--runs N`
-//! how many commands sleep at a time while memory is measured (500), `--only sqlite` or `--only postgres` leaves the other out.
+//! `-- --json FILE` writes it as JSON too, `--rows N` sets the largest table that claims are timed on (a million), `--claims N`
+//! how many are made under an old snapshot (20,000), `--runs N` how many commands sleep at a time while memory is measured (500),
+//! `--only sqlite` or `--only postgres` leaves the other out.
 //!
 //! Jobs go through a real service of the release binary, as rows committed by another process (this one); the evidence
 //! of when a command started or ended is what the command itself writes. Rates are given beside the raw rate of spawning
@@ -42,13 +43,14 @@ const IDLE: Duration = Duration::from_secs(10);
 struct Options {
     json: Option<PathBuf>,
     rows: u64,
+    claims: u32,
     runs: usize,
     only: Option<String>,
 }
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let mut options = Options { json: None, rows: 1_000_000, runs: 500, only: None };
+    let mut options = Options { json: None, rows: 1_000_000, claims: 20_000, runs: 500, only: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value for the option");
         match argument.as_str() {
@@ -56,6 +58,7 @@ fn main() {
             "--stamp" => return fs::write(value(), nanoseconds().to_string()).expect("the time can be written"),
             "--json" => options.json = Some(value().into()),
             "--rows" => options.rows = value().parse().expect("a number of rows"),
+            "--claims" => options.claims = value().parse().expect("a number of claims"),
             "--runs" => options.runs = value().parse().expect("a number of runs"),
             "--only" => options.only = Some(value()),
             // What cargo passes to every benchmark.
@@ -77,11 +80,12 @@ async fn run(options: &Options) {
         measure("SQLite", &directory, url, options, &mut report).await;
     }
     if options.only.as_deref() != Some("sqlite") {
-        match postgres::database() {
-            Some(url) => {
+        // One that waits for the disk at each commit, as it is when nobody has said otherwise.
+        match postgres::Server::durable() {
+            Some(server) => {
                 let directory = scratch.path().join("postgres");
                 fs::create_dir(&directory).expect("a directory");
-                measure("PostgreSQL", &directory, url, options, &mut report).await;
+                measure("PostgreSQL", &directory, server.url(), options, &mut report).await;
             }
             None => println!("PostgreSQL: skipped, no initdb found"),
         }
@@ -137,7 +141,7 @@ async fn measure(name: &'static str, directory: &Path, url: String, options: &Op
     report.add(name, "idle service, resident with its helper", resident, "MiB", None);
     many(&store, (directory, &url), &mut service, name, options.runs, report).await;
     service.stop();
-    tables::measure(&store, directory, &url, name, options.rows, report).await;
+    tables::measure(&store, directory, &url, name, (options.rows, options.claims), report).await;
 }
 
 /// How often one row can be changed durably in a second, by a client that does nothing else.

@@ -1,4 +1,4 @@
-//! What is measured on the tables alone: enqueues, and claims beside few and many rows.
+//! What is measured on the tables alone: enqueues, and claims beside few and many rows and under an old snapshot.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use callsheet::domain::heartbeat::LeaseTerms;
 use callsheet::domain::run::Next;
 use callsheet::domain::{JobStatus, Outcome, RunToken};
 use callsheet::store::{Claim, Settlement, Store, Write, Written};
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, IsolationLevel, TransactionTrait};
 
 use super::enqueue;
 use super::report::Report;
@@ -22,13 +22,15 @@ const TERMS: LeaseTerms = LeaseTerms {
 };
 const FROM_A_FILE: usize = 100_000;
 const BATCH: usize = 10_000;
+/// Rows of one statement that fills a table: its log is not to be larger than what it fills.
+const CHUNK: u64 = 1_000_000;
 
 pub(super) async fn measure(
     store: &Store,
     directory: &Path,
     url: &str,
     name: &'static str,
-    most: u64,
+    (most, snapshot): (u64, u32),
     report: &mut Report,
 ) {
     let started = Instant::now();
@@ -37,13 +39,45 @@ pub(super) async fn measure(
     report.add(name, "rows by `enqueue --from FILE`", by_command(directory, url), "/s", None);
     let database = Database::connect(url).await.expect("the database");
     let mut smallest = None;
-    for (rows, status) in [(10, "PENDING"), (10_000, "PENDING"), (most, "PENDING"), (most, "COMPLETED")] {
+    let mut waiting = vec![10, 10_000];
+    waiting.extend((most > CHUNK).then_some(CHUNK));
+    waiting.push(most);
+    for (rows, status) in waiting.into_iter().map(|rows| (rows, "PENDING")).chain([(most, "COMPLETED")]) {
         fill(&database, url, rows, status).await;
         let time = claim_time(store).await;
         let smallest = *smallest.get_or_insert(time);
         let what = format!("claim and end, with {rows} {status} rows more");
         report.add(name, &what, time, "ms", Some((time / smallest, "of that with the fewest".to_owned())));
     }
+    under_old_snapshot(store, &database, url, name, snapshot, report).await;
+}
+
+/// Claims while another session holds what it saw before them.
+async fn under_old_snapshot(
+    store: &Store,
+    database: &DatabaseConnection,
+    url: &str,
+    name: &'static str,
+    claims: u32,
+    report: &mut Report,
+) {
+    fill(database, url, u64::from(claims), "PENDING").await;
+    let level = (!url.starts_with("sqlite")).then_some(IsolationLevel::RepeatableRead);
+    let held = database.begin_with_config(level, None).await.expect("a transaction");
+    held.execute_unprepared("SELECT 1 FROM jobs LIMIT 1").await.expect("a snapshot");
+    let (mut claiming, mut times) = (Claiming::default(), Vec::new());
+    for _ in 0..claims {
+        times.extend(claiming.turn(store).await);
+    }
+    claiming.end(store).await;
+    held.rollback().await.expect("the end of it");
+    let part = times.len() / 10;
+    let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len().max(1) as f64;
+    let (first, last) = (mean(&times[..part]), mean(&times[times.len() - part..]));
+    let what = format!("claim and end, the first of {claims} under a snapshot");
+    report.add(name, &what, first, "ms", None);
+    let what = "claim and end, the last tenth of them".to_owned();
+    report.add(name, &what, last, "ms", Some((last / first, "of the first tenth".to_owned())));
 }
 
 /// Rows a second.
@@ -66,22 +100,46 @@ async fn fill(database: &DatabaseConnection, url: &str, rows: u64, status: &str)
     let columns = "INSERT INTO jobs (type, identifier, status, completed_time)";
     let completed = if status == "PENDING" { "NULL" } else { "n" };
     let select = format!("SELECT 'TABLE', 'x', '{status}', {completed}");
-    let sql = if url.starts_with("sqlite") {
-        format!(
-            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows}) {columns} {select} FROM n"
-        )
-    } else {
-        format!("{columns} {select} FROM generate_series(1, {rows}) AS n")
-    };
-    database.execute_unprepared(&sql).await.expect("the rows");
+    let mut left = rows;
+    while left > 0 {
+        let rows = left.min(CHUNK);
+        left -= rows;
+        let sql = if url.starts_with("sqlite") {
+            format!(
+                "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows}) {columns} {select} FROM n"
+            )
+        } else {
+            format!("{columns} {select} FROM generate_series(1, {rows}) AS n")
+        };
+        database.execute_unprepared(&sql).await.expect("the rows");
+    }
     database.execute_unprepared("ANALYZE").await.expect("statistics");
 }
 
 /// The median, in milliseconds, of a claim of one row with its commit.
 async fn claim_time(store: &Store) -> f64 {
-    let mut times = Vec::new();
-    let mut last = None;
+    let (mut claiming, mut times) = (Claiming::default(), Vec::new());
     for n in 0..CLAIMS {
+        let Some(time) = claiming.turn(store).await else {
+            assert!(n >= 9, "there was a row to claim");
+            break;
+        };
+        times.push(time);
+    }
+    claiming.end(store).await;
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// One job after the other.
+#[derive(Default)]
+struct Claiming {
+    last: Option<Write>,
+}
+
+impl Claiming {
+    /// The end of the last job and the claim of the next in one commit, in milliseconds; `None` where there is no next one.
+    async fn turn(&mut self, store: &Store) -> Option<f64> {
         let mut bytes = [0_u8; 16];
         getrandom::fill(&mut bytes).expect("random numbers");
         let claim = Write::Claim(Claim {
@@ -96,17 +154,13 @@ async fn claim_time(store: &Store) -> f64 {
             terms: TERMS,
             tokens: vec![RunToken::from_bytes(bytes)],
         });
-        let writes: Vec<Write> = last.take().into_iter().chain([claim]).collect();
+        let writes: Vec<Write> = self.last.take().into_iter().chain([claim]).collect();
         let started = Instant::now();
         let written = store.apply(&writes).await.expect("a claim");
-        times.push(started.elapsed().as_secs_f64() * 1e3);
+        let time = started.elapsed().as_secs_f64() * 1e3;
         let Some(Written::Claimed(claimed)) = written.last() else { panic!("{written:?}") };
-        let Some(job) = claimed.jobs.first() else {
-            assert!(n >= 9, "there was a row to claim");
-            times.pop();
-            break;
-        };
-        last = Some(Write::Settle(Settlement {
+        let job = claimed.jobs.first()?;
+        self.last = Some(Write::Settle(Settlement {
             job: job.id,
             token: job.token.clone(),
             attempt: job.attempt,
@@ -125,10 +179,12 @@ async fn claim_time(store: &Store) -> f64 {
             slot: None,
             message: None,
         }));
+        Some(time)
     }
-    if let Some(end) = last {
-        store.apply(&[end]).await.expect("the last end");
+
+    async fn end(self, store: &Store) {
+        if let Some(end) = self.last {
+            store.apply(&[end]).await.expect("the last end");
+        }
     }
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or_default()
 }
