@@ -189,13 +189,11 @@ impl Store {
             claim.worker.as_str().into(),
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
-        let mut statement = flow_now_sql(dialect, &claim.requires, look.from.is_some());
+        let mut statement = flow_now_sql(dialect, &claim.requires, look);
         if dialect.is_shared() {
             values.push(claim.incarnation.as_str().into());
         }
-        if let Some(from) = &look.from {
-            values.extend([from.open.as_str().into(), from.event.into(), from.oldest.into()]);
-        }
+        values.extend(look.behind().into_iter().flatten());
         if dialect == Dialect::Sqlite {
             statement += &format!("; {}", first_rows_sql());
             let tokens = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
@@ -655,7 +653,7 @@ pub(super) const CANCEL_PENDING: &str = "status = 'CANCELLED', completed_time = 
     ELSE 'cancelled while it waited for another attempt' || COALESCE('; the last one: ' || error, '') END";
 
 /// Behind a look, `$5` are the open runs that it found, `$6` is the last event that it saw, `$7` the oldest row that waits.
-fn flow_now_sql(dialect: Dialect, requires: &Labels, behind_a_look: bool) -> String {
+fn flow_now_sql(dialect: Dialect, requires: &Labels, look: &Look) -> String {
     let (open, schedule_time) = (dialect.by_index("jobs_open"), dialect.schedule_time());
     // Nobody else can have had the name where there is one worker.
     let displaced = if dialect.is_shared() { " OR $4 <> '' AND incarnation <> $4" } else { "" };
@@ -670,18 +668,19 @@ fn flow_now_sql(dialect: Dialect, requires: &Labels, behind_a_look: bool) -> Str
     };
     let count = |condition: &str| format!("CAST(COALESCE(sum(CASE WHEN {condition} THEN 1 ELSE 0 END), 0) AS bigint)");
     // All about the open runs in one look at them.
-    let (which, found, oldest) = if behind_a_look {
-        (open_since_sql(dialect), FOUND_SQL, format!("AND {schedule_time} >= $7"))
+    let (which, oldest) = if look.behind().is_some() {
+        (open_since_sql(dialect), format!("AND {schedule_time} >= $7"))
     } else {
-        (format!("type = $1 AND {OPEN}"), "", String::new())
+        (format!("type = $1 AND {OPEN}"), String::new())
     };
+    let (found, told) =
+        if look.is_kept() { (FOUND_SQL, "open_runs.ids AS ids, open_runs.event AS event, ") } else { ("", "") };
     let open_runs = format!(
         "SELECT count(*) AS open, {} AS open_here, {} AS disowned, CAST({lapse} AS bigint) AS lapse{found} \
          FROM jobs {open} WHERE {which}",
         count("worker_id = $2"),
         count(&nobodys(dialect)),
     );
-    let found = if behind_a_look { "open_runs.ids AS ids, open_runs.event AS event, " } else { "" };
     format!(
         "SELECT {} AS now, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE type = $1), 0) AS bigint) AS paused, \
@@ -693,7 +692,7 @@ fn flow_now_sql(dialect: Dialect, requires: &Labels, behind_a_look: bool) -> Str
          CAST(CASE WHEN EXISTS (SELECT 1 FROM job_dependencies {} WHERE {}) \
          THEN 1 ELSE 0 END AS bigint) AS dependency_ended, \
          CAST(CASE WHEN {shared} THEN 1 ELSE 0 END AS bigint) AS shared, CAST({claimers} AS bigint) AS claimers, \
-         {found}(SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' {oldest} ORDER BY {schedule_time} LIMIT 1) AS oldest \
+         {told}(SELECT {schedule_time} FROM jobs {} WHERE type = $1 AND status = 'PENDING' {oldest} ORDER BY {schedule_time} LIMIT 1) AS oldest \
          FROM ({open_runs}) AS open_runs",
         dialect.now(),
         dialect.by_index("jobs_cancel_requested"),

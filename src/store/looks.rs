@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, Value};
 
 use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row};
@@ -36,6 +36,11 @@ const SLOW_EACH: Duration = Duration::from_millis(1);
 const PAGES: i64 = 100;
 const PAGES_OPEN: i64 = 4;
 const PAGES_TAKEN: i64 = 60;
+/// How long after a claim that has counted no more the next one may count.
+const COUNT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Events since the last look that are looked through; each is a millionth of a second.
+const EVENTS: i64 = 10_000;
 
 /// What is known of the flows that are claimed from slowly.
 #[derive(Debug, Default)]
@@ -45,6 +50,8 @@ pub(super) struct Looks(Mutex<HashMap<FlowType, Last>>);
 enum Last {
     /// The last claim was slow: the next one counts pages.
     Slow,
+    /// It was not for pages: none are counted until then.
+    Usual(Duration),
     Whole(Looked),
 }
 
@@ -66,13 +73,13 @@ pub(super) struct Looked {
     /// When all is to be looked at again, by [`boottime`].
     until: Duration,
     /// The ids of all open runs of the flow, as JSON.
-    pub(super) open: String,
+    open: String,
     /// The highest id of an event.
-    pub(super) event: i64,
+    event: i64,
     /// The earliest time that `schedule_to_close_timeout` counts from.
-    pub(super) oldest: i64,
+    oldest: i64,
     /// Behind which row to look for waiting ones; `None` where none was claimed.
-    pub(super) place: Option<Place>,
+    place: Option<Place>,
 }
 
 /// Where a row stands in the order of claims.
@@ -96,8 +103,10 @@ pub(super) struct Look {
     begun: Duration,
     /// Pages that had been read before it, where they are counted.
     pages: Option<i64>,
-    /// Where it begins; `None` for a whole look.
-    pub(super) from: Option<Looked>,
+    /// Where it begins, and then what it has found; `None` for a whole look.
+    from: Option<Looked>,
+    /// What a whole look has found that counts pages.
+    whole: Option<Looked>,
     /// Where the one before ended.
     before: Option<Place>,
     /// Where it ended; `None` where waiting rows were not looked for.
@@ -111,17 +120,39 @@ impl Look {
         self.from.as_ref().and_then(|from| from.place)
     }
 
-    /// Takes what a claim that began behind another has found of the open runs. `false` where the events were begun anew by
-    /// somebody, so that nothing can be said of those since: then it is a whole look from now on.
+    /// What a claim has to know of the last look, by the names that the statement has for it; `None` for a whole look.
+    pub(super) fn behind(&self) -> Option<[Value; 3]> {
+        self.from.as_ref().map(|from| [from.open.as_str().into(), from.event.into(), from.oldest.into()])
+    }
+
+    /// Whether a claim is to tell what later ones have to know.
+    pub(super) fn is_kept(&self) -> bool {
+        self.from.is_some() || self.pages.is_some()
+    }
+
+    /// Takes what a claim has found of the open runs. `false` where too many events have come since the last look, or somebody
+    /// has begun them anew, so that not all claims are among them: then it is a whole look from now on.
     pub(super) fn goes_on(&mut self, row: &Row<'_>) -> Result<bool, Error> {
-        let Some(from) = &mut self.from else { return Ok(true) };
-        let Some(event) = row.maybe_int("event")?.filter(|event| *event >= from.event) else {
-            self.from = None;
-            return Ok(false);
-        };
-        from.event = event;
-        from.open = row.some_text("ids")?;
-        from.oldest = row.maybe_int("oldest")?.unwrap_or(from.oldest);
+        if !self.is_kept() {
+            return Ok(true);
+        }
+        let (open, event, oldest) = (row.some_text("ids")?, row.maybe_int("event")?, row.maybe_int("oldest")?);
+        match &mut self.from {
+            Some(from) => {
+                let later = event.filter(|event| (0..=EVENTS).contains(&event.saturating_sub(from.event)));
+                let Some(event) = later else {
+                    self.from = None;
+                    return Ok(false);
+                };
+                (from.open, from.event, from.oldest) = (open, event, oldest.unwrap_or(from.oldest));
+            }
+            // Without an event there is nothing that later claims could go by.
+            None => {
+                let until = Duration::ZERO;
+                let oldest = oldest.unwrap_or(i64::MIN);
+                self.whole = event.map(|event| Looked { until, open, event, oldest, place: None });
+            }
+        }
         Ok(true)
     }
 
@@ -135,7 +166,8 @@ impl Store {
     pub(super) async fn begin_look(&self, transaction: &Transaction, claim: &Claim) -> Result<Look, Error> {
         let begun = boottime();
         let flow = claim.flow.clone();
-        let mut look = Look { flow, begun, pages: None, from: None, before: None, place: None, next: None };
+        let mut look =
+            Look { flow, begun, pages: None, from: None, whole: None, before: None, place: None, next: None };
         if self.dialect() == Dialect::Postgres {
             let last = self.inner.looks.take(&claim.flow);
             if let Some(Last::Whole(looked)) = &last {
@@ -143,6 +175,7 @@ impl Store {
             }
             match last {
                 Some(Last::Whole(looked)) if begun < looked.until => look.from = Some(looked),
+                Some(Last::Usual(until)) if begun < until => look.next = Some(Last::Usual(until)),
                 Some(_) => look.pages = Some(self.pages_read(transaction).await?),
                 None => {}
             }
@@ -172,12 +205,14 @@ impl Store {
         if let Some(before) = look.pages {
             let usual = PAGES + PAGES_OPEN * i64::from(claimed.open) + PAGES_TAKEN * i64::from(taken);
             if self.pages_read(transaction).await? - before > usual {
-                let until = boottime() + took * REST;
-                look.next = self.looked(transaction, look, until).await?.map(Last::Whole);
-                return Ok(());
+                let (until, place) = (boottime() + took * REST, look.place);
+                look.next = look.whole.take().map(|whole| Last::Whole(Looked { until, place, ..whole }));
+            } else {
+                look.next = Some(Last::Usual(now + COUNT_AGAIN));
             }
+        } else if look.next.is_none() && took > SLOW + SLOW_EACH * taken {
+            look.next = Some(Last::Slow);
         }
-        look.next = (took > SLOW + SLOW_EACH * taken).then_some(Last::Slow);
         Ok(())
     }
 
@@ -191,36 +226,21 @@ impl Store {
         let result = transaction.query_one_raw(self.statement(select, [table.into()])).await.doing(ACTION)?;
         result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("pages"))
     }
-
-    /// What a claim behind this whole look has to know; `None` where there is no event at all.
-    async fn looked(&self, transaction: &Transaction, look: &Look, until: Duration) -> Result<Option<Looked>, Error> {
-        let (dialect, schedule_time) = (self.dialect(), self.dialect().schedule_time());
-        let select = format!(
-            "SELECT CAST(COALESCE(json_agg(id), '[]') AS text) AS open, (SELECT max(id) FROM job_events) AS event, \
-             (SELECT {schedule_time} FROM jobs WHERE type = $1 AND status = 'PENDING' ORDER BY {schedule_time} LIMIT 1) AS oldest \
-             FROM jobs WHERE type = $1 AND {OPEN}"
-        );
-        let result =
-            transaction.query_one_raw(self.statement(select, [look.flow.as_str().into()])).await.doing(ACTION)?;
-        let Some(result) = result else { return Ok(None) };
-        let row = Row { result: &result, dialect };
-        let Some(event) = row.maybe_int("event")? else { return Ok(None) };
-        let oldest = row.maybe_int("oldest")?.unwrap_or(i64::MIN);
-        Ok(Some(Looked { until, open: row.some_text("open")?, event, oldest, place: look.place }))
-    }
 }
 
-/// What a selection of [`open_since_sql`] finds besides, for the next one.
+/// What a selection of open runs finds besides, for the next one.
 pub(super) const FOUND_SQL: &str =
     ", CAST(COALESCE(json_agg(id), '[]') AS text) AS ids, (SELECT max(id) FROM job_events) AS event";
 
-/// The open runs of a flow `$1` by those that were open, `$5`, and the last event then, `$6`. That there are no later events
-/// than the last one the planner has to be told: it would hold them for a third of all.
+/// The open runs of a flow `$1` by those that were open, `$5`, and the last event then, `$6`.
+///
+/// The events since are named one by one: a range whose ends the planner does not know it takes for a part of the table,
+/// however large that is.
 pub(super) fn open_since_sql(dialect: Dialect) -> String {
     format!(
         "id = ANY (ARRAY(SELECT json_array_elements_text($5::json)::bigint UNION SELECT job_id FROM job_events \
-         WHERE id > $6 AND id <= (SELECT max(id) FROM job_events) AND to_status = 'INQUEUE')) \
-         AND (type || '') = $1 AND {}",
+         WHERE id = ANY (ARRAY(SELECT generate_series($6 + 1, (SELECT LEAST(max(id), $6 + {EVENTS}) FROM job_events)))) \
+         AND to_status = 'INQUEUE')) AND (type || '') = $1 AND {}",
         dialect.of_named(OPEN)
     )
 }

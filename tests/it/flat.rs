@@ -1,13 +1,14 @@
-//! What a claim costs after many: while somebody else's old snapshot keeps all that the claims before have left behind.
+//! What stays the same after many jobs: the time of a claim, also while an old snapshot keeps what all the claims before have
+//! left behind, and the room that PostgreSQL takes for each.
 
 use std::time::{Duration, Instant};
 
 use callsheet::domain::run::Next;
 use callsheet::domain::{RunToken, Timestamp};
-use callsheet::store::{Claim, ClaimedJob, Write, Written};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use callsheet::store::{Claim, ClaimedJob, JobFilter, NewJob, ProgressNote, Write, Written};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, Statement, TransactionTrait};
 
-use crate::store::{Db, claim, claim_with, completed, settlement, started};
+use crate::store::{Db, claim, claim_with, completed, confirm, failed, new, settlement, started, worker};
 use crate::support::service::On;
 
 /// Another client's transaction that has read the table, and is open.
@@ -178,6 +179,70 @@ async fn a_claim_behind_an_old_snapshot_misses_no_row_and_no_run(db: Db) {
     snapshot.rollback().await.unwrap();
 }
 
+/// All that is asked of the tables for a job, and what goes on beside, by the server's own count of reads of whole tables. What
+/// SQLite plans for the same is held by `src/store/plans.rs`.
+async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start(mut db: Db) {
+    const SCANS: &str = "SELECT CAST(sum(seq_scan) AS bigint) FROM pg_stat_user_tables \
+        WHERE relname IN ('jobs', 'Job', 'runs', 'job_events')";
+    filled(&db, 30_000).await;
+    for insert in [
+        "jobs (type, identifier, status, run_token, completed_time) \
+         SELECT 'RENDER', 'old', CASE WHEN n % 3 = 0 THEN 'ERROR' ELSE 'COMPLETED' END, md5(n::text), n FROM n",
+        "runs (job_id, attempt, run_token, outcome) SELECT n, 1, md5(n::text), 'COMPLETED' FROM n",
+        "job_events (job_id, attempt, to_status, time) SELECT n, 1, 'COMPLETED', n FROM n",
+    ] {
+        db.sql(&format!("WITH n AS (SELECT n FROM generate_series(1, 30000) AS n) INSERT INTO {insert}"))
+            .await
+            .unwrap();
+    }
+    db.sql("ANALYZE").await.unwrap();
+    db.store.close().await;
+    db.alone().await;
+    db.store = db.another().await;
+    let before = db.number(SCANS).await;
+    // More often than a prepared statement is planned for its values.
+    for round in 0..7 {
+        let claimed = db.claim(&tokens(round * 10, 4)).await;
+        let [first, second, third, fourth] = claimed.jobs.as_slice() else { panic!("{claimed:?}") };
+        db.store.request_cancel(third.id).await.unwrap();
+        let note = ProgressNote { token: first.token.clone(), progress: Some(1), status_message: None };
+        let writes = [
+            started(first),
+            started(first),
+            confirm(&tokens(round * 10, 4)),
+            Write::Progress(note),
+            Write::Settle(completed(first)),
+            Write::Settle(completed(first)),
+            Write::Settle(failed(second, Next::RetryAfter(Duration::from_secs(600)))),
+            Write::Settle(settlement(third, Next::Requeue, None)),
+            Write::Settle(completed(fourth)),
+        ];
+        let answers = db.store.apply(&writes).await.unwrap();
+        assert!(!answers.contains(&Written::Fenced), "{answers:?}");
+        let keyed = NewJob { unique_key: Some("key".to_owned()), ..new("k") };
+        db.store.enqueue(std::slice::from_ref(&keyed)).await.unwrap();
+        db.store.next_due(&keyed.flow).await.unwrap();
+        db.store.open_jobs(&worker(), Some(&keyed.flow)).await.unwrap();
+        db.store.jobs(&[first.id, second.id]).await.unwrap();
+        db.store.known_runs(&[first.id, second.id]).await.unwrap();
+        db.store.runs(first.id).await.unwrap();
+        db.store.events(first.id).await.unwrap();
+        db.store.events_after(5, 10).await.unwrap();
+        let page = JobFilter { types: vec!["RENDER".to_owned()], limit: 10, ..JobFilter::default() };
+        db.store.list(&page).await.unwrap();
+    }
+    db.store.close().await;
+    db.alone().await;
+    assert_eq!(db.number(SCANS).await - before, 0, "a table was read from end to end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start_on_postgres() {
+    if let Some(db) = Db::postgres().await {
+        no_statement_of_a_jobs_way_reads_a_table_from_its_start(db).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claims_do_not_come_by_what_an_old_snapshot_keeps_on_postgres() {
     if let Some(db) = Db::postgres().await {
@@ -265,5 +330,43 @@ mod cost {
                 }
             }
         }
+    }
+}
+
+/// How large the tables get while many jobs come and go.
+mod churn {
+    use super::*;
+
+    const SIZES: &str = "SELECT string_agg(format('%s %s + %s MB, %s dead, %s of %s updates in place, %s vacuums', relname, \
+        pg_relation_size(relid) / 1048576, pg_indexes_size(relid) / 1048576, n_dead_tup, n_tup_hot_upd, n_tup_upd, autovacuum_count), \
+        '; ' ORDER BY relname) FROM pg_stat_user_tables WHERE relname IN ('jobs', 'runs', 'job_events')";
+    const INDEXES: &str = "SELECT string_agg(format('%s %s MB', indexrelname, pg_relation_size(indexrelid) / 1048576), ', ' \
+        ORDER BY pg_relation_size(indexrelid) DESC) FROM pg_stat_user_indexes WHERE relname IN ('jobs', 'runs', 'job_events')";
+
+    async fn text(db: &Db, sql: &str) -> String {
+        let statement = Statement::from_string(db.foreign.get_database_backend(), sql);
+        db.foreign.query_one_raw(statement).await.unwrap().unwrap().try_get_by_index(0).unwrap()
+    }
+
+    /// `JOBS` go through, eight at a time; a thousand are waiting at any time.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "a measurement"]
+    async fn print() {
+        let jobs: u32 = std::env::var("JOBS").map_or(1_000_000, |jobs| jobs.parse().unwrap());
+        let Some(db) = Db::postgres().await else { return };
+        let mut working = Working { at_a_time: 8, done: 0, open: Vec::new() };
+        let (begun, mut said) = (Instant::now(), 0);
+        while working.done < jobs {
+            if working.done.is_multiple_of(1000) {
+                db.store.enqueue(&vec![new("x"); 1000]).await.unwrap();
+            }
+            working.turn(&db).await;
+            if working.done * 10 / jobs > said {
+                said = working.done * 10 / jobs;
+                let rate = f64::from(working.done) / begun.elapsed().as_secs_f64();
+                println!("{} jobs, {rate:.0}/s: {}", working.done, text(&db, SIZES).await);
+            }
+        }
+        println!("{}", text(&db, INDEXES).await);
     }
 }
