@@ -23,7 +23,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::link::{CancelOrder, LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
-use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
+use super::run_dir::{self, Ended, FORMAT, Look, Record, Spare, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::slots::{self, LastHolder};
 use super::{
@@ -58,6 +58,8 @@ pub(super) struct Launcher {
     in_memory: Option<PathBuf>,
     zygote: Mutex<Option<Zygote>>,
     waiting: Mutex<Waiting>,
+    /// For the run that is ordered next.
+    spare: Mutex<Option<Spare>>,
     looks: Semaphore,
 }
 
@@ -102,9 +104,10 @@ impl Launcher {
             // Whoever can rename a run's directory could make it look as if it had never started.
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
-        let (secrets, zygote, waiting) = (Mutex::new(secrets), Mutex::new(None), Mutex::default());
+        let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
+        let (waiting, spare) = (Mutex::default(), Mutex::default());
         let looks = Semaphore::new(LOOKS);
-        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, waiting, looks })
+        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, waiting, spare, looks })
     }
 
     /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
@@ -126,6 +129,10 @@ impl Launcher {
         let generation = self.waiting().generation;
         let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec)).await;
         let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
+        if let Some(runs) = run_dir.parent().map(Path::to_owned) {
+            let launcher = Arc::clone(self);
+            tokio::task::spawn_blocking(move || launcher.make_spare(&runs));
+        }
         Ok(match launched {
             Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation),
             Launched::Refused { reason } => {
@@ -139,7 +146,8 @@ impl Launcher {
 
     /// Everything of a launch that may block.
     fn order(&self, run_dir: &Path, spec: &CommandSpec) -> Result<Launched, Error> {
-        let mut journal = run_dir::create(run_dir, &self.spec_record(spec), spec.payload.as_deref())?;
+        let spare = self.spare().take();
+        let mut journal = run_dir::create(run_dir, &self.spec_record(spec), spec.payload.as_deref(), spare)?;
         if let Some(slot) = spec.slot.clone() {
             let holder = LastHolder { slot, job: spec.job, attempt: spec.attempt, token: spec.token.clone() };
             let directory = run_dir.parent().unwrap_or(run_dir).with_file_name(slots::DIRECTORY);
@@ -205,6 +213,23 @@ impl Launcher {
             time_limit_ms: millis(spec.time_limit),
             kill_grace_ms: millis(spec.kill_grace),
             output_limit: spec.output_limit,
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<Spare>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a directory for the next run, while nobody waits for it.
+    fn make_spare(&self, runs: &Path) {
+        if self.spare().is_some() {
+            return;
+        }
+        // Where it can't be made, the next run tells why it can't be either.
+        if let Ok(new) = Spare::make(runs) {
+            // Another may have come first; the one that is too many is removed without the lock.
+            let surplus = self.spare().replace(new);
+            drop(surplus);
         }
     }
 

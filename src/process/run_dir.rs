@@ -9,10 +9,13 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, flock, renameat_with, utimensat,
+};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -285,6 +288,18 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// Makes the journal of a new run directory, and locks it.
+    fn make(run_dir: &Path) -> Result<Self, Error> {
+        let path = run_dir.join(JOURNAL);
+        crash::before(Step::JournalFile);
+        let file = new_file(path.clone())?;
+        crash::after(Step::JournalFile);
+        crash::before(Step::JournalLock);
+        lock_new(&file).map_err(|source| Error::RunFile { action: "write", path, source })?;
+        crash::after(Step::JournalLock);
+        Ok(Self { file, length: 0 })
+    }
+
     /// The journal behind a descriptor that another process handed over.
     pub(super) fn received(descriptor: OwnedFd) -> io::Result<Self> {
         let file = File::from(descriptor);
@@ -321,42 +336,99 @@ impl Journal {
 /// Makes the directory of a run, which must not exist, with a locked journal that holds `spec`.
 ///
 /// Nothing is left behind where it fails.
-pub(super) fn create(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>) -> Result<Journal, Error> {
+pub(super) fn create(
+    path: &Path,
+    spec: &SpecRecord,
+    payload: Option<&[u8]>,
+    spare: Option<Spare>,
+) -> Result<Journal, Error> {
     crash::before(Step::RunDir);
-    DirBuilder::new().mode(0o700).create(path).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => Error::AlreadyExists { path: path.to_owned() },
-        _ => Error::RunFile { action: "make the run directory", path: path.to_owned(), source },
-    })?;
+    // One that can't be had is no reason to have none.
+    let journal = match spare.map(|spare| spare.become_run(path)) {
+        Some(Ok(journal)) => Some(journal),
+        Some(Err(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Error::AlreadyExists { path: path.to_owned() });
+        }
+        Some(Err(_)) | None => {
+            DirBuilder::new().mode(0o700).create(path).map_err(|source| match source.kind() {
+                io::ErrorKind::AlreadyExists => Error::AlreadyExists { path: path.to_owned() },
+                _ => Error::RunFile { action: "make the run directory", path: path.to_owned(), source },
+            })?;
+            None
+        }
+    };
     crash::after(Step::RunDir);
-    fill(path, spec, payload).inspect_err(|_| {
+    fill(path, spec, payload, journal).inspect_err(|_| {
         // What can't be removed now is removed with the old run directories; the error that counts is the first.
         let _ = std::fs::remove_dir_all(path);
     })
 }
 
-fn fill(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>) -> Result<Journal, Error> {
-    let new_file = |name: &str| {
-        let path = path.join(name);
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create_new(true).mode(0o600);
-        options.open(&path).map_err(|source| Error::RunFile { action: "make", path, source })
-    };
+fn fill(path: &Path, spec: &SpecRecord, payload: Option<&[u8]>, journal: Option<Journal>) -> Result<Journal, Error> {
     let not_written = |name: &str, source: io::Error| Error::RunFile { action: "write", path: path.join(name), source };
-    crash::before(Step::JournalFile);
-    let mut journal = Journal { file: new_file(JOURNAL)?, length: 0 };
-    crash::after(Step::JournalFile);
-    crash::before(Step::JournalLock);
-    lock_new(&journal.file).map_err(|source| not_written(JOURNAL, source))?;
-    crash::after(Step::JournalLock);
+    let mut journal = journal.map_or_else(|| Journal::make(path), Ok)?;
     if let Some(payload) = payload {
         crash::before(Step::PayloadFile);
-        new_file(PAYLOAD)?.write_all(payload).map_err(|source| not_written(PAYLOAD, source))?;
+        new_file(path.join(PAYLOAD))?.write_all(payload).map_err(|source| not_written(PAYLOAD, source))?;
         crash::after(Step::PayloadFile);
     }
     crash::before(Step::SpecRecord);
     journal.append(&Record::Spec(spec.clone())).map_err(|source| not_written(JOURNAL, source))?;
     crash::after(Step::SpecRecord);
     Ok(journal)
+}
+
+fn new_file(path: PathBuf) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create_new(true).mode(0o600);
+    options.open(&path).map_err(|source| Error::RunFile { action: "make", path, source })
+}
+
+/// A run directory with a journal, locked and empty, for a run that is yet to come.
+///
+/// To make the two takes a millisecond where a file system looks long for a place (ext4 without a journal of its own, for
+/// minutes after other files were removed), and a run that comes after another has somebody wait for it. Removed when it is
+/// dropped; what a service that was killed leaves goes with the old run directories.
+#[derive(Debug)]
+pub(super) struct Spare {
+    path: PathBuf,
+    /// `None` once it is a run's.
+    journal: Option<Journal>,
+}
+
+/// The start of the name of a spare directory, which is no run's.
+pub(super) const SPARE: &str = ".spare-";
+
+impl Spare {
+    /// # Errors
+    /// Where it can't be made. A run can still make its own.
+    pub(super) fn make(runs: &Path) -> Result<Self, Error> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let path = runs.join(format!("{SPARE}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
+        let not_made = |source| Error::RunFile { action: "make", path: path.clone(), source };
+        DirBuilder::new().mode(0o700).create(&path).map_err(not_made)?;
+        let mut spare = Self { path, journal: None };
+        spare.journal = Some(Journal::make(&spare.path)?);
+        Ok(spare)
+    }
+
+    fn become_run(mut self, path: &Path) -> io::Result<Journal> {
+        let journal = self.journal.take().ok_or(io::ErrorKind::NotFound)?;
+        renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE)?;
+        self.path = PathBuf::new();
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // What it counts from when it is old; where that fails it is a little older than it is.
+        let _ = utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
+        Ok(journal)
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
 }
 
 /// Waits where somebody who looks into the run holds the lock for the moment of a look.
@@ -746,8 +818,8 @@ mod tests {
     fn a_run_is_created_once_and_locked_until_its_last_holder_is_gone() {
         let scratch = tempfile::tempdir().unwrap();
         let run = scratch.path().join("run");
-        let journal = create(&run, &spec(), Some(b"{}")).unwrap();
-        assert!(matches!(create(&run, &spec(), None).unwrap_err(), Error::AlreadyExists { .. }));
+        let journal = create(&run, &spec(), Some(b"{}"), None).unwrap();
+        assert!(matches!(create(&run, &spec(), None, None).unwrap_err(), Error::AlreadyExists { .. }));
         assert_eq!(run.symlink_metadata().unwrap().mode() & 0o777, 0o700);
         assert_eq!(run.join(JOURNAL).metadata().unwrap().mode() & 0o777, 0o600);
         let handed_on = journal.descriptor().try_clone().unwrap();
@@ -755,6 +827,28 @@ mod tests {
         assert!(matches!(look(&run, &token(), "").unwrap(), Look::Held(_)));
         drop(handed_on);
         assert!(matches!(look(&run, &token(), &boot_id()).unwrap(), Look::Free(Ended::NeverStarted)));
+    }
+
+    #[test]
+    fn a_spare_directory_becomes_a_run_once_or_is_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let entries = || std::fs::read_dir(scratch.path()).unwrap().count();
+        drop(Spare::make(scratch.path()).unwrap());
+        assert_eq!(entries(), 0);
+        let run = scratch.path().join("run");
+        let journal = create(&run, &spec(), Some(b"{}"), Some(Spare::make(scratch.path()).unwrap())).unwrap();
+        assert_eq!((entries(), run.symlink_metadata().unwrap().mode() & 0o777), (1, 0o700));
+        assert!(matches!(look(&run, &token(), "").unwrap(), Look::Held(history) if history.spec.is_some()));
+        let again = create(&run, &spec(), None, Some(Spare::make(scratch.path()).unwrap())).unwrap_err();
+        assert!(matches!(again, Error::AlreadyExists { .. }));
+        assert_eq!(entries(), 1, "the spare one is gone");
+        drop(journal);
+        assert!(matches!(look(&run, &token(), &boot_id()).unwrap(), Look::Free(Ended::NeverStarted)));
+        // One that somebody has taken away.
+        let spare = Spare::make(scratch.path()).unwrap();
+        std::fs::remove_dir_all(&spare.path).unwrap();
+        create(&scratch.path().join("other"), &spec(), None, Some(spare)).unwrap();
+        assert!(scratch.path().join("other").join(JOURNAL).exists());
     }
 
     fn any_record() -> impl Strategy<Value = Record> {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::logs;
-use super::run_dir::{self, JOURNAL};
+use super::run_dir::{self, JOURNAL, SPARE};
 use crate::crash::{self, Step};
 use crate::domain::run::Usage;
 use crate::domain::{Attempt, JobId, RunToken, Timestamp};
@@ -90,6 +90,11 @@ impl RunDirectories {
                 if let Err(error) = std::fs::remove_dir_all(entry.path()) {
                     tracing::warn!(path = %entry.path().display(), %error, "an old run directory can't be removed");
                 }
+                continue;
+            }
+            if name.starts_with(SPARE) && !is_locked(&entry.path()).unwrap_or(true) {
+                // Of a service that was killed; it is made anew in a moment, so that this is no reason to complain either.
+                let _ = std::fs::remove_dir_all(entry.path());
                 continue;
             }
             // Of the entry itself, where that is a link.

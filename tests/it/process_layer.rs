@@ -918,16 +918,19 @@ async fn parent_of(stage: &Stage, rest: &str) -> (i32, Verdict) {
 
 #[tokio::test]
 async fn a_shim_has_another_run_after_a_short_one_and_nothing_of_it_is_left() {
-    let stage = Stage::new();
-    let memory = "exec dd if=/dev/zero of=/dev/null bs=64M count=1 status=none";
+    let scratch = tempfile::tempdir().unwrap();
+    // Before its exec a command is a part of the shim, and counted with what that holds.
+    let processes = Processes::open_with_exe(scratch.path(), env!("CARGO_BIN_EXE_callsheet-shim").into()).unwrap();
+    let stage = Stage { scratch, processes };
+    let memory = "exec dd if=/dev/zero of=/dev/null bs=12M count=1 status=none";
     // Where the machine is slow they are not short.
     let mut tries = 0;
     loop {
         let (first, large) = parent_of(&stage, memory).await;
         let (second, small) = parent_of(&stage, "exit 5").await;
         assert_eq!((large.end, small.end), (CommandEnd::Exited(0), CommandEnd::Exited(5)));
-        assert!(large.usage.max_rss_bytes >= 64 << 20, "{large:?}");
-        assert!(small.usage.max_rss_bytes < 40 << 20, "{small:?}");
+        assert!(large.usage.max_rss_bytes >= 12 << 20, "{large:?}");
+        assert!(small.usage.max_rss_bytes < large.usage.max_rss_bytes, "{small:?} {large:?}");
         if first == second {
             break;
         }
