@@ -87,7 +87,11 @@ pub async fn untruths(service: &Service, may_be_lost: impl Fn(&str) -> bool) -> 
                 "FAILED" if run.signal.is_none() => {
                     check(told.ends.iter().map(|code| Some(*code)).eq([run.exit_code]), "its command did not end so");
                 }
-                "FAILED" | "TIMED_OUT" => check(told.ends.is_empty(), "its command came to its end"),
+                // One that came to its end in the very moment in which it was to be ended has the exit code of that end.
+                "FAILED" | "TIMED_OUT" => {
+                    let ends = told.ends.iter().all(|code| Some(*code) == run.exit_code);
+                    check(ends, "its command came to an end of its own");
+                }
                 "CANCELLED" => check(job.cancel_requested_time.is_some(), "nobody asked for it"),
                 "SPAWN_FAILED" => check(told.starts == 0, "its command started"),
                 "LOST" => {
