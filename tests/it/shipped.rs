@@ -141,7 +141,7 @@ fn the_steps_of_the_image_are_right_for_a_shell_and_make_what_cargo_looks_for() 
     ["Cargo.toml", "Cargo.lock", "entity/Cargo.toml", "migration/Cargo.toml"].into_iter().for_each(copy);
     let (before, build) = steps[0].split_once("&& cargo ").unwrap();
     run(Command::new("sh").args(["-e", "-c", before.trim_end()]).current_dir(scratch.path()));
-    assert!(build.trim_start().starts_with("build --locked --profile dist --bin callsheet"));
+    assert!(build.trim_start().starts_with("build --locked --profile dist --bins"));
     // Reads every manifest, and wants a file for each program in them.
     let mut plan = Command::new(env!("CARGO"));
     plan.args(["metadata", "--locked", "--offline", "--no-deps", "--format-version", "1"]).current_dir(scratch.path());
