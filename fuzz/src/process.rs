@@ -6,6 +6,7 @@ mod memory_dir;
 pub mod logs;
 mod notify;
 mod run_dir;
+mod spare;
 pub(crate) mod text;
 
 pub use error::Error;

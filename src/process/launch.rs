@@ -1,36 +1,34 @@
 //! The service's side: ordering runs from the zygote, and following their shims.
 
-use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, connect, recv, send, sendmsg, socket_with, socketpair, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send, socket_with,
+    sockopt,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::helper::{Waiting, Zygote, hand_over, packet_sockets};
 use super::link::{CancelOrder, LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
-use super::run_dir::{self, Ended, FORMAT, Look, Record, Spare, SpecRecord};
+use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
 use super::shim::CONTROL_SOCKET;
 use super::slots::{self, LastHolder};
+use super::spare::Spare;
 use super::{
     CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
-    WantedLease, ZYGOTE_NAME, ZYGOTE_WORD,
+    WantedLease,
 };
-use super::{cgroup, environment, lost, memory_dir, spawn, tree, zygote};
+use super::{cgroup, lost, memory_dir, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
@@ -40,10 +38,6 @@ use crate::domain::{RunToken, Timestamp};
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
 /// So many looks at run directories are taken at once.
 const LOOKS: usize = 8;
-/// So many shims may wait for another order at a time: more orders than that are rarely under way.
-const MOST_WAITING: usize = 16;
-/// After this time a shim that waited for another order has ended.
-const GONE_AFTER: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -61,25 +55,6 @@ pub(super) struct Launcher {
     /// For the run that is ordered next.
     spare: Mutex<Option<Spare>>,
     looks: Semaphore,
-}
-
-/// Shims whose runs are over and that wait for another one.
-#[derive(Debug, Default)]
-struct Waiting {
-    /// How often it has changed what a command may see: an earlier shim has an earlier environment.
-    generation: u64,
-    /// Where they wait, and since when.
-    links: Vec<(Instant, OwnedFd)>,
-}
-
-impl Waiting {
-    /// Keeps the link of one that was started in this generation, where there are not many of them.
-    fn keep(&mut self, link: OwnedFd, generation: u64) {
-        self.links.retain(|(since, _)| since.elapsed() < GONE_AFTER);
-        if generation == self.generation && self.links.len() < MOST_WAITING {
-            self.links.push((Instant::now(), link));
-        }
-    }
 }
 
 /// A run on its way to the zygote, or refused on the way.
@@ -117,9 +92,7 @@ impl Launcher {
         if *known != secrets {
             *known = secrets;
             *zygote = None;
-            let mut waiting = self.waiting();
-            waiting.generation += 1;
-            waiting.links.clear();
+            self.waiting().forget();
         }
     }
 
@@ -247,8 +220,8 @@ impl Launcher {
         let (ours, theirs) = packet_sockets().map_err(reached)?;
         loop {
             // A statement of its own, so that the lock is not held while sending.
-            let waiting = self.waiting().links.pop();
-            let Some((_, shim)) = waiting else { break };
+            let waiting = self.waiting().take();
+            let Some(shim) = waiting else { break };
             if hand_over(&shim, order, journal, &theirs, SendFlags::DONTWAIT).is_ok() {
                 return Ok(ours);
             }
@@ -394,117 +367,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn packet_sockets() -> rustix::io::Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-}
-
 enum SendError {
     TooLong,
     Zygote(Error),
-}
-
-/// The running helper process.
-#[derive(Debug)]
-struct Zygote {
-    /// `None` only while it is being dropped.
-    orders: Option<OwnedFd>,
-    process: Child,
-}
-
-impl Zygote {
-    /// A zygote that takes no order, or does not present itself, for so long is stuck.
-    const PATIENCE: Duration = Duration::from_secs(10);
-
-    /// From the first of these programs that is one of this very build: both sides of a socket have to mean the same.
-    fn start(programs: &[PathBuf], secrets: &[String]) -> io::Result<Self> {
-        let mut failed = io::Error::from(io::ErrorKind::NotFound);
-        for program in programs {
-            match Self::start_one(program, secrets) {
-                Ok(zygote) => return Ok(zygote),
-                Err(error) => {
-                    tracing::warn!(program = %program.display(), %error, "no runs can be started through this program");
-                    failed = error;
-                }
-            }
-        }
-        Err(failed)
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "this is the place where processes are started")]
-    fn start_one(program: &Path, secrets: &[String]) -> io::Result<Self> {
-        let (ours, theirs) = packet_sockets()?;
-        // What the system allows at most; the default holds a little less than the largest order.
-        sockopt::set_socket_send_buffer_size(&ours, 2 * LARGEST_ORDER)?;
-        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Send, Some(Self::PATIENCE))?;
-        sockopt::set_socket_timeout(&ours, sockopt::Timeout::Recv, Some(Self::PATIENCE))?;
-        let mut command = Command::new(program);
-        command.arg0(ZYGOTE_NAME).arg(ZYGOTE_WORD).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
-        let for_zygote = |(name, _): &(OsString, OsString)| environment::is_for_zygote(name, secrets);
-        command.env_clear().envs(std::env::vars_os().filter(for_zygote));
-        crash::before(Step::ZygoteSpawn);
-        let process = command.spawn()?;
-        crash::after(Step::ZygoteSpawn);
-        // Our copy of its end would keep a zygote that died from being noticed.
-        drop(command);
-        let zygote = Self { orders: Some(ours), process };
-        zygote.is_of_this_build().map(|()| zygote)
-    }
-
-    fn is_of_this_build(&self) -> io::Result<()> {
-        let Some(orders) = &self.orders else { return Err(Errno::PIPE.into()) };
-        let mut presented = [0; size_of_val(&zygote::BUILD) + 1];
-        let length = loop {
-            match recv(orders, &mut presented, RecvFlags::empty()) {
-                Err(Errno::INTR) => {}
-                received => break received?.0,
-            }
-        };
-        match presented.get(..length) {
-            Some(build) if build == zygote::BUILD => Ok(()),
-            Some([]) | None => Err(io::Error::other("it ended without presenting itself")),
-            Some(_) => Err(io::Error::other("it is of another build of Callsheet")),
-        }
-    }
-
-    fn send(&self, order: &[u8], journal: &File, link: &OwnedFd) -> rustix::io::Result<()> {
-        let Some(orders) = &self.orders else { return Err(Errno::PIPE) };
-        hand_over(orders, order, journal, link, SendFlags::empty())
-    }
-}
-
-/// Sends an order with the run's journal and one end of its link.
-fn hand_over(orders: &OwnedFd, order: &[u8], journal: &File, link: &OwnedFd, how: SendFlags) -> rustix::io::Result<()> {
-    crash::before(Step::OrderSend);
-    let descriptors = [journal.as_fd(), link.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(Errno::NOBUFS);
-    }
-    loop {
-        match sendmsg(orders, &[IoSlice::new(order)], &mut ancillary, SendFlags::NOSIGNAL | how) {
-            Err(Errno::INTR) => {}
-            outcome => {
-                crash::after(Step::OrderSend);
-                return outcome.map(drop);
-            }
-        }
-    }
-}
-
-impl Drop for Zygote {
-    fn drop(&mut self) {
-        // It carries out what it has been ordered and then ends by itself; the shims don't need it.
-        self.orders = None;
-        for _ in 0..500 {
-            if !matches!(self.process.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// Connects to a shim that has lost its service.

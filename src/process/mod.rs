@@ -25,6 +25,8 @@ mod environment;
 #[cfg(target_os = "linux")]
 mod guard;
 #[cfg(target_os = "linux")]
+mod helper;
+#[cfg(target_os = "linux")]
 mod launch;
 #[cfg(target_os = "linux")]
 mod link;
@@ -42,6 +44,8 @@ mod output;
 mod run_dir;
 #[cfg(target_os = "linux")]
 mod shim;
+#[cfg(target_os = "linux")]
+mod spare;
 #[cfg(target_os = "linux")]
 mod spawn;
 #[cfg(target_os = "linux")]

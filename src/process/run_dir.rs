@@ -10,15 +10,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{
-    AtFlags, CWD, FlockOperation, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, flock, renameat_with, utimensat,
-};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::spare::Spare;
 use crate::crash::{self, Step};
 use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Said, Shortage, TimedOut, Timeout, Usage, Verdict};
 use crate::domain::{BootMark, RunToken, Timestamp};
@@ -289,7 +287,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Makes the journal of a new run directory, and locks it.
-    fn make(run_dir: &Path) -> Result<Self, Error> {
+    pub(super) fn make(run_dir: &Path) -> Result<Self, Error> {
         let path = run_dir.join(JOURNAL);
         crash::before(Step::JournalFile);
         let file = new_file(path.clone())?;
@@ -382,53 +380,6 @@ fn new_file(path: PathBuf) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create_new(true).mode(0o600);
     options.open(&path).map_err(|source| Error::RunFile { action: "make", path, source })
-}
-
-/// A run directory with a journal, locked and empty, for a run that is yet to come.
-///
-/// To make the two takes a millisecond where a file system looks long for a place (ext4 without a journal of its own, for
-/// minutes after other files were removed), and a run that comes after another has somebody wait for it. Removed when it is
-/// dropped; what a service that was killed leaves goes with the old run directories.
-#[derive(Debug)]
-pub(super) struct Spare {
-    path: PathBuf,
-    /// `None` once it is a run's.
-    journal: Option<Journal>,
-}
-
-/// The start of the name of a spare directory, which is no run's.
-pub(super) const SPARE: &str = ".spare-";
-
-impl Spare {
-    /// # Errors
-    /// Where it can't be made. A run can still make its own.
-    pub(super) fn make(runs: &Path) -> Result<Self, Error> {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let path = runs.join(format!("{SPARE}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
-        let not_made = |source| Error::RunFile { action: "make", path: path.clone(), source };
-        DirBuilder::new().mode(0o700).create(&path).map_err(not_made)?;
-        let mut spare = Self { path, journal: None };
-        spare.journal = Some(Journal::make(&spare.path)?);
-        Ok(spare)
-    }
-
-    fn become_run(mut self, path: &Path) -> io::Result<Journal> {
-        let journal = self.journal.take().ok_or(io::ErrorKind::NotFound)?;
-        renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE)?;
-        self.path = PathBuf::new();
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        // What it counts from when it is old; where that fails it is a little older than it is.
-        let _ = utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
-        Ok(journal)
-    }
-}
-
-impl Drop for Spare {
-    fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
 }
 
 /// Waits where somebody who looks into the run holds the lock for the moment of a look.
@@ -846,7 +797,7 @@ mod tests {
         assert!(matches!(look(&run, &token(), &boot_id()).unwrap(), Look::Free(Ended::NeverStarted)));
         // One that somebody has taken away.
         let spare = Spare::make(scratch.path()).unwrap();
-        std::fs::remove_dir_all(&spare.path).unwrap();
+        std::fs::remove_dir_all(spare.path()).unwrap();
         create(&scratch.path().join("other"), &spec(), None, Some(spare)).unwrap();
         assert!(scratch.path().join("other").join(JOURNAL).exists());
     }

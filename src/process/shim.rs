@@ -881,7 +881,8 @@ impl Shim {
     }
 
     /// Whether this process is as it was before this run, and its service there, so that it may have another one: its run was
-    /// over before there was a start to record or output to write, for which there would be a guard, and ended by itself.
+    /// over before there was a start to record or output to write meanwhile, for which there would be a guard, and ended by
+    /// itself.
     fn may_have_another(&self) -> bool {
         let as_before =
             self.guard.is_none() && self.canceller.is_none() && self.group.is_none() && self.cause.is_none();

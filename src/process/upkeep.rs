@@ -7,17 +7,22 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::logs;
-use super::run_dir::{self, JOURNAL, SPARE};
+use super::run_dir::{self, JOURNAL};
+use super::spare::SPARE;
 use crate::crash::{self, Step};
 use crate::domain::run::Usage;
 use crate::domain::{Attempt, JobId, RunToken, Timestamp};
 
 /// The start of the name that a directory has while it is being removed.
 const REMOVED: &str = ".removed-";
+
+/// A spare directory that is younger may be in the middle of being made, before its lock is taken.
+const SPARE_SETTLED: Duration = Duration::from_secs(60);
 
 /// Run directories that are looked up in the database together.
 const BATCH: usize = 200;
@@ -92,14 +97,17 @@ impl RunDirectories {
                 }
                 continue;
             }
-            if name.starts_with(SPARE) && !is_locked(&entry.path()).unwrap_or(true) {
-                // Of a service that was killed; it is made anew in a moment, so that this is no reason to complain either.
-                let _ = std::fs::remove_dir_all(entry.path());
-                continue;
-            }
             // Of the entry itself, where that is a link.
             let Ok(found) = entry.metadata() else { continue };
             let modified = Timestamp::from_unix_millis(found.mtime().saturating_mul(1000));
+            if name.starts_with(SPARE) {
+                let settled = modified.plus(SPARE_SETTLED) < crate::clock::now();
+                if settled && found.is_dir() && !is_locked(&entry.path()).unwrap_or(true) {
+                    // Of a service that was killed. Where it can't be removed it is in nobody's way.
+                    let _ = std::fs::remove_dir_all(entry.path());
+                }
+                continue;
+            }
             let Some(directory) = RunDirectory::parse(&name, modified) else { continue };
             if found.is_dir() && modified < before {
                 batch.push(directory);
@@ -210,6 +218,28 @@ mod tests {
         let mut found = 0;
         directories.older_than(at(1), |batch| found += batch.len()).unwrap();
         assert_eq!(found, 0);
+    }
+
+    #[test]
+    fn what_a_killed_service_had_made_ahead_is_removed_once_it_is_settled_and_not_locked() {
+        let scratch = tempfile::tempdir().unwrap();
+        let runs = scratch.path().join("runs");
+        let spare = |name: &str, age: i64| {
+            let directory = runs.join(name);
+            std::fs::create_dir_all(&directory).unwrap();
+            let journal = File::create(directory.join(JOURNAL)).unwrap();
+            let time = rustix::fs::Timespec { tv_sec: crate::clock::now().unix_millis() / 1000 - age, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(rustix::fs::CWD, &directory, &times, rustix::fs::AtFlags::empty()).unwrap();
+            journal
+        };
+        drop((spare(".spare-1-0", 3600), spare(".spare-1-1", 0)));
+        let held = spare(".spare-1-2", 3600);
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        std::os::unix::fs::symlink(scratch.path(), runs.join(".spare-1-3")).unwrap();
+        assert!(all(&RunDirectories::of(scratch.path())).is_empty());
+        let there = |number: u32| runs.join(format!(".spare-1-{number}")).symlink_metadata().is_ok();
+        assert_eq!([0, 1, 2, 3].map(there), [false, true, true, true], "old, young, locked, a link");
     }
 
     #[test]

@@ -1,0 +1,71 @@
+//! The directory of the next run, made while nobody waits for it.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, renameat_with, utimensat};
+
+use super::Error;
+use super::run_dir::Journal;
+
+/// A run directory with a journal, locked and empty, for a run that is yet to come.
+///
+/// To make the two takes a millisecond where a file system looks long for a place (ext4 without a journal of its own, for
+/// minutes after other files were removed), and a run that comes after another has somebody wait for it. Removed when it is
+/// dropped; what a service that was killed leaves goes with the old run directories.
+#[derive(Debug)]
+pub(super) struct Spare {
+    path: PathBuf,
+    /// `None` once it is a run's.
+    journal: Option<Journal>,
+}
+
+/// The start of the name of a spare directory, which is no run's.
+pub(super) const SPARE: &str = ".spare-";
+
+impl Spare {
+    /// Makes one, with a name that no other has.
+    ///
+    /// # Errors
+    /// Where it can't be made. A run can still make its own.
+    pub(super) fn make(runs: &Path) -> Result<Self, Error> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let path = runs.join(format!("{SPARE}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
+        let not_made = |source| Error::RunFile { action: "make", path: path.clone(), source };
+        DirBuilder::new().mode(0o700).create(&path).map_err(not_made)?;
+        let mut spare = Self { path, journal: None };
+        spare.journal = Some(Journal::make(&spare.path)?);
+        Ok(spare)
+    }
+
+    #[cfg(test)]
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it the name of a run, which nobody must have.
+    ///
+    /// # Errors
+    /// Where somebody has, or it is gone.
+    pub(super) fn become_run(mut self, path: &Path) -> io::Result<Journal> {
+        let journal = self.journal.take().ok_or(io::ErrorKind::NotFound)?;
+        renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE)?;
+        self.path = PathBuf::new();
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // What it counts from when it is old; where that fails it is a little older than it is.
+        let _ = utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
+        Ok(journal)
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // What can't be removed now is removed with the old run directories.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
