@@ -12,13 +12,11 @@
 mod columns;
 mod statements;
 
-use sea_orm::{ConnectionTrait, TransactionTrait};
-
 pub use columns::Unfit;
 use columns::{Column, Ours, Theirs, literal, place, quoted};
 use statements::{MODEL, Model, Present};
 
-use super::schema::Transaction;
+use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 use crate::config::{AdoptedTable, OWN_SCHEMA};
@@ -137,7 +135,7 @@ impl Store {
         if self.view_is(self.reader(), &view).await? { Ok(()) } else { Err(Error::SchemaMissing) }
     }
 
-    async fn view_is(&self, connection: &impl ConnectionTrait, view: &[String]) -> Result<bool, Error> {
+    async fn view_is(&self, connection: &impl Connection, view: &[String]) -> Result<bool, Error> {
         let comment = "SELECT obj_description(to_regclass('jobs')::oid, 'pg_class') AS a";
         Ok(self.texts(connection, comment, ["a"]).await? == [[view.join(";\n")]])
     }
@@ -243,7 +241,7 @@ impl Store {
 
     /// What hangs on our own table, by the names of the other one: PostgreSQL says it, once the columns are called so.
     async fn model(&self, transaction: &Transaction, columns: &[Column]) -> Result<Model, Error> {
-        let scratch = transaction.begin().await.doing(ACTION)?;
+        self.run(transaction, "SAVEPOINT scratch").await?;
         let mut renames = String::new();
         // By way of names that nobody has: two columns may change theirs.
         for (place, column) in columns.iter().enumerate() {
@@ -253,7 +251,7 @@ impl Store {
         for (place, column) in columns.iter().enumerate() {
             renames += &format!("ALTER TABLE {MODEL} RENAME COLUMN \"callsheet {place}\" TO {};", column.stored());
         }
-        self.run(&scratch, &renames).await?;
+        self.run(transaction, &renames).await?;
         let of = |name: &str| format!("{name} = '{MODEL}'::regclass");
         let functions = format!(
             "SELECT DISTINCT proname::text AS a, prosrc AS b FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid \
@@ -261,23 +259,23 @@ impl Store {
             of("tgrelid")
         );
         let model = Model {
-            indexes: self.indexes(&scratch, &of("indrelid"), "AND NOT indisprimary").await?,
-            checks: self.checks(&scratch, &of("conrelid")).await?,
-            triggers: self.triggers(&scratch, &of("tgrelid")).await?,
+            indexes: self.indexes(transaction, &of("indrelid"), "AND NOT indisprimary").await?,
+            checks: self.checks(transaction, &of("conrelid")).await?,
+            triggers: self.triggers(transaction, &of("tgrelid")).await?,
             functions: self
-                .texts(&scratch, &functions, ["a", "b"])
+                .texts(transaction, &functions, ["a", "b"])
                 .await?
                 .into_iter()
                 .map(|[name, body]| (name, body))
                 .collect(),
         };
-        scratch.rollback().await.doing(ACTION)?;
+        self.run(transaction, "ROLLBACK TO SAVEPOINT scratch").await?;
         Ok(model)
     }
 
     async fn indexes(
         &self,
-        connection: &impl ConnectionTrait,
+        connection: &impl Connection,
         of: &str,
         which: &str,
     ) -> Result<Vec<(String, bool, String)>, Error> {
@@ -292,14 +290,14 @@ impl Store {
         Ok(self.texts(connection, &select, ["a", "b", "c"]).await?.into_iter().map(read).collect())
     }
 
-    async fn checks(&self, connection: &impl ConnectionTrait, of: &str) -> Result<Vec<(String, String)>, Error> {
+    async fn checks(&self, connection: &impl Connection, of: &str) -> Result<Vec<(String, String)>, Error> {
         let select = format!(
             "SELECT conname::text AS a, pg_get_constraintdef(oid) AS b FROM pg_constraint WHERE {of} AND contype = 'c' ORDER BY oid"
         );
         Ok(self.texts(connection, &select, ["a", "b"]).await?.into_iter().map(|[name, check]| (name, check)).collect())
     }
 
-    async fn triggers(&self, connection: &impl ConnectionTrait, of: &str) -> Result<Vec<String>, Error> {
+    async fn triggers(&self, connection: &impl Connection, of: &str) -> Result<Vec<String>, Error> {
         let select = format!(
             "SELECT pg_get_triggerdef(oid) || CASE WHEN tgenabled IN ('O', 'A') THEN '' ELSE ' (disabled)' END AS a \
              FROM pg_trigger WHERE {of} AND NOT tgisinternal ORDER BY oid"
@@ -308,7 +306,7 @@ impl Store {
     }
 
     /// The columns of the table, and where ours are among them.
-    async fn look(&self, connection: &impl ConnectionTrait, adopted: &AdoptedTable) -> Result<Look, Error> {
+    async fn look(&self, connection: &impl Connection, adopted: &AdoptedTable) -> Result<Look, Error> {
         let table = statements::table(adopted);
         let unfit = |reason: String, help: &str| Look {
             columns: Vec::new(),
@@ -366,11 +364,7 @@ impl Store {
     }
 
     /// The columns of a table, each with its default, in their order.
-    async fn columns(
-        &self,
-        connection: &impl ConnectionTrait,
-        table: &str,
-    ) -> Result<Vec<(Theirs, Option<String>)>, Error> {
+    async fn columns(&self, connection: &impl Connection, table: &str) -> Result<Vec<(Theirs, Option<String>)>, Error> {
         let select = format!(
             "SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS kind, \
              CASE WHEN t.typtype = 'e' THEN 'enum' WHEN n.nspname = 'pg_catalog' THEN t.typname::text ELSE '' END AS base, \
@@ -386,7 +380,7 @@ impl Store {
              WHERE a.attrelid = to_regclass({}) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
             literal(table)
         );
-        let results = connection.query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+        let results = connection.query_all(self.statement(select, [])).await.doing(ACTION)?;
         let read = |row: Row<'_>| {
             let words = serde_json::from_str(&row.some_text("words")?);
             let column = Theirs {
@@ -409,11 +403,11 @@ impl Store {
     /// The rows of a query as texts, nothing for NULL.
     async fn texts<const N: usize>(
         &self,
-        connection: &impl ConnectionTrait,
+        connection: &impl Connection,
         select: &str,
         names: [&str; N],
     ) -> Result<Vec<[String; N]>, Error> {
-        let results = connection.query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+        let results = connection.query_all(self.statement(select, [])).await.doing(ACTION)?;
         let mut rows = Vec::with_capacity(results.len());
         for result in &results {
             let row = Row { result, dialect: Dialect::Postgres };
@@ -427,7 +421,7 @@ impl Store {
     }
 
     async fn run(&self, transaction: &Transaction, statements: &str) -> Result<(), Error> {
-        transaction.execute_unprepared(statements).await.doing(ACTION).map(drop)
+        transaction.run(statements).await.doing(ACTION).map(drop)
     }
 }
 

@@ -3,11 +3,11 @@
 //! A deed is written in the transaction that does it, so there is neither one without the other.
 
 use entity::audit;
+use sea_orm::ColumnTrait;
 use sea_orm::sea_query::Order;
-use sea_orm::{ColumnTrait, ConnectionTrait};
 
+use super::connection::{Connection, Transaction};
 use super::jobs::select;
-use super::schema::Transaction;
 use super::sql::{Doing, Row, storable};
 use super::{AuditRow, Error, Page, Store};
 use crate::crash::Step;
@@ -79,7 +79,7 @@ impl Store {
             storable(target).into(),
             storable(outcome).into(),
         ];
-        transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(insert, values)).await.doing(ACTION)?;
         Ok(())
     }
 

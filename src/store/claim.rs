@@ -7,12 +7,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
 use serde_json::json;
 
+use super::connection::{Connection, Transaction};
 use super::leases::{claimers, lease_millis, next_lapse, others_live};
 use super::looks::{FOUND_SQL, Look, Place, open_since_sql};
-use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::update::{Rows, Update};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
@@ -46,9 +45,9 @@ impl Store {
             self.dialect().among("type", "$1")
         );
         let lock = self.statement(lock, [names.into()]);
-        if transaction.query_all_raw(lock.clone()).await.doing(ACTION)?.len() < flows.len() {
+        if transaction.query_all(lock.clone()).await.doing(ACTION)?.len() < flows.len() {
             self.register_flows(transaction, flows).await?;
-            transaction.query_all_raw(lock).await.doing(ACTION)?;
+            transaction.query_all(lock).await.doing(ACTION)?;
         }
         Ok(())
     }
@@ -66,7 +65,7 @@ impl Store {
             "INSERT INTO flows (type) SELECT item.name FROM JSON_TABLE($1, '$[*]' COLUMNS (name VARCHAR(255) CHARACTER SET utf8mb4 PATH '$')) AS item \
              ORDER BY item.name ON CONFLICT (type) DO NOTHING",
         );
-        transaction.execute_raw(self.statement(insert, [names.into()])).await.doing("register flows")?;
+        transaction.execute(self.statement(insert, [names.into()])).await.doing("register flows")?;
         Ok(())
     }
 
@@ -199,7 +198,7 @@ impl Store {
             let tokens = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
             values.extend([tokens.into(), claim.concurrency.into(), claim.worker_concurrency.into()]);
         }
-        let results = transaction.query_all_raw(self.statement(statement, values)).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(statement, values)).await.doing(ACTION)?;
         let Some((result, first_rows)) = results.split_first() else {
             return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });
         };
@@ -243,7 +242,7 @@ impl Store {
             dialect.by_index("jobs_run_token"),
             dialect.among("run_token", "$1")
         );
-        let results = transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(select, [names.into()])).await.doing(ACTION)?;
         let mut jobs = Vec::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -288,14 +287,14 @@ impl Store {
                         place.id.into(),
                     ];
                     let select = rows_sql(dialect, "AND priority = $2 AND (run_at, id) > ($3, $4)", &limit.to_string());
-                    let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+                    let results = transaction.query_all(self.statement(select, values)).await.doing(ACTION)?;
                     results.iter().map(|result| claimed_job(&Row { result, dialect })).collect::<Result<_, _>>()?
                 }
                 (None, None) => {
                     // By the index that counts the other way, on MySQL.
                     let bound = if dialect == Dialect::MySql { -below } else { below };
                     let select = self.statement(next_rows_sql(dialect, limit), [flow.as_str().into(), bound.into()]);
-                    let results = transaction.query_all_raw(select).await.doing(ACTION)?;
+                    let results = transaction.query_all(select).await.doing(ACTION)?;
                     results.iter().map(|result| claimed_job(&Row { result, dialect })).collect::<Result<_, _>>()?
                 }
             };
@@ -332,7 +331,7 @@ impl Store {
             dialect @ (Dialect::Sqlite | Dialect::Postgres) => (due_priority_sql(dialect), below),
         };
         let select = self.statement(select, [flow.as_str().into(), bound.into(), now.unix_millis().into()]);
-        let result = transaction.query_one_raw(select).await.doing(ACTION)?;
+        let result = transaction.query_one(select).await.doing(ACTION)?;
         result.map_or(Ok(None), |result| Row { result: &result, dialect: self.dialect() }.maybe_int("priority"))
     }
 
@@ -381,8 +380,8 @@ impl Store {
                 message.as_str().into(),
                 job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str).into(),
             ];
-            let taken = transaction.execute_raw(self.statement(statement.as_str(), values)).await.doing(ACTION)?;
-            if taken.rows_affected() == 0 {
+            let taken = transaction.execute(self.statement(statement.as_str(), values)).await.doing(ACTION)?;
+            if taken.rows_affected == 0 {
                 // The row is locked, or nobody else writes: this would be a fault of ours, and nothing may be started.
                 return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
             }
@@ -396,7 +395,7 @@ impl Store {
             );
             let taken = serde_json::Value::from(taken).to_string();
             let values = [taken.into(), now.unix_millis().into(), worker.into(), message.into()];
-            transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+            transaction.execute(self.statement(events, values)).await.doing(ACTION)?;
         }
         Ok(())
     }
@@ -513,7 +512,7 @@ impl Store {
         );
         let items = serde_json::Value::from(items).to_string();
         let values = [items.into(), now.unix_millis().into(), to.as_str().into()];
-        transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(events, values)).await.doing(ACTION)?;
         Ok(())
     }
 
@@ -534,7 +533,7 @@ impl Store {
             dialect.skip_locked(),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
-        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(select, values)).await.doing(ACTION)?;
         let (mut disowned, mut items) = (Vec::new(), Vec::new());
         for result in &results {
             let row = Row { result, dialect };
@@ -549,14 +548,14 @@ impl Store {
             dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("was", "text")])
         );
         let values = [items.into(), now.unix_millis().into(), claim.worker.as_str().into(), DISOWNED.into()];
-        transaction.execute_raw(self.statement(events, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(events, values)).await.doing(ACTION)?;
         let update = format!(
             "UPDATE jobs SET status = 'ERROR', completed_time = $2, error = $3 WHERE {}",
             dialect.among_ids("id", "$1")
         );
         let ids = json!(disowned.iter().map(|id: &JobId| id.0).collect::<Vec<_>>()).to_string();
         let values = [ids.into(), now.unix_millis().into(), DISOWNED.into()];
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(update, values)).await.doing(ACTION)?;
         Ok(disowned)
     }
 
@@ -575,7 +574,7 @@ impl Store {
             if dialect.is_shared() { "worker_id = $2" } else { "$2 IS NOT NULL" },
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
-        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(select, values)).await.doing(ACTION)?;
         let mut requested = Vec::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -589,7 +588,7 @@ impl Store {
     /// When the first waiting row of a flow is due, of those that are due after `after`.
     pub(super) async fn due_after(
         &self,
-        connection: &impl ConnectionTrait,
+        connection: &impl Connection,
         flow: &FlowType,
         after: Option<Timestamp>,
     ) -> Result<Option<Timestamp>, Error> {
@@ -599,10 +598,8 @@ impl Store {
             dialect.by_index("jobs_due")
         );
         let after = after.map_or(i64::MIN, Timestamp::unix_millis);
-        let result = connection
-            .query_one_raw(self.statement(select, [flow.as_str().into(), after.into()]))
-            .await
-            .doing(ACTION)?;
+        let result =
+            connection.query_one(self.statement(select, [flow.as_str().into(), after.into()])).await.doing(ACTION)?;
         result.map_or(Ok(None), |result| Row { result: &result, dialect }.maybe_time("due"))
     }
 

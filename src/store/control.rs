@@ -4,10 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::ConnectionTrait;
 use serde_json::json;
 
-use super::schema::Transaction;
+use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, OPEN_OR_PENDING, Row, storable};
 use super::update::{Rows, Update};
 use super::{CancelResult, DrainResult, Error, JobFilter, Page, PauseResult, RetryResult, Store};
@@ -122,7 +121,7 @@ impl Store {
             dialect.text("unique_key"),
             dialect.among_ids("id", "$1"),
         );
-        let results = transaction.query_all_raw(self.statement(select, [ids(jobs)])).await.doing(RETRY)?;
+        let results = transaction.query_all(self.statement(select, [ids(jobs)])).await.doing(RETRY)?;
         let mut keys = BTreeMap::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -134,7 +133,7 @@ impl Store {
     async fn key_holder(&self, transaction: &Transaction, flow: &str, key: &str) -> Result<Option<JobId>, Error> {
         let open_key = self.dialect().open_key();
         let select = format!("SELECT id FROM jobs WHERE type = $1 AND {open_key} = $2 AND {OPEN_OR_PENDING}");
-        let result = transaction.query_one_raw(self.statement(select, [flow.into(), key.into()])).await.doing(RETRY)?;
+        let result = transaction.query_one(self.statement(select, [flow.into(), key.into()])).await.doing(RETRY)?;
         result.map(|result| Row { result: &result, dialect: self.dialect() }.job("id")).transpose()
     }
 
@@ -159,11 +158,11 @@ impl Store {
             let lock = format!("SELECT id FROM jobs {} WHERE {these} ORDER BY id FOR UPDATE", dialect.by_key());
             let locked = self.ids(transaction, RETRY, lock, vec![ids(jobs)]).await?;
             retried.extend(locked.into_iter().map(JobId));
-            transaction.execute_raw(self.statement(event, values)).await.doing(RETRY)?;
+            transaction.execute(self.statement(event, values)).await.doing(RETRY)?;
         } else {
             let lock = dialect.pick("", "FOR NO KEY UPDATE", "");
             let event = self.statement(format!("{event} {lock} RETURNING job_id"), values);
-            for result in transaction.query_all_raw(event).await.doing(RETRY)? {
+            for result in transaction.query_all(event).await.doing(RETRY)? {
                 retried.insert(Row { result: &result, dialect }.job("job_id")?);
             }
         }
@@ -176,18 +175,18 @@ impl Store {
         );
         let retried_ids: Vec<JobId> = retried.iter().copied().collect();
         let values = [ids(&retried_ids), now.unix_millis().into()];
-        transaction.execute_raw(self.statement(update, values)).await.doing(RETRY)?;
+        transaction.execute(self.statement(update, values)).await.doing(RETRY)?;
         Ok(retried)
     }
 
     async fn statuses(
         &self,
-        connection: &impl ConnectionTrait,
+        connection: &impl Connection,
         jobs: &[JobId],
     ) -> Result<BTreeMap<JobId, JobStatus>, Error> {
         let dialect = self.dialect();
         let select = format!("SELECT id, {} FROM jobs WHERE {}", dialect.text("status"), dialect.among_ids("id", "$1"));
-        let results = connection.query_all_raw(self.statement(select, [ids(jobs)])).await.doing(RETRY)?;
+        let results = connection.query_all(self.statement(select, [ids(jobs)])).await.doing(RETRY)?;
         let mut statuses = BTreeMap::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -305,12 +304,12 @@ impl Store {
         let once = || async {
             let transaction = self.begin(PAUSE).await?;
             let values = [flow.as_str().into(), name(who).into()];
-            let updated = transaction.execute_raw(self.statement(update.as_str(), values)).await.doing(PAUSE)?;
-            let result = if updated.rows_affected() > 0 {
+            let updated = transaction.execute(self.statement(update.as_str(), values)).await.doing(PAUSE)?;
+            let result = if updated.rows_affected > 0 {
                 PauseResult::Changed
             } else {
                 let select = self.statement("SELECT 1 AS found FROM flows WHERE type = $1", [flow.as_str().into()]);
-                let found = transaction.query_one_raw(select).await.doing(PAUSE)?;
+                let found = transaction.query_one(select).await.doing(PAUSE)?;
                 found.map_or(PauseResult::NotFound, |_| PauseResult::Unchanged)
             };
             let action = if paused { "pause" } else { "resume" };
@@ -337,12 +336,12 @@ impl Store {
         let once = || async {
             let transaction = self.begin(DRAIN).await?;
             let values = [worker.as_str().into(), name(who).into()];
-            let updated = transaction.execute_raw(self.statement(update.as_str(), values)).await.doing(DRAIN)?;
-            let result = if updated.rows_affected() > 0 {
+            let updated = transaction.execute(self.statement(update.as_str(), values)).await.doing(DRAIN)?;
+            let result = if updated.rows_affected > 0 {
                 DrainResult::Requested
             } else {
                 let found =
-                    transaction.query_one_raw(self.statement(select, [worker.as_str().into()])).await.doing(DRAIN)?;
+                    transaction.query_one(self.statement(select, [worker.as_str().into()])).await.doing(DRAIN)?;
                 match found {
                     None => DrainResult::NotFound,
                     Some(result) if (Row { result: &result, dialect: self.dialect() }).flag("stopped")? => {
@@ -373,7 +372,7 @@ impl Store {
         );
         let query = async {
             let values = [worker.as_str().into(), storable(incarnation).into()];
-            let result = self.reader().query_one_raw(self.statement(select, values)).await.doing(DRAIN)?;
+            let result = self.reader().query_one(self.statement(select, values)).await.doing(DRAIN)?;
             result.map(|result| Row { result: &result, dialect }.some_text("drain_requested_by")).transpose()
         };
         self.in_time(DRAIN, query).await
@@ -384,7 +383,7 @@ impl Store {
     pub(super) async fn tell_everybody(&self, transaction: &Transaction) -> Result<(), Error> {
         if self.dialect() == Dialect::Postgres {
             let tell = self.statement("SELECT CAST(pg_notify('callsheet', '') AS text) AS told", []);
-            transaction.query_one_raw(tell).await.doing("wake the workers")?;
+            transaction.query_one(tell).await.doing("wake the workers")?;
         }
         Ok(())
     }

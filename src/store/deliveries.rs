@@ -8,10 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
 use serde_json::json;
 
-use super::schema::Transaction;
+use super::connection::{Connection, Transaction};
 use super::sql::{Doing, Row, storable};
 use super::update::{Rows, Update};
 use super::{Error, JobRow, Page, Store, StreamedEvent};
@@ -125,11 +124,11 @@ impl Store {
         describe: &(dyn Fn(&StreamedEvent, Option<&JobRow>) -> Option<String> + Send + Sync),
     ) -> Result<bool, Error> {
         let select = "SELECT read_until FROM webhooks WHERE name = $1";
-        let query = async { self.reader().query_one_raw(self.statement(select, [webhook.into()])).await.doing(ACTION) };
+        let query = async { self.reader().query_one(self.statement(select, [webhook.into()])).await.doing(ACTION) };
         let Some(result) = self.in_time(ACTION, query).await? else {
             let insert = "INSERT INTO webhooks (name, read_until) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING";
             let values = [webhook.into(), self.final_event().await?.into()];
-            let insert = async { self.writer().execute_raw(self.statement(insert, values)).await.doing(ACTION) };
+            let insert = async { self.writer().execute(self.statement(insert, values)).await.doing(ACTION) };
             self.in_time(ACTION, insert).await?;
             return Ok(true);
         };
@@ -161,7 +160,7 @@ impl Store {
         // Another worker may have been here first.
         let update = "UPDATE webhooks SET read_until = $2 WHERE name = $1 AND read_until = $3";
         let values = [webhook.into(), next.into(), from.into()];
-        if transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected() == 0 {
+        if transaction.execute(self.statement(update, values)).await.doing(ACTION)?.rows_affected == 0 {
             return Ok(());
         }
         let now = self.time(&transaction).await?;
@@ -174,7 +173,7 @@ impl Store {
             dialect.items("$1", &columns)
         );
         let values = [items.into(), webhook.into(), now.unix_millis().into()];
-        transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(insert, values)).await.doing(ACTION)?;
         self.commit(transaction, Step::SpreadCommit, ACTION).await
     }
 
@@ -237,7 +236,7 @@ impl Store {
                 let update = format!("UPDATE deliveries SET next_time = $3, error = $4 {MINE}");
                 let [id, tries] = mine;
                 let values = [id, tries, now.plus(*wait).unix_millis().into(), storable(error).into()];
-                transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+                transaction.execute(self.statement(update, values)).await.doing(ACTION)?;
                 return self.commit(transaction, Step::DeliveryCommit, ACTION).await;
             }
             Sent::Delivered => ("DELIVERED", None),
@@ -245,11 +244,11 @@ impl Store {
         };
         // Whoever spreads events holds this too: what it adds behind this delivery is seen here, or sees that this has ended.
         let lock = "UPDATE webhooks SET read_until = read_until WHERE name = $1";
-        transaction.execute_raw(self.statement(lock, [webhook.into()])).await.doing(ACTION)?;
+        transaction.execute(self.statement(lock, [webhook.into()])).await.doing(ACTION)?;
         let update = format!("UPDATE deliveries SET state = $3, ended_time = $4, error = $5 {MINE}");
         let [id, tries] = mine;
         let values = [id, tries, state.into(), now.unix_millis().into(), error.into()];
-        if transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?.rows_affected() > 0 {
+        if transaction.execute(self.statement(update, values)).await.doing(ACTION)?.rows_affected > 0 {
             self.release_next(&transaction, webhook, delivery.job, now).await?;
         }
         self.commit(transaction, Step::DeliveryCommit, ACTION).await
@@ -269,7 +268,7 @@ impl Store {
              (SELECT min(id) AS id FROM deliveries WHERE webhook = $1 AND job_id = $2 AND state = 'WAITING') AS first)"
         );
         let values = [webhook.into(), job.0.into(), now.unix_millis().into()];
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(update, values)).await.doing(ACTION)?;
         Ok(())
     }
 
@@ -285,7 +284,7 @@ impl Store {
             dialect.by_index("deliveries_due"),
         );
         let query = async {
-            let result = self.reader().query_one_raw(self.statement(select, [webhook.into()])).await.doing(ACTION)?;
+            let result = self.reader().query_one(self.statement(select, [webhook.into()])).await.doing(ACTION)?;
             let Some(result) = result else { return Ok(None) };
             let row = Row { result: &result, dialect };
             Ok(row.maybe_time("due")?.map(|due| (due, row.time("now"))).map(|(due, now)| now.map(|now| due.since(now))))
@@ -309,7 +308,7 @@ impl Store {
              LEFT JOIN job_events AS e ON e.id = d.event_id) AS oldest"
         );
         let query = async {
-            let result = self.reader().query_one_raw(self.statement(select, [webhook.into()])).await.doing(ACTION)?;
+            let result = self.reader().query_one(self.statement(select, [webhook.into()])).await.doing(ACTION)?;
             let Some(result) = result else { return Ok(Undelivered::default()) };
             let row = Row { result: &result, dialect };
             Ok(Undelivered {
@@ -342,7 +341,7 @@ impl Store {
             filter.state.clone().into(),
         ];
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
             results.iter().map(|result| delivery_row(&Row { result, dialect })).collect::<Result<Vec<_>, Error>>()
         };
         Ok(Page::of(self.in_time(ACTION, query).await?, limit, |row| row.id))
@@ -360,12 +359,12 @@ impl Store {
         );
         let once = || async {
             let transaction = self.begin(ACTION).await?;
-            let updated = transaction.execute_raw(self.statement(update.as_str(), [id.into()])).await.doing(ACTION)?;
-            let result = if updated.rows_affected() > 0 {
+            let updated = transaction.execute(self.statement(update.as_str(), [id.into()])).await.doing(ACTION)?;
+            let result = if updated.rows_affected > 0 {
                 AgainResult::Waits
             } else {
                 let select = self.statement("SELECT id FROM deliveries WHERE id = $1", [id.into()]);
-                let found = transaction.query_one_raw(select).await.doing(ACTION)?;
+                let found = transaction.query_one(select).await.doing(ACTION)?;
                 found.map_or(AgainResult::NotFound, |_| AgainResult::NotPossible)
             };
             let outcome = match result {

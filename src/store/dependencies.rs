@@ -6,10 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::ConnectionTrait;
 use serde_json::json;
 
-use super::schema::Transaction;
+use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, Row};
 use super::update::{Rows, Update};
 use super::{Error, Store};
@@ -71,7 +70,7 @@ impl Store {
         for items in pairs.chunks(AT_MOST) {
             let items = serde_json::Value::from(items).to_string();
             let insert = self.statement(insert.as_str(), [items.into()]);
-            transaction.execute_raw(insert).await.doing("enqueue jobs")?;
+            transaction.execute(insert).await.doing("enqueue jobs")?;
         }
         Ok(())
     }
@@ -85,7 +84,7 @@ impl Store {
         let dialect = self.dialect();
         let select = format!("SELECT id FROM jobs WHERE {}", dialect.among_ids("id", "$1"));
         let ids = json!(jobs.iter().map(|job| job.0).collect::<Vec<_>>()).to_string();
-        let results = transaction.query_all_raw(self.statement(select, [ids.into()])).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(select, [ids.into()])).await.doing(ACTION)?;
         let found = results.iter().map(|result| Row { result, dialect }.job("id")).collect::<Result<Vec<_>, _>>()?;
         Ok(jobs.iter().find(|job| !found.contains(job)).copied())
     }
@@ -101,7 +100,7 @@ impl Store {
             dialect.text("ended")
         );
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, [job.0.into()])).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, [job.0.into()])).await.doing(ACTION)?;
             let read = |row: Row<'_>| Ok(DependencyRow { after: row.job("after_id")?, ended: row.text("ended")? });
             results.iter().map(|result| read(Row { result, dialect })).collect()
         };
@@ -129,7 +128,7 @@ impl Store {
                 self.dialect().among_ids("job_id", "$1"),
             );
             let values = [ids.clone(), now.unix_millis().max(1).into()];
-            transaction.execute_raw(self.statement(looked, values)).await.doing(ACTION)?;
+            transaction.execute(self.statement(looked, values)).await.doing(ACTION)?;
             let failed = self.fail_waiting(transaction, &ids, now).await?;
             waited.failed.extend(failed);
             let these = format!(
@@ -190,7 +189,7 @@ impl Store {
             dialect.text("error"),
         );
         let values = [ids.clone(), now.unix_millis().into()];
-        let results = transaction.query_all_raw(self.statement(update, values)).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(update, values)).await.doing(ACTION)?;
         let mut failed = Vec::with_capacity(results.len());
         for result in &results {
             let row = Row { result, dialect };
@@ -221,7 +220,7 @@ impl Store {
             dialect.by_key(),
             dialect.among_ids("jobs.id", "$1"),
         );
-        let results = transaction.query_all_raw(self.statement(select, [ids.clone()])).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(select, [ids.clone()])).await.doing(ACTION)?;
         let mut failed: Vec<FailedWaiter> = Vec::new();
         let mut reasons: BTreeMap<String, Vec<i64>> = BTreeMap::new();
         for result in &results {
@@ -243,7 +242,7 @@ impl Store {
         );
         for (error, jobs) in reasons {
             let values = [json!(jobs).to_string().into(), now.unix_millis().into(), error.into()];
-            transaction.execute_raw(self.statement(update.as_str(), values)).await.doing(ACTION)?;
+            transaction.execute(self.statement(update.as_str(), values)).await.doing(ACTION)?;
         }
         self.note_failed(transaction, &failed, now).await?;
         Ok(failed)
@@ -267,10 +266,7 @@ impl Store {
              SELECT item.id, item.attempt, 'PENDING', 'ERROR', $2, item.message FROM {}",
             self.dialect().items("$1", &[("id", "bigint"), ("attempt", "bigint"), ("message", "text")])
         );
-        transaction
-            .execute_raw(self.statement(events, [items.into(), now.unix_millis().into()]))
-            .await
-            .doing(ACTION)?;
+        transaction.execute(self.statement(events, [items.into(), now.unix_millis().into()])).await.doing(ACTION)?;
         Ok(())
     }
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use sea_orm::sqlx;
 use sea_orm::sqlx::mysql::MySqlDatabaseError;
+use sea_orm::sqlx::sqlite::SqliteError;
 use sea_orm::{DbErr, RuntimeErr};
 
+use super::sqlite::Refusal;
 use crate::domain::JobId;
 
 /// Why the store could not do what it was asked.
@@ -240,7 +242,7 @@ fn classify_sqlx(error: &sqlx::Error) -> Class {
         | sqlx::Error::WorkerCrashed => Class::Unavailable,
         sqlx::Error::Database(error) => {
             let code = error.code().unwrap_or_default();
-            if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+            if error.try_downcast_ref::<Refusal>().is_some() || error.try_downcast_ref::<SqliteError>().is_some() {
                 classify_sqlite(&code, error.message())
             } else if let Some(error) = error.try_downcast_ref::<MySqlDatabaseError>() {
                 classify_mysql(error.number())

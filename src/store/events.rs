@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use sea_orm::{ConnectionTrait, IsolationLevel, TransactionOptions, TransactionTrait};
+use sea_orm::{IsolationLevel, TransactionOptions};
 
+use super::connection::{Connection, Transaction};
 use super::jobs::event_row;
-use super::schema::Transaction;
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, EventRow, Store};
 
@@ -52,7 +52,7 @@ impl Store {
             "",
         );
         let query = async {
-            let result = self.reader().query_one_raw(self.statement(select, [])).await.doing(ACTION)?;
+            let result = self.reader().query_one(self.statement(select, [])).await.doing(ACTION)?;
             result.map_or(Ok(0), |result| Row { result: &result, dialect }.int("final"))
         };
         self.in_time(ACTION, query).await
@@ -68,7 +68,7 @@ impl Store {
             isolation_level: Some(IsolationLevel::ReadUncommitted),
             ..TransactionOptions::default()
         };
-        let uncommitted = self.reader().begin_with_options(options).await.doing(ACTION)?;
+        let uncommitted = self.reader().begin_with(options).await.doing(ACTION)?;
         let begun = self.writers_of(&uncommitted).await?;
         uncommitted.commit().await.doing(ACTION)?;
         let ended = self.writers_of(self.reader()).await?;
@@ -77,9 +77,9 @@ impl Store {
     }
 
     /// The rows of `event_writers`: connection, transaction, and the id above which it draws.
-    async fn writers_of(&self, connection: &impl ConnectionTrait) -> Result<BTreeSet<(i64, i64, i64)>, Error> {
+    async fn writers_of(&self, connection: &impl Connection) -> Result<BTreeSet<(i64, i64, i64)>, Error> {
         let select = self.statement("SELECT writer, turn, drawn FROM event_writers", []);
-        let results = connection.query_all_raw(select).await.doing(ACTION)?;
+        let results = connection.query_all(select).await.doing(ACTION)?;
         let read = |row: Row<'_>| Ok((row.int("writer")?, row.int("turn")?, row.int("drawn")?));
         results.iter().map(|result| read(Row { result, dialect: self.dialect() })).collect()
     }
@@ -95,7 +95,7 @@ impl Store {
              ON DUPLICATE KEY UPDATE turn = turn + 1, drawn = VALUES(drawn), time = VALUES(time)",
             self.dialect().now()
         );
-        transaction.execute_raw(self.statement(turn, [])).await.doing(action)?;
+        transaction.execute(self.statement(turn, [])).await.doing(action)?;
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl Store {
         );
         let values = [after.into(), last.into(), i64::from(limit).into()];
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
             let read = |row: Row<'_>| Ok(StreamedEvent { event: event_row(&row)?, job_type: row.some_text("type")? });
             let events =
                 results.iter().map(|result| read(Row { result, dialect })).collect::<Result<Vec<_>, Error>>()?;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use entity::{job_events, jobs, runs, workers};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
-use sea_orm::{ColumnTrait, ColumnType, ConnectionTrait, DbErr, EntityTrait, Iterable, QueryResult};
+use sea_orm::{ColumnTrait, ColumnType, DbErr, EntityTrait, Iterable};
 use serde::Serialize;
 
+use super::connection::{Connection, Transaction};
 use super::runs::Parameters;
-use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::update::{Rows, Update};
 use super::{
@@ -148,7 +148,7 @@ impl Store {
             return Ok(CHUNK_BYTES);
         }
         let select = self.statement("SELECT CAST(@@max_allowed_packet AS bigint) AS most", []);
-        let result = transaction.query_one_raw(select).await.doing(ENQUEUE)?;
+        let result = transaction.query_one(select).await.doing(ENQUEUE)?;
         let most = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("most"))?;
         let most = usize::try_from(most).unwrap_or_default();
         match new.iter().map(bytes_of).find(|bytes| bytes + BESIDE > most) {
@@ -172,7 +172,7 @@ impl Store {
                     ("INSERT INTO unique_keys (type) VALUES ($1) ON CONFLICT (type) DO NOTHING", flow.to_owned())
                 }
             };
-            transaction.execute_raw(self.statement(lock, [name.into()])).await.doing(ENQUEUE)?;
+            transaction.execute(self.statement(lock, [name.into()])).await.doing(ENQUEUE)?;
         }
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Store {
             dialect.now(),
         );
         let items = serde_json::to_string(&items).map_err(|error| DbErr::Json(error.to_string())).doing(ENQUEUE)?;
-        let results = transaction.query_all_raw(self.statement(insert, [items.into()])).await.doing(ENQUEUE)?;
+        let results = transaction.query_all(self.statement(insert, [items.into()])).await.doing(ENQUEUE)?;
         let mut ids = Vec::with_capacity(results.len());
         for result in &results {
             ids.push(Row { result, dialect }.job("id")?);
@@ -248,17 +248,17 @@ impl Store {
              traceparent, tracestate) VALUES {}",
             rows.join(", ")
         );
-        let inserted = match transaction.execute_raw(self.statement(insert, values.0)).await.doing(ENQUEUE) {
+        let inserted = match transaction.execute(self.statement(insert, values.0)).await.doing(ENQUEUE) {
             // Only the statement is taken back; and only a row with a key, which is alone, can meet another one.
             Err(error) if error::is_duplicate(&error) => return Ok(Vec::new()),
             inserted => inserted?,
         };
-        let first = i64::try_from(inserted.last_insert_id()).unwrap_or_default();
+        let first = i64::try_from(inserted.last_insert_id).unwrap_or_default();
         let step = match new {
             [_] => 1,
             _ => {
                 let select = self.statement("SELECT CAST(@@auto_increment_increment AS bigint) AS step", []);
-                let result = transaction.query_one_raw(select).await.doing(ENQUEUE)?;
+                let result = transaction.query_one(select).await.doing(ENQUEUE)?;
                 result.map_or(Ok(1), |result| Row { result: &result, dialect: self.dialect() }.int("step"))?
             }
         };
@@ -276,9 +276,7 @@ impl Store {
         let select = format!("SELECT id FROM jobs WHERE type = $1 AND {key} = $2 AND {OPEN_OR_PENDING}");
         loop {
             let values = [job.flow.as_str().into(), job.unique_key.clone().into()];
-            if let Some(result) =
-                transaction.query_one_raw(self.statement(select.clone(), values)).await.doing(ENQUEUE)?
-            {
+            if let Some(result) = transaction.query_one(self.statement(select.clone(), values)).await.doing(ENQUEUE)? {
                 return Ok(Enqueued { id: Row { result: &result, dialect }.job("id")?, existing: true });
             }
             if let Some(&id) = self.insert(transaction, std::slice::from_ref(job)).await?.first() {
@@ -335,8 +333,7 @@ impl Store {
             return Ok(CancelResult::Requested);
         }
         let select = format!("SELECT {} FROM jobs WHERE id = $1", dialect.text("status"));
-        let Some(result) = transaction.query_one_raw(self.statement(select, [job.0.into()])).await.doing(CANCEL)?
-        else {
+        let Some(result) = transaction.query_one(self.statement(select, [job.0.into()])).await.doing(CANCEL)? else {
             return Ok(CancelResult::NotFound);
         };
         let status = Row { result: &result, dialect }.status()?;
@@ -495,7 +492,7 @@ impl Store {
         );
         let values = [worker.as_str().into(), flow.map(FlowType::as_str).into()];
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
             results.iter().map(|result| open_job(&Row { result, dialect })).collect()
         };
         self.in_time(ACTION, query).await
@@ -528,7 +525,7 @@ impl Store {
         let query = async {
             let now = self.time(self.reader()).await?;
             let statement = self.statement(select, [now.unix_millis().into()]);
-            let results = self.reader().query_all_raw(statement).await.doing(ACTION)?;
+            let results = self.reader().query_all(statement).await.doing(ACTION)?;
             results.iter().map(|result| flow_state(&Row { result, dialect }, now)).collect()
         };
         self.in_time(ACTION, query).await
@@ -541,7 +538,7 @@ impl Store {
     ) -> Result<Vec<T>, Error> {
         const ACTION: &str = "read rows";
         let query = async {
-            let results: Vec<QueryResult> = self.reader().query_all(query).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.dialect().backend().build(query)).await.doing(ACTION)?;
             results.iter().map(|result| read(&Row { result, dialect: self.dialect() })).collect()
         };
         self.in_time(ACTION, query).await

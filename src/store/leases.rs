@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
 use serde_json::json;
 
+use super::connection::{Connection, Transaction};
 use super::read::SILENCE;
-use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row};
 use super::{Claim, Claimed, Error, LapsedRun, Store};
 use crate::domain::Timestamp;
@@ -33,7 +32,7 @@ impl Store {
         let update = format!("UPDATE jobs SET lease_time = $2 WHERE {these} AND {open}");
         let until = claimed.now.plus(claim.terms.untouched(claimed.lease));
         let values = [json!(tokens).to_string().into(), until.unix_millis().into()];
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(update, values)).await.doing(ACTION)?;
         Ok(())
     }
 
@@ -54,7 +53,7 @@ impl Store {
             dialect.by_index("jobs_open"),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into(), now.unix_millis().into()];
-        let results = transaction.query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let results = transaction.query_all(self.statement(select, values)).await.doing(ACTION)?;
         let mut lapsed = Vec::new();
         for result in &results {
             let row = Row { result, dialect };

@@ -16,9 +16,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::Value;
 
-use super::schema::Transaction;
+use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, OPEN, Row};
 use super::{Claim, Claimed, ClaimedJob, Error, Store};
 use crate::clock::boottime;
@@ -223,7 +223,7 @@ impl Store {
         let select = "SELECT CAST(COALESCE(sum(pg_stat_get_xact_blocks_fetched(relation)), 0) AS bigint) AS pages FROM \
             (SELECT CAST(CAST($1 AS text) AS regclass) AS relation UNION ALL \
             SELECT indexrelid FROM pg_index WHERE indrelid = CAST(CAST($1 AS text) AS regclass)) AS read";
-        let result = transaction.query_one_raw(self.statement(select, [table.into()])).await.doing(ACTION)?;
+        let result = transaction.query_one(self.statement(select, [table.into()])).await.doing(ACTION)?;
         result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("pages"))
     }
 }

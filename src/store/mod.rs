@@ -6,6 +6,7 @@
 mod adopted;
 mod audit;
 mod claim;
+mod connection;
 mod control;
 mod deliveries;
 mod dependencies;
@@ -13,6 +14,7 @@ mod error;
 mod events;
 mod jobs;
 mod leases;
+mod log_watch;
 mod looks;
 mod overview;
 mod place;
@@ -29,6 +31,7 @@ mod server;
 mod sessions;
 mod spelling;
 mod sql;
+mod sqlite;
 mod trial;
 mod update;
 mod wake;
@@ -36,13 +39,14 @@ mod write;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sea_orm::sqlx::{self, ConnectOptions};
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions,
-    TransactionTrait, Value,
+    DatabaseConnection, DbErr, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    Value,
 };
 use tokio::sync::watch;
 
@@ -59,7 +63,6 @@ pub use read::*;
 pub use recurring::{Fire, Fired, RecurringRow};
 pub use search::*;
 pub use sessions::Session;
-use wake::OwnWrites;
 pub use wake::Wakes;
 pub use write::*;
 
@@ -67,10 +70,11 @@ use crate::config::{AdoptedTable, Config};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::DatabaseUrl;
+use connection::{Connection, Database, Transaction};
 use looks::{Look, Looks};
 use place::{DatabaseFile, Place};
-use schema::Transaction;
 use sql::{Dialect, Doing, Row};
+use sqlite::{Sqlite, Where};
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,24 +91,26 @@ pub struct Store {
     inner: Arc<Inner>,
     /// Who acts through this clone; `None` for the service itself, whose work is no deed of anybody's.
     who: Option<Arc<Who>>,
+    /// Whose thread carries out what this clone writes to SQLite.
+    carried_out: Where,
 }
 
 #[derive(Debug)]
 struct Inner {
     dialect: Dialect,
     /// The only connection that writes where this is SQLite, so that `PRAGMA data_version` on it tells of others only.
-    writer: DatabaseConnection,
-    reader: DatabaseConnection,
+    writer: Database,
+    reader: Database,
     place: Place,
     /// The user's own table that is `jobs` here.
     adopted: Option<Arc<AdoptedTable>>,
     changed_here: watch::Sender<u64>,
-    own_writes: Arc<OwnWrites>,
     /// Where claims begin to look.
     looks: Looks,
 }
 
 const BATCH: &str = "commit a batch";
+const OPEN: &str = "open it";
 /// How long a connection may be waited for.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server's answer to a whole call is waited for: a peer that has vanished says nothing at all.
@@ -143,11 +149,11 @@ impl Store {
     /// # Errors
     /// Where SQLite fails.
     pub async fn in_memory() -> Result<Self, Error> {
-        let options = SqliteConnectOptions::new().in_memory(true).foreign_keys(true).disable_statement_logging();
-        // One connection for everything: another one would have another database.
-        let pool = sqlite_pool(1).connect_with(options).await.map_err(opening)?;
-        let connection = DatabaseConnection::from(pool);
-        let store = Self::new(Dialect::Sqlite, connection.clone(), connection, Place::Memory, None);
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        let name = format!("file:callsheet-{}", OPENED.fetch_add(1, Ordering::Relaxed));
+        let sqlite = Sqlite::in_memory(&name).doing(OPEN)?;
+        let connection = Database::Sqlite(sqlite.clone());
+        let store = Self::new(Dialect::Sqlite, connection.clone(), connection, Place::Memory { name, sqlite }, None);
         store.migrate().await?;
         Ok(store)
     }
@@ -159,35 +165,24 @@ impl Store {
         if path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
             return Err(Error::NoDirectory { path: path.to_owned() });
         }
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .busy_timeout(Duration::from_secs(5))
-            .foreign_keys(true)
-            .disable_statement_logging();
-        let writing = options
-            .clone()
-            .create_if_missing(use_ == Use::Service)
-            .journal_mode(SqliteJournalMode::Wal)
-            // An answered enqueue or a recorded exit code must outlive a power cut.
-            .synchronous(SqliteSynchronous::Full);
-        let reading = options.pragma("query_only", "on");
-        let writer = sqlite_pool(1).connect_with(writing).await.map_err(opening)?;
+        let sqlite = Sqlite::open(path, use_ == Use::Service).await.doing(OPEN)?;
+        let reading = sqlite_options().filename(path).pragma("query_only", "on");
         let readers = if use_ == Use::Service { 4 } else { 2 };
         let reader = sqlite_pool(readers).connect_lazy_with(reading);
-        let place = Place::File(DatabaseFile::opened(path));
-        Ok(Self::new(Dialect::Sqlite, writer.into(), reader.into(), place, None))
+        let place = Place::File { file: DatabaseFile::opened(path), sqlite: sqlite.clone() };
+        Ok(Self::new(Dialect::Sqlite, Database::Sqlite(sqlite), Database::Pool(reader.into()), place, None))
     }
 
     fn new(
         dialect: Dialect,
-        writer: DatabaseConnection,
-        reader: DatabaseConnection,
+        writer: Database,
+        reader: Database,
         place: Place,
         adopted: Option<Arc<AdoptedTable>>,
     ) -> Self {
-        let (changed_here, own_writes, looks) = (watch::Sender::new(0), Arc::default(), Looks::default());
-        let inner = Inner { dialect, writer, reader, place, adopted, changed_here, own_writes, looks };
-        Self { inner: Arc::new(inner), who: None }
+        let (changed_here, looks) = (watch::Sender::new(0), Looks::default());
+        let inner = Inner { dialect, writer, reader, place, adopted, changed_here, looks };
+        Self { inner: Arc::new(inner), who: None, carried_out: Where::Pool }
     }
 
     /// Whether the database answers.
@@ -217,8 +212,19 @@ impl Store {
         if writes.is_empty() {
             return Ok(Vec::new());
         }
-        let _counted = self.inner.own_writes.begin();
-        self.in_time(BATCH, self.retrying(|| self.apply_once(writes))).await
+        if self.place().sqlite().is_none() || self.carried_out == Where::Here {
+            return self.in_time(BATCH, self.retrying(|| self.apply_once(writes))).await;
+        }
+        // All of it on one thread of the blocking pool, where no answer is waited for.
+        let (here, writes) = (self.here(), writes.to_vec());
+        let runtime = tokio::runtime::Handle::current();
+        let batch = sqlite::on_a_thread(move || Ok(runtime.block_on(here.apply_once(&writes))));
+        self.in_time(BATCH, async { batch.await.doing(BATCH)? }).await
+    }
+
+    /// One whose writes to SQLite are carried out by the thread that asks.
+    fn here(&self) -> Self {
+        Self { carried_out: Where::Here, ..self.clone() }
     }
 
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
@@ -283,10 +289,10 @@ impl Store {
 
     /// Closes the connections; on SQLite this also folds the log into the database file. Every clone is closed with it.
     pub async fn close(&self) {
-        // What could fail here is the end of connections that nobody needs any more.
-        let _ = self.inner.reader.close_by_ref().await;
-        let _ = self.inner.writer.close_by_ref().await;
-        if let Place::Server { listeners, .. } = &self.inner.place {
+        // The writing one last, which does the folding.
+        self.reader().close().await;
+        self.writer().close().await;
+        if let Place::Server { listeners, .. } = self.place() {
             listeners.close().await;
         }
     }
@@ -295,11 +301,11 @@ impl Store {
         self.inner.dialect
     }
 
-    fn reader(&self) -> &DatabaseConnection {
+    fn reader(&self) -> &Database {
         &self.inner.reader
     }
 
-    fn writer(&self) -> &DatabaseConnection {
+    fn writer(&self) -> &Database {
         &self.inner.writer
     }
 
@@ -315,10 +321,6 @@ impl Store {
         self.inner.changed_here.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    fn own_writes(&self) -> Arc<OwnWrites> {
-        Arc::clone(&self.inner.own_writes)
-    }
-
     fn changes_here(&self) -> watch::Receiver<u64> {
         self.inner.changed_here.subscribe()
     }
@@ -327,17 +329,16 @@ impl Store {
         self.dialect().statement(sql, values)
     }
 
-    async fn time(&self, connection: &impl ConnectionTrait) -> Result<Timestamp, Error> {
+    async fn time(&self, connection: &impl Connection) -> Result<Timestamp, Error> {
         let dialect = self.dialect();
         let statement = self.statement(format!("SELECT {} AS now", dialect.now()), []);
-        match connection.query_one_raw(statement).await.doing("tell the time")? {
+        match connection.query_one(statement).await.doing("tell the time")? {
             Some(result) => Row { result: &result, dialect }.time("now"),
             None => Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() }),
         }
     }
 
-    /// Starts a transaction that will write. A deferred one of SQLite would fail at its first write, without waiting, if
-    /// another connection has written since its first read.
+    /// Starts a transaction that will write.
     async fn begin(&self, action: &'static str) -> Result<Transaction, Error> {
         let transaction = self.begin_without_turn(action).await?;
         self.begin_turn(&transaction, action).await?;
@@ -346,11 +347,23 @@ impl Store {
 
     /// The same for one that writes no event, or has no table to say so in yet.
     async fn begin_without_turn(&self, action: &'static str) -> Result<Transaction, Error> {
+        self.writer().begin(self.carried_out).await.doing(action)
+    }
+
+    /// The same for sea-orm's migrations, which know its own connections only.
+    async fn begin_migration(&self, action: &'static str) -> Result<Transaction, Error> {
+        let options = match self.place() {
+            Place::Memory { name, .. } => sqlite_options().filename(name).in_memory(true).shared_cache(true),
+            Place::File { file, .. } => sqlite_options().filename(file.path()),
+            Place::Server { .. } | Place::SilentServer { .. } => return self.begin_without_turn(action).await,
+        };
+        let pool = DatabaseConnection::from(sqlite_pool(1).connect_with(options).await.map_err(opening)?);
+        // A deferred one would fail at its first write, without waiting, if another process has written since its first read.
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
-        self.writer().begin_with_options(options).await.doing(action)
+        pool.begin_with_options(options).await.map(Transaction::Pool).doing(action)
     }
 
     /// Commits, as the step that a test may want to die at.
@@ -375,8 +388,8 @@ impl Store {
     /// SQLite has no peer that could vanish, and its own busy timeout; but its file can be taken away.
     async fn in_time<T>(&self, action: &'static str, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         match self.place() {
-            Place::Memory => call.await,
-            Place::File(file) => {
+            Place::Memory { .. } => call.await,
+            Place::File { file, .. } => {
                 file.check()?;
                 call.await
             }
@@ -410,7 +423,11 @@ fn step(write: &Write, answer: &Written) -> Option<Step> {
     })
 }
 
-/// No connection is ever replaced for its age: the writing one has to stay the same one.
+fn sqlite_options() -> SqliteConnectOptions {
+    // The wait is for other processes that write.
+    SqliteConnectOptions::new().busy_timeout(Duration::from_secs(5)).foreign_keys(true).disable_statement_logging()
+}
+
 fn sqlite_pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)

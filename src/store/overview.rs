@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::Value;
 use serde_json::json;
 
+use super::connection::Connection;
 use super::sql::{Dialect, Doing, OPEN, Row};
 use super::{Error, Store, WorkerRow};
 use crate::domain::{Attempt, JobId, JobStatus, Timestamp};
@@ -201,7 +202,7 @@ impl Store {
             dialect.as_text("types.type"),
         );
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
             results.iter().map(|result| Row { result, dialect }.some_text("type")).collect()
         };
         self.in_time(ACTION, query).await
@@ -214,7 +215,7 @@ impl Store {
             "SELECT type FROM flows UNION SELECT type FROM jobs {} WHERE {OPEN}",
             self.dialect().by_index("jobs_open")
         );
-        let results = self.reader().query_all_raw(self.statement(others, [])).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(others, [])).await.doing(ACTION)?;
         let read = |result| Row { result, dialect: self.dialect() }.some_text("type");
         let others = results.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let types: BTreeSet<String> = waiting.into_iter().chain(others).collect();
@@ -232,7 +233,7 @@ impl Store {
                 let behind = if last.is_some() { "AND type > $2" } else { "" };
                 let next = format!("SELECT min(type) AS type FROM jobs {by_due} WHERE status = $1 {behind}");
                 let values = [status.as_str().into(), last.as_deref().into()];
-                let result = self.reader().query_one_raw(self.statement(next, values)).await.doing(ACTION)?;
+                let result = self.reader().query_one(self.statement(next, values)).await.doing(ACTION)?;
                 last = result.map_or(Ok(None), |result| Row { result: &result, dialect }.text("type"))?;
                 let Some(found) = &last else { break };
                 types.insert(found.clone());
@@ -282,14 +283,14 @@ impl Store {
         );
         if !one {
             let statement = self.statement(select, [now.unix_millis().into()]);
-            let results = self.reader().query_all_raw(statement).await.doing(ACTION)?;
+            let results = self.reader().query_all(statement).await.doing(ACTION)?;
             return results.iter().map(|result| queue(&Row { result, dialect }, now)).collect();
         }
         let select = select.replace("types.type", "$2");
         let mut queues = Vec::new();
         for name in self.types_by_steps().await? {
             let values = [now.unix_millis().into(), name.into()];
-            let result = self.reader().query_one_raw(self.statement(select.as_str(), values)).await.doing(ACTION)?;
+            let result = self.reader().query_one(self.statement(select.as_str(), values)).await.doing(ACTION)?;
             queues.extend(result.map(|result| queue(&Row { result: &result, dialect }, now)).transpose()?);
         }
         Ok(queues)
@@ -305,7 +306,7 @@ impl Store {
             texts.join(", "),
             dialect.by_index("jobs_open"),
         );
-        let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
         results.iter().map(|result| open_row(&Row { result, dialect })).collect()
     }
 
@@ -318,7 +319,7 @@ impl Store {
             dialect.as_text(&format!("substr(error, 1, {ERROR_LENGTH})")),
             dialect.by_index("jobs_failed"),
         );
-        let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
         results.iter().map(|result| ended_row(&Row { result, dialect }, true)).collect()
     }
 
@@ -352,7 +353,7 @@ impl Store {
                 (lanes.collect::<Vec<_>>().join(" UNION ALL "), values)
             }
         };
-        let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
         results.iter().map(|result| ended_row(&Row { result, dialect }, false)).collect()
     }
 
@@ -369,7 +370,7 @@ impl Store {
             dialect.items("$1", &[("id", "bigint")]),
         );
         let items = json!(jobs.iter().map(|job| json!({ "id": job.0 })).collect::<Vec<_>>()).to_string();
-        let results = self.reader().query_all_raw(self.statement(select, [items.into()])).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, [items.into()])).await.doing(ACTION)?;
         results
             .iter()
             .map(|result| {
@@ -420,7 +421,7 @@ impl Store {
         let items = json!(types).to_string();
         let values = [items.into(), (from * MINUTE).into(), (until * MINUTE).into()];
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
             let mut minutes: BTreeMap<(String, i64), Ended> = BTreeMap::new();
             for result in &results {
                 let row = Row { result, dialect };

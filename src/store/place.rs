@@ -9,11 +9,18 @@ use sea_orm::sqlx::pool::PoolOptions;
 use sea_orm::sqlx::postgres::PgPool;
 
 use super::Error;
+use super::sqlite::Sqlite;
 
 #[derive(Debug)]
 pub(super) enum Place {
-    Memory,
-    File(DatabaseFile),
+    Memory {
+        name: String,
+        sqlite: Sqlite,
+    },
+    File {
+        file: DatabaseFile,
+        sqlite: Sqlite,
+    },
     /// A server that tells of changes.
     Server {
         listeners: PgPool,
@@ -24,6 +31,15 @@ pub(super) enum Place {
     SilentServer {
         trust: Trust,
     },
+}
+
+impl Place {
+    pub(super) const fn sqlite(&self) -> Option<&Sqlite> {
+        match self {
+            Self::Memory { sqlite, .. } | Self::File { sqlite, .. } => Some(sqlite),
+            Self::Server { .. } | Self::SilentServer { .. } => None,
+        }
+    }
 }
 
 /// A SQLite file, by what it was when it was opened: SQLite itself writes on into one that was deleted, and never knows.

@@ -5,8 +5,9 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, Statement};
+use sea_orm::Statement;
 
+use super::connection::Connection;
 use super::{
     Claim, ClaimedJob, Confirm, Due, JobFilter, NewJob, ProgressNote, Settlement, Started, Store, Write, Written,
 };
@@ -39,7 +40,7 @@ async fn filled() -> Store {
         "INSERT INTO job_events (job_id, attempt, to_status, time) SELECT n, 1, 'COMPLETED', n FROM n",
         "INSERT INTO jobs (type, identifier) SELECT 'A', 'w' || n FROM n",
     ] {
-        store.writer().execute_unprepared(&format!("{ROWS}{sql}")).await.unwrap();
+        store.writer().run(&format!("{ROWS}{sql}")).await.unwrap();
     }
     store
 }
@@ -151,7 +152,8 @@ fn alone(sql: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start() {
-    let store = filled().await;
+    // Statements are seen on the thread that makes them.
+    let store = filled().await.here();
     SEEN.with_borrow_mut(|seen| *seen = Some(Vec::new()));
     work(&store).await;
     let statements = SEEN.take().unwrap();
@@ -159,8 +161,8 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start() {
     for statement in &statements {
         for sql in alone(&statement.sql).iter().filter(|sql| !sql.starts_with("PRAGMA")) {
             let explain = Statement { sql: format!("EXPLAIN QUERY PLAN {sql}"), ..statement.clone() };
-            for row in store.reader().query_all_raw(explain).await.unwrap() {
-                let step: String = row.try_get("", "detail").unwrap();
+            for row in store.reader().query_all(explain).await.unwrap() {
+                let step: String = row.get("detail").unwrap();
                 let scans =
                     ["jobs", "runs", "job_events"].iter().any(|table| step.starts_with(&format!("SCAN {table}")));
                 assert!(!scans, "{step:?} in the plan of {sql}");
@@ -173,12 +175,13 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start() {
 
 #[tokio::test]
 async fn delayed_rows_of_many_priorities_cost_a_claim_no_statement_each() {
-    let store = filled().await;
+    // Statements are seen on the thread that makes them.
+    let store = filled().await.here();
     let delayed = "INSERT INTO jobs (type, identifier, priority, run_at) SELECT 'A', 'd', n, 253402300799000 FROM n";
-    store.writer().execute_unprepared(&format!("{ROWS}{delayed}")).await.unwrap();
+    store.writer().run(&format!("{ROWS}{delayed}")).await.unwrap();
     for (priority, expected) in [(1500_i64, 1500), (-7, 0)] {
         let due = format!("INSERT INTO jobs (type, identifier, priority, run_at) VALUES ('A', 'due', {priority}, 1)");
-        store.writer().execute_unprepared(&due).await.unwrap();
+        store.writer().run(&due).await.unwrap();
         SEEN.with_borrow_mut(|seen| *seen = Some(Vec::new()));
         let written = store.apply(&[Write::Claim(claim(&[priority.to_le_bytes()[0]]))]).await.unwrap();
         let statements = SEEN.take().unwrap();

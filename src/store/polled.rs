@@ -3,14 +3,13 @@
 //! A row that can be claimed now, or sooner than any other, is the first of its flow by `run_at`: all that were before it have
 //! been claimed, or the flow has no room or is paused, which is looked at too. Each part of a look is one row of an index.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Error;
+use super::connection::{Connection, Database};
 use super::sql::{Dialect, Doing, Row};
 
 /// How often to look, which is how late a change may be noticed.
@@ -22,7 +21,7 @@ const CANCELLED: &[&str] = &["cancelled", "queued_cancelled", "running_cancelled
 /// What there is to be acted on, as far as it tells one state from another.
 pub(super) type Seen = Vec<Option<i64>>;
 
-pub(super) async fn watch(reader: DatabaseConnection, mut seen: Seen, wake: Arc<Notify>) {
+pub(super) async fn go_on(reader: Database, mut seen: Seen, tell: watch::Sender<u64>) {
     loop {
         sleep(EVERY).await;
         // A database that can't be asked can't be worked with either: whoever works with it will notice.
@@ -30,7 +29,7 @@ pub(super) async fn watch(reader: DatabaseConnection, mut seen: Seen, wake: Arc<
             && now != seen
         {
             seen = now;
-            wake.notify_one();
+            tell.send_modify(|changes| *changes = changes.wrapping_add(1));
         }
     }
 }
@@ -39,7 +38,7 @@ pub(super) async fn watch(reader: DatabaseConnection, mut seen: Seen, wake: Arc<
 ///
 /// # Errors
 /// Where the database fails.
-pub(super) async fn look(reader: &DatabaseConnection) -> Result<Seen, Error> {
+pub(super) async fn look(reader: &Database) -> Result<Seen, Error> {
     let dialect = Dialect::MySql;
     // One status at a time: among several the planner would read all rows of the type.
     let of = |index: &str, status: &str| {
@@ -72,7 +71,7 @@ pub(super) async fn look(reader: &DatabaseConnection) -> Result<Seen, Error> {
         (flows, [&["paused", "run_at", "first", "queued", "running"][..], CANCELLED].concat()),
         (others, ["job", "event", "dependency", "drained", "failed"].to_vec()),
     ] {
-        for result in reader.query_all_raw(dialect.statement(select, [])).await.doing(ACTION)? {
+        for result in reader.query_all(dialect.statement(select, [])).await.doing(ACTION)? {
             let row = Row { result: &result, dialect };
             for column in &columns {
                 seen.push(row.maybe_int(column)?);

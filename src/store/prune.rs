@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::connection::Connection;
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 use crate::crash::{self, Step};
@@ -121,8 +121,8 @@ impl Store {
             }
         }
         let sessions = format!("DELETE FROM sessions WHERE expires_time <= {}", self.dialect().now());
-        let delete = async { self.writer().execute_raw(self.statement(sessions, [])).await.doing(ACTION) };
-        pruned.sessions = self.in_time(ACTION, delete).await?.rows_affected();
+        let delete = async { self.writer().execute(self.statement(sessions, [])).await.doing(ACTION) };
+        pruned.sessions = self.in_time(ACTION, delete).await?.rows_affected;
         Ok(pruned)
     }
 
@@ -158,7 +158,7 @@ impl Store {
 
     async fn count_old<const N: usize>(&self, select: &str, values: [sea_orm::Value; N]) -> Result<u64, Error> {
         let query = async {
-            let result = self.reader().query_one_raw(self.statement(select, values)).await.doing(ACTION)?;
+            let result = self.reader().query_one(self.statement(select, values)).await.doing(ACTION)?;
             result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("old"))
         };
         Ok(u64::try_from(self.in_time(ACTION, query).await?).unwrap_or(0))
@@ -178,7 +178,7 @@ impl Store {
             dialect.text("type"),
         );
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
             results.iter().map(|result| Row { result, dialect }.some_text("type")).collect()
         };
         self.in_time(ACTION, query).await
@@ -231,7 +231,7 @@ impl Store {
         let (time, status, id) =
             from.map_or((i64::MIN, "", i64::MIN), |job| (job.time.unix_millis(), job.status.as_str(), job.id));
         let values = [flow.into(), time.into(), status.into(), id.into(), latest.unix_millis().into()];
-        let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
         let read =
             |row: Row<'_>| Ok(Ended { id: row.int("id")?, status: row.status()?, time: row.time("completed_time")? });
         results.iter().map(|result| read(Row { result, dialect })).collect()
@@ -264,7 +264,7 @@ impl Store {
         let old = self.ids(&transaction, ACTION, old, vec![json!(locked).to_string().into()]).await?;
         let delete = format!("DELETE FROM jobs WHERE {}", dialect.among_ids("id", "$1"));
         let delete = self.statement(delete, [json!(old).to_string().into()]);
-        let removed = transaction.execute_raw(delete).await.doing(ACTION)?.rows_affected();
+        let removed = transaction.execute(delete).await.doing(ACTION)?.rows_affected;
         self.commit(transaction, Step::PruneCommit, ACTION).await?;
         Ok(removed)
     }

@@ -5,9 +5,7 @@
 
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
-
-use super::schema::Transaction;
+use super::connection::{Connection, Transaction};
 use super::sql::{Doing, Row, storable};
 use super::{Due, Error, NewJob, Store};
 use crate::config::{FlowConfig, RecurringConfig};
@@ -105,7 +103,7 @@ impl Store {
         let line = [entry.schedule.line().into(), entry.schedule.timezone().into()];
         let [schedule, timezone] = line.clone();
         let values = [flow.as_str().into(), storable(&entry.name).into(), schedule, timezone];
-        transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(insert, values)).await.doing(ACTION)?;
         let lock = self.dialect().pick("", "FOR UPDATE", "FOR UPDATE");
         let Some(cursor) = self.cursor(&transaction, flow, entry, lock).await? else {
             return Err(Error::UnreadableRow {
@@ -135,14 +133,14 @@ impl Store {
             last.map(|(time, _)| time.unix_millis()).into(),
             last.map(|(_, job)| job.0).into(),
         ];
-        transaction.execute_raw(self.statement(update, values)).await.doing(ACTION)?;
+        transaction.execute(self.statement(update, values)).await.doing(ACTION)?;
         self.commit(transaction, Step::RecurringCommit, ACTION).await?;
         Ok((fires, if due.more { Some(Duration::ZERO) } else { wait(entry, due.until, now) }))
     }
 
     async fn cursor(
         &self,
-        connection: &impl ConnectionTrait,
+        connection: &impl Connection,
         flow: &FlowType,
         entry: &RecurringConfig,
         lock: &str,
@@ -154,7 +152,7 @@ impl Store {
             dialect.text("timezone"),
         );
         let values = [flow.as_str().into(), storable(&entry.name).into()];
-        let Some(result) = connection.query_one_raw(self.statement(select, values)).await.doing(ACTION)? else {
+        let Some(result) = connection.query_one(self.statement(select, values)).await.doing(ACTION)? else {
             return Ok(None);
         };
         let row = Row { result: &result, dialect };
@@ -204,7 +202,7 @@ impl Store {
             dialect.text("name"),
         );
         let query = async {
-            let results = self.reader().query_all_raw(self.statement(select, [])).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
             let read = |row: Row<'_>| {
                 Ok(RecurringRow {
                     job_type: row.some_text("type")?,

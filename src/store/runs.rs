@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::iter::repeat;
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::Value;
 use serde_json::json;
 
+use super::connection::{Connection, Transaction};
 use super::leases::{lease_millis, others_live};
-use super::schema::Transaction;
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
 use super::update::{Rows, Update};
 use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
@@ -73,13 +73,13 @@ impl Store {
             let current = self.ids(transaction, action, lock, values.0.clone()).await?;
             if !current.is_empty() {
                 for sql in change.statements("") {
-                    transaction.execute_raw(self.statement(sql, values.0.clone())).await.doing(action)?;
+                    transaction.execute(self.statement(sql, values.0.clone())).await.doing(action)?;
                 }
             }
             return Ok(!current.is_empty());
         }
         let statement = self.statement(change.sql(dialect), values.0);
-        Ok(transaction.execute_raw(statement).await.doing(action)?.rows_affected() > 0)
+        Ok(transaction.execute(statement).await.doing(action)?.rows_affected > 0)
     }
 
     /// The start may have been written before: then the run is in progress, or has been settled since, unless it was
@@ -131,7 +131,7 @@ impl Store {
         let results = match dialect {
             Dialect::Sqlite => {
                 let update = format!("{set} WHERE {these} RETURNING {answer}");
-                transaction.query_all_raw(self.statement(update, [names.clone().into()])).await.doing(ACTION)?
+                transaction.query_all(self.statement(update, [names.clone().into()])).await.doing(ACTION)?
             }
             // A row that some open transaction holds, maybe for ever, must not hold up the confirmation of all others.
             Dialect::Postgres | Dialect::MySql => {
@@ -150,7 +150,7 @@ impl Store {
         let locked = if results.len() < tokens.len() && dialect.is_shared() {
             // Gone, or only locked: then it is as it was committed last.
             let select = format!("SELECT {answer}, CAST(0 AS bigint) AS shared FROM jobs WHERE {these}");
-            transaction.query_all_raw(self.statement(select, [names.into()])).await.doing(ACTION)?
+            transaction.query_all(self.statement(select, [names.into()])).await.doing(ACTION)?
         } else {
             Vec::new()
         };
@@ -299,7 +299,7 @@ impl Store {
             "UPDATE runs SET slot = $2 WHERE run_token = $1",
             [token.as_str().into(), slot.to_string().into()],
         );
-        transaction.execute_raw(update).await.doing("record a slot")?;
+        transaction.execute(update).await.doing("record a slot")?;
         Ok(())
     }
 
@@ -353,7 +353,7 @@ impl Store {
         ];
         for statement in statements {
             let values = [worker.as_str().into(), apart.as_str().into(), incarnation.into()];
-            transaction.execute_raw(self.statement(statement, values)).await.doing(ACTION)?;
+            transaction.execute(self.statement(statement, values)).await.doing(ACTION)?;
         }
         Ok(())
     }
@@ -376,7 +376,7 @@ impl Store {
         update: &str,
         values: [Value; N],
     ) -> Result<Written, Error> {
-        let updated = transaction.execute_raw(self.statement(update, values)).await.doing(action)?.rows_affected();
+        let updated = transaction.execute(self.statement(update, values)).await.doing(action)?.rows_affected;
         Ok(if updated == 0 { Written::Fenced } else { Written::Applied })
     }
 
@@ -386,8 +386,7 @@ impl Store {
         query: &str,
         values: [Value; N],
     ) -> Result<Written, Error> {
-        let result =
-            transaction.query_one_raw(self.statement(query, values)).await.doing("look for an earlier write")?;
+        let result = transaction.query_one(self.statement(query, values)).await.doing("look for an earlier write")?;
         let found = result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("found"))?;
         Ok(if found == 0 { Written::Fenced } else { Written::Applied })
     }

@@ -1,8 +1,8 @@
 //! The schema: brought up to date by one process at a time, and never run against a newer one.
 
 use migration::{Migrator, MigratorTrait};
-use sea_orm::{ConnectionTrait, DatabaseTransaction};
 
+use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 use crate::crash::{self, Step};
@@ -21,7 +21,7 @@ impl Store {
     /// [`Error::SchemaTooNew`] where a newer Callsheet was here before, [`Error::Adopted`] and [`Error::AdoptionMissing`] where
     /// a table that is to be adopted is not fit or complete; then nothing is changed.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
-        let transaction = self.begin_without_turn(ACTION).await?;
+        let transaction = self.begin_migration(ACTION).await?;
         let pending = match self.dialect() {
             Dialect::Sqlite | Dialect::Postgres => self.migrate_in(&transaction).await?,
             Dialect::MySql => self.migrate_locked(&transaction).await?,
@@ -41,7 +41,7 @@ impl Store {
         // Such a lock is the server's, not the database's.
         const NAME: &str = "CONCAT('callsheet ', MD5(DATABASE()))";
         let lock = format!("SELECT CAST(COALESCE(GET_LOCK({NAME}, {LOCK_TIMEOUT}), 0) AS bigint) AS locked");
-        let result = transaction.query_one_raw(self.statement(lock, [])).await.doing(ACTION)?;
+        let result = transaction.query_one(self.statement(lock, [])).await.doing(ACTION)?;
         let locked =
             result.map(|result| Row { result: &result, dialect: self.dialect() }.flag("locked")).transpose()?;
         if !locked.unwrap_or(false) {
@@ -49,7 +49,7 @@ impl Store {
         }
         let pending = self.migrate_in(transaction).await;
         let unlock = self.statement(format!("DO RELEASE_LOCK({NAME})"), []);
-        let unlocked = transaction.execute_raw(unlock).await.doing(ACTION);
+        let unlocked = transaction.execute(unlock).await.doing(ACTION);
         let pending = pending?;
         unlocked.map(|_| pending)
     }
@@ -58,7 +58,7 @@ impl Store {
     pub(super) async fn migrate_in(&self, transaction: &Transaction) -> Result<Vec<String>, Error> {
         if self.dialect() == Dialect::Postgres {
             let lock = self.statement("SELECT pg_advisory_xact_lock($1)", [ADVISORY_LOCK.into()]);
-            transaction.execute_raw(lock).await.doing(ACTION)?;
+            transaction.execute(lock).await.doing(ACTION)?;
         }
         if self.adopted().is_some() {
             self.make_own_schema(transaction).await?;
@@ -72,7 +72,7 @@ impl Store {
         if self.adopted().is_some() {
             self.show_model(transaction).await?;
         }
-        Migrator::up(transaction, None).await.doing(ACTION)?;
+        Migrator::up(transaction.pooled().doing(ACTION)?, None).await.doing(ACTION)?;
         if self.adopted().is_some() {
             self.hide_model(transaction).await?;
         }
@@ -105,7 +105,7 @@ impl Store {
         }
     }
 
-    async fn applied(&self, connection: &impl ConnectionTrait) -> Result<Vec<String>, Error> {
+    async fn applied(&self, connection: &impl Connection) -> Result<Vec<String>, Error> {
         const ACTION: &str = "read which migrations are applied";
         let dialect = self.dialect();
         // Asked first: on PostgreSQL a failed statement would spoil the transaction.
@@ -115,13 +115,13 @@ impl Store {
             "SELECT count(*) AS tables FROM information_schema.tables \
              WHERE table_schema = DATABASE() AND table_name = 'seaql_migrations'",
         );
-        let row = connection.query_one_raw(self.statement(exists, [])).await.doing(ACTION)?;
+        let row = connection.query_one(self.statement(exists, [])).await.doing(ACTION)?;
         let tables = row.map(|result| Row { result: &result, dialect }.int("tables")).transpose()?;
         if tables.unwrap_or_default() == 0 {
             return Ok(Vec::new());
         }
         let versions = format!("SELECT {} FROM seaql_migrations ORDER BY version", dialect.text("version"));
-        let rows = connection.query_all_raw(self.statement(versions, [])).await.doing(ACTION)?;
+        let rows = connection.query_all(self.statement(versions, [])).await.doing(ACTION)?;
         rows.iter().map(|result| Row { result, dialect }.some_text("version")).collect()
     }
 }
@@ -137,6 +137,3 @@ fn refuse_newer(applied: &[String]) -> Result<(), Error> {
         None => Ok(()),
     }
 }
-
-/// Kept here so that the transaction type has one spelling in the modules that write.
-pub(super) type Transaction = DatabaseTransaction;

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use entity::jobs;
 use sea_orm::sea_query::Order;
-use sea_orm::{ColumnTrait, ConnectionTrait, Value};
+use sea_orm::{ColumnTrait, Value};
 
+use super::connection::Connection;
 use super::jobs::{job_row, select_but};
 use super::sql::{Dialect, Doing, Row, storable};
 use super::{Error, JobFilter, JobRow, Store};
@@ -100,7 +101,7 @@ impl Store {
         let these = dialect.among_ids("id", "$1");
         let select = format!("SELECT id, CAST(COALESCE({size}, 0) AS bigint) AS size FROM jobs WHERE {these}");
         let list = format!("[{}]", ids.iter().map(i64::to_string).collect::<Vec<_>>().join(", "));
-        let results = self.reader().query_all_raw(self.statement(select, [list.into()])).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, [list.into()])).await.doing(ACTION)?;
         let mut sizes = BTreeMap::new();
         for result in &results {
             let row = Row { result, dialect };
@@ -275,7 +276,7 @@ impl Store {
              FROM search WHERE search.low < search.high) SELECT max(low) AS first FROM search"
         );
         let values = [time.unix_millis().into()];
-        let result = self.reader().query_one_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let result = self.reader().query_one(self.statement(select, values)).await.doing(ACTION)?;
         let first =
             result.map(|result| Row { result: &result, dialect: self.dialect() }.maybe_int("first")).transpose()?;
         Ok(first.flatten().unwrap_or(0))
@@ -285,7 +286,7 @@ impl Store {
     async fn first_created_by_steps(&self, time: Timestamp) -> Result<i64, Error> {
         let dialect = self.dialect();
         let ends = self.statement("SELECT min(id) AS low, max(id) AS high FROM jobs", []);
-        let Some(ends) = self.reader().query_one_raw(ends).await.doing(ACTION)? else { return Ok(0) };
+        let Some(ends) = self.reader().query_one(ends).await.doing(ACTION)? else { return Ok(0) };
         let ends = Row { result: &ends, dialect };
         let Some((mut low, high)) = ends.maybe_int("low")?.zip(ends.maybe_int("high")?) else { return Ok(0) };
         let mut high = high.saturating_add(1);
@@ -293,7 +294,7 @@ impl Store {
             let middle = low + (high - low) / 2;
             let next = "SELECT id, created_time FROM jobs WHERE id >= $1 ORDER BY id LIMIT 1";
             let next = self.statement(next, [middle.into()]);
-            let Some(result) = self.reader().query_one_raw(next).await.doing(ACTION)? else {
+            let Some(result) = self.reader().query_one(next).await.doing(ACTION)? else {
                 high = middle;
                 continue;
             };
@@ -309,7 +310,7 @@ impl Store {
 
     async fn read_ids(&self, select: String, values: Vec<Value>) -> Result<Vec<i64>, Error> {
         let dialect: Dialect = self.dialect();
-        let results = self.reader().query_all_raw(self.statement(select, values)).await.doing(ACTION)?;
+        let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
         results.iter().map(|result| Row { result, dialect }.int("id")).collect()
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use sea_orm::sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPoolOptions};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row as _};
-use sea_orm::{ConnectionTrait, DatabaseConnection};
 
+use super::connection::{Connection as _, Database};
 use super::place::{Place, Trust};
 use super::sql::{Dialect, Doing, Row};
 use super::{ACQUIRE_TIMEOUT, Error, Store, Use, invalid_url, opening};
@@ -68,11 +68,10 @@ impl Store {
             .map_err(opening)?;
         let listeners =
             PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
-        let connection = DatabaseConnection::from(pool);
+        let connection = Database::Pool(pool.into());
         let place = Place::Server { listeners, instance, trust };
         let store = Self::new(Dialect::Postgres, connection.clone(), connection, place, adopted);
-        let encoding =
-            store.reader().query_one_raw(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
+        let encoding = store.reader().query_one(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
         let encoding = encoding
             .map(|result| Row { result: &result, dialect: Dialect::Postgres }.some_text("server_encoding"))
             .transpose()?
@@ -127,7 +126,7 @@ impl Store {
             .connect_with(options)
             .await
             .map_err(opening)?;
-        let connection = DatabaseConnection::from(pool);
+        let connection = Database::Pool(pool.into());
         Ok(Self::new(Dialect::MySql, connection.clone(), connection, Place::SilentServer { trust }, None))
     }
 }

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
-
+use super::connection::Connection;
 use super::sql::{Doing, Row};
 use super::{Error, Store};
 use crate::crash::Step;
@@ -32,7 +31,7 @@ impl Store {
             let transaction = self.begin(ACTION).await?;
             let now = self.time(&transaction).await?.unix_millis();
             let ended = self.statement("DELETE FROM sessions WHERE expires_time <= $1", [now.into()]);
-            transaction.execute_raw(ended).await.doing(ACTION)?;
+            transaction.execute(ended).await.doing(ACTION)?;
             let insert = "INSERT INTO sessions (session_sha256, token_name, token_mark, created_time, expires_time) \
                  VALUES ($1, $2, $3, $4, $5) ON CONFLICT (session_sha256) DO NOTHING";
             let values = [
@@ -42,7 +41,7 @@ impl Store {
                 now.into(),
                 now.saturating_add(length).into(),
             ];
-            transaction.execute_raw(self.statement(insert, values)).await.doing(ACTION)?;
+            transaction.execute(self.statement(insert, values)).await.doing(ACTION)?;
             self.deed(&transaction, "sign_in", "page", "done").await?;
             self.commit(transaction, Step::SessionCommit, ACTION).await
         };
@@ -64,8 +63,7 @@ impl Store {
             dialect.now(),
         );
         let query = async {
-            let found =
-                self.reader().query_one_raw(self.statement(select, [session_sha256.into()])).await.doing(ACTION)?;
+            let found = self.reader().query_one(self.statement(select, [session_sha256.into()])).await.doing(ACTION)?;
             let Some(result) = found else { return Ok(None) };
             let row = Row { result: &result, dialect };
             Ok(Some(Session {
@@ -85,7 +83,7 @@ impl Store {
         let write = || async {
             let transaction = self.begin(ACTION).await?;
             let delete = self.statement("DELETE FROM sessions WHERE session_sha256 = $1", [session_sha256.into()]);
-            if transaction.execute_raw(delete).await.doing(ACTION)?.rows_affected() > 0 {
+            if transaction.execute(delete).await.doing(ACTION)?.rows_affected > 0 {
                 self.deed(&transaction, "sign_out", "page", "done").await?;
             }
             self.commit(transaction, Step::SessionCommit, ACTION).await

@@ -1,7 +1,9 @@
 //! What differs between the databases, and how rows are read without trusting them.
 
-use sea_orm::{DbBackend, DbErr, QueryResult, Statement, TryGetable, Value};
+use rusqlite::types::FromSql;
+use sea_orm::{DbBackend, DbErr, Statement, TryGetable, Value};
 
+use super::connection::Record;
 use super::spelling::{LIST, spelled};
 use super::{Error, Unreadable};
 use crate::domain::{Attempt, JobId, JobStatus, RunToken, Timestamp};
@@ -217,13 +219,13 @@ pub(super) fn storable(text: &str) -> String {
 
 /// A row that anybody may have written.
 pub(super) struct Row<'a> {
-    pub(super) result: &'a QueryResult,
+    pub(super) result: &'a Record,
     pub(super) dialect: Dialect,
 }
 
 impl Row<'_> {
-    fn get<T: TryGetable>(&self, column: &str) -> Result<T, Error> {
-        self.result.try_get("", column).map_err(|error| Error::UnreadableRow { reason: error.to_string() })
+    fn get<T: TryGetable + FromSql>(&self, column: &str) -> Result<T, Error> {
+        self.result.get(column).map_err(|reason| Error::UnreadableRow { reason })
     }
 
     pub(super) fn int(&self, column: &str) -> Result<i64, Error> {

@@ -1,7 +1,6 @@
 //! What `doctor` asks of the database besides what everybody does.
 
-use sea_orm::ConnectionTrait;
-
+use super::connection::Connection;
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 use crate::domain::{FlowType, WorkerId};
@@ -21,7 +20,7 @@ impl Store {
                 ("DELETE FROM flows WHERE type = $1", flow.as_str()),
                 ("DELETE FROM workers WHERE worker_id = $1", worker.as_str()),
             ] {
-                transaction.execute_raw(self.statement(delete, [value.into()])).await.doing(ACTION)?;
+                transaction.execute(self.statement(delete, [value.into()])).await.doing(ACTION)?;
             }
             transaction.commit().await.doing(ACTION)
         };
@@ -49,7 +48,7 @@ impl Store {
                     Dialect::MySql => format!("SELECT CAST(@@{name} AS CHAR) AS setting"),
                     Dialect::Sqlite | Dialect::Postgres => format!("SELECT current_setting('{name}') AS setting"),
                 };
-                let result = self.reader().query_one_raw(self.statement(select, [])).await.doing(ACTION)?;
+                let result = self.reader().query_one(self.statement(select, [])).await.doing(ACTION)?;
                 let setting = result.map(|result| Row { result: &result, dialect }.some_text("setting")).transpose()?;
                 let setting = setting.unwrap_or_default();
                 if wrong.contains(&setting.as_str()) {

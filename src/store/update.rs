@@ -3,9 +3,10 @@
 //! SQLite and PostgreSQL answer in the same statement. MySQL has nothing of the kind, and to an update that names its rows by
 //! a subquery it reads the whole table; so there the rows are locked first, then changed by their ids, then read.
 
-use sea_orm::{ConnectionTrait, QueryResult, Value};
+use sea_orm::Value;
 use serde_json::json;
 
+use super::connection::{Connection, Record};
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 
@@ -31,11 +32,11 @@ impl Store {
     /// Changes rows, in a transaction, and gives them in no order.
     pub(super) async fn update(
         &self,
-        transaction: &impl ConnectionTrait,
+        transaction: &impl Connection,
         action: &'static str,
         update: &Update<'_>,
         values: Vec<Value>,
-    ) -> Result<Vec<QueryResult>, Error> {
+    ) -> Result<Vec<Record>, Error> {
         let (dialect, Update { table, set, rows, returning }) = (self.dialect(), update);
         if dialect != Dialect::MySql {
             let these = match rows {
@@ -45,7 +46,7 @@ impl Store {
                 }
             };
             let sql = format!("UPDATE {table} SET {set} WHERE {these} RETURNING {returning}");
-            return transaction.query_all_raw(self.statement(sql, values)).await.doing(action);
+            return transaction.query_all(self.statement(sql, values)).await.doing(action);
         }
         let select = match rows {
             Rows::Where(condition) => format!("SELECT id FROM {table} WHERE {condition} FOR UPDATE"),
@@ -60,10 +61,10 @@ impl Store {
         let (by_key, these) = (dialect.by_key(), dialect.among_ids("id", &place));
         let sql = format!("UPDATE {table} {by_key} SET {set} WHERE {these}");
         let values = values.into_iter().chain([list.clone()]);
-        transaction.execute_raw(self.statement(sql, values)).await.doing(action)?;
+        transaction.execute(self.statement(sql, values)).await.doing(action)?;
         let these = dialect.among_ids("id", "$1");
         let sql = format!("SELECT {returning} FROM {table} {by_key} WHERE {these}");
-        transaction.query_all_raw(self.statement(sql, [list])).await.doing(action)
+        transaction.query_all(self.statement(sql, [list])).await.doing(action)
     }
 
     /// Removes the rows whose ids a selection finds, at once where the database can, and answers how many those are. On MySQL
@@ -78,28 +79,28 @@ impl Store {
         let dialect = self.dialect();
         if dialect != Dialect::MySql {
             let delete = format!("DELETE FROM {table} WHERE {}", dialect.one_of("id", &select));
-            let deleted = self.writer().execute_raw(self.statement(delete, values)).await.doing(action)?;
-            return Ok(deleted.rows_affected());
+            let deleted = self.writer().execute(self.statement(delete, values)).await.doing(action)?;
+            return Ok(deleted.rows_affected);
         }
         let transaction = self.begin(action).await?;
         let ids = self.ids(&transaction, action, select, values).await?;
         let delete = format!("DELETE FROM {table} WHERE {}", dialect.among_ids("id", "$1"));
         let list: Value = json!(ids).to_string().into();
-        let deleted = transaction.execute_raw(self.statement(delete, [list])).await.doing(action)?;
+        let deleted = transaction.execute(self.statement(delete, [list])).await.doing(action)?;
         transaction.commit().await.doing(action)?;
-        Ok(deleted.rows_affected())
+        Ok(deleted.rows_affected)
     }
 
     /// The column `id` of a selection.
     pub(super) async fn ids(
         &self,
-        connection: &impl ConnectionTrait,
+        connection: &impl Connection,
         action: &'static str,
         select: String,
         values: Vec<Value>,
     ) -> Result<Vec<i64>, Error> {
         let dialect = self.dialect();
-        let results = connection.query_all_raw(self.statement(select, values)).await.doing(action)?;
+        let results = connection.query_all(self.statement(select, values)).await.doing(action)?;
         results.iter().map(|result| Row { result, dialect }.int("id")).collect()
     }
 }

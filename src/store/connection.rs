@@ -1,0 +1,241 @@
+//! What statements are given to, whichever driver has the database: sqlx's by way of sea-orm, or SQLite's own calls.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use rusqlite::types::{FromSql, Value as SqliteValue, ValueRef};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, Statement,
+    TransactionOptions, TransactionTrait, TryGetable,
+};
+
+use super::sqlite::{Sqlite, SqliteTransaction, Where};
+
+/// A database, or a transaction on it.
+pub(super) trait Connection: Sync {
+    /// All rows of the answer.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn query_all(&self, statement: Statement) -> impl Future<Output = Result<Vec<Record>, DbErr>> + Send;
+
+    /// The first row of the answer.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn query_one(&self, statement: Statement) -> impl Future<Output = Result<Option<Record>, DbErr>> + Send;
+
+    /// What it did, where no rows are wanted.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn execute(&self, statement: Statement) -> impl Future<Output = Result<Executed, DbErr>> + Send;
+
+    /// Carries out statements that are kept prepared nowhere, one after the other.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn run(&self, script: &str) -> impl Future<Output = Result<(), DbErr>> + Send;
+}
+
+/// What a statement did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Executed {
+    /// How many rows it has inserted, updated or deleted.
+    pub(super) rows_affected: u64,
+    /// The id of the first row that it has inserted, on MySQL; 0 elsewhere.
+    pub(super) last_insert_id: u64,
+}
+
+/// A row of an answer.
+pub(super) enum Record {
+    /// Through sea-orm.
+    Server(QueryResult),
+    /// From SQLite's own calls.
+    Sqlite(SqliteRow),
+}
+
+/// A row: the names of its columns, and what is in them.
+pub(super) struct SqliteRow {
+    pub(super) names: Arc<[String]>,
+    pub(super) values: Vec<SqliteValue>,
+}
+
+impl Record {
+    /// What is in a column.
+    ///
+    /// # Errors
+    /// Why it can't be read as that.
+    pub(super) fn get<T: TryGetable + FromSql>(&self, column: &str) -> Result<T, String> {
+        match self {
+            Self::Server(row) => row.try_get("", column).map_err(|error| error.to_string()),
+            Self::Sqlite(row) => {
+                let at = row.names.iter().position(|name| name == column);
+                let value =
+                    at.and_then(|at| row.values.get(at)).ok_or_else(|| format!("there is no column {column}"))?;
+                T::column_result(ValueRef::from(value)).map_err(|error| format!("the column {column}: {error}"))
+            }
+        }
+    }
+}
+
+/// A database.
+#[derive(Clone, Debug)]
+pub(super) enum Database {
+    /// Connections of a pool.
+    Pool(DatabaseConnection),
+    /// The writing connection to SQLite.
+    Sqlite(Sqlite),
+}
+
+impl Database {
+    /// Starts a transaction that will write; where that is SQLite, its statements are carried out at `place`.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub(super) async fn begin(&self, place: Where) -> Result<Transaction, DbErr> {
+        match self {
+            Self::Pool(pool) => pool.begin().await.map(Transaction::Pool),
+            Self::Sqlite(sqlite) => sqlite.begin(place).await.map(Transaction::Sqlite),
+        }
+    }
+
+    /// The same with these options, which SQLite does not have.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub(super) async fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, DbErr> {
+        match self {
+            Self::Pool(pool) => pool.begin_with_options(options).await.map(Transaction::Pool),
+            Self::Sqlite(sqlite) => sqlite.begin(Where::Pool).await.map(Transaction::Sqlite),
+        }
+    }
+
+    /// Closes it, with every clone.
+    pub(super) async fn close(&self) {
+        match self {
+            // What could fail here is the end of connections that nobody needs any more.
+            Self::Pool(pool) => drop(pool.close_by_ref().await),
+            Self::Sqlite(sqlite) => sqlite.close().await,
+        }
+    }
+}
+
+impl Connection for Database {
+    async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
+        match self {
+            Self::Pool(pool) => found(pool.query_all_raw(statement).await),
+            Self::Sqlite(sqlite) => sqlite.query_all(statement).await,
+        }
+    }
+
+    async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
+        match self {
+            Self::Pool(pool) => Ok(pool.query_one_raw(statement).await?.map(Record::Server)),
+            Self::Sqlite(sqlite) => Ok(sqlite.query_all(statement).await?.into_iter().next()),
+        }
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
+        match self {
+            Self::Pool(pool) => executed(pool.get_database_backend(), pool.execute_raw(statement).await),
+            Self::Sqlite(sqlite) => sqlite.execute(statement).await,
+        }
+    }
+
+    async fn run(&self, script: &str) -> Result<(), DbErr> {
+        match self {
+            Self::Pool(pool) => pool.execute_unprepared(script).await.map(drop),
+            Self::Sqlite(sqlite) => sqlite.run(script).await,
+        }
+    }
+}
+
+/// A transaction.
+pub(super) enum Transaction {
+    /// On a connection of a pool.
+    Pool(DatabaseTransaction),
+    /// On the writing connection to SQLite.
+    Sqlite(SqliteTransaction),
+}
+
+impl Transaction {
+    /// Takes it back.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub(super) async fn rollback(self) -> Result<(), DbErr> {
+        match self {
+            Self::Pool(transaction) => transaction.rollback().await,
+            Self::Sqlite(transaction) => {
+                drop(transaction);
+                Ok(())
+            }
+        }
+    }
+
+    /// As sea-orm's migrations want it.
+    ///
+    /// # Errors
+    /// That it is none of sea-orm's.
+    pub(super) fn pooled(&self) -> Result<&DatabaseTransaction, DbErr> {
+        match self {
+            Self::Pool(transaction) => Ok(transaction),
+            Self::Sqlite(_) => Err(DbErr::Custom("no migration on the connection that writes".to_owned())),
+        }
+    }
+
+    /// Commits it; one that is dropped is taken back.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub(super) async fn commit(self) -> Result<(), DbErr> {
+        match self {
+            Self::Pool(transaction) => transaction.commit().await,
+            Self::Sqlite(transaction) => transaction.commit().await,
+        }
+    }
+}
+
+impl Connection for Transaction {
+    async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
+        match self {
+            Self::Pool(transaction) => found(transaction.query_all_raw(statement).await),
+            Self::Sqlite(transaction) => transaction.query_all(statement).await,
+        }
+    }
+
+    async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
+        match self {
+            Self::Pool(transaction) => Ok(transaction.query_one_raw(statement).await?.map(Record::Server)),
+            Self::Sqlite(transaction) => Ok(transaction.query_all(statement).await?.into_iter().next()),
+        }
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
+        match self {
+            Self::Pool(transaction) => {
+                executed(transaction.get_database_backend(), transaction.execute_raw(statement).await)
+            }
+            Self::Sqlite(transaction) => transaction.execute(statement).await,
+        }
+    }
+
+    async fn run(&self, script: &str) -> Result<(), DbErr> {
+        match self {
+            Self::Pool(transaction) => transaction.execute_unprepared(script).await.map(drop),
+            Self::Sqlite(transaction) => transaction.run(script).await,
+        }
+    }
+}
+
+fn found(answer: Result<Vec<QueryResult>, DbErr>) -> Result<Vec<Record>, DbErr> {
+    Ok(answer?.into_iter().map(Record::Server).collect())
+}
+
+fn executed(backend: DbBackend, answer: Result<ExecResult, DbErr>) -> Result<Executed, DbErr> {
+    let answer = answer?;
+    // The others have no such number, and sea-orm panics where PostgreSQL is asked for one.
+    let last_insert_id = if backend == DbBackend::MySql { answer.last_insert_id() } else { 0 };
+    Ok(Executed { rows_affected: answer.rows_affected(), last_insert_id })
+}
