@@ -5,7 +5,7 @@
 //! the store's to count, within the claim, so a sequential flow stays sequential whatever this actor has forgotten.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
@@ -50,8 +50,8 @@ pub enum DispatcherMessage {
     Recovered(Option<()>),
     /// Ask for recovery (again).
     Recover,
-    /// The store's answer to a claim.
-    Claimed(Option<Vec<Written>>),
+    /// The store's answer to a claim, and how many ends had been answered by then.
+    Claimed(Option<Vec<Written>>, u64),
     /// Send the claim (again).
     Claim,
     /// Write the end of a run; its slot is free with that, so the next claim goes into the same transaction.
@@ -106,6 +106,9 @@ pub struct DispatcherState {
     /// Whether it takes no rows any more; what is to be cancelled it still looks for.
     stopped: bool,
     woken: bool,
+    /// How many ends of runs it has passed on, and how many of them are committed or were given back.
+    ends: u64,
+    ended: Arc<AtomicU64>,
     noticed: Instant,
     tokens: Vec<RunToken>,
     /// The settings that the claim under way was made with; what it brings is run with them.
@@ -140,6 +143,8 @@ impl Actor for DispatcherActor {
             phase: Phase::Recovering,
             stopped: false,
             woken: true,
+            ends: 0,
+            ended: Arc::default(),
             noticed: Instant::now(),
             tokens: Vec::new(),
             claiming,
@@ -191,17 +196,19 @@ impl Actor for DispatcherActor {
                 state.wake(&myself)?;
             }
             DispatcherMessage::Claim => state.claim(&myself),
-            DispatcherMessage::Claimed(None) => {
+            DispatcherMessage::Claimed(None, _) => {
                 // The claim may have been committed all the same: asked again with the same tokens, it brings the same rows.
                 state.again(&myself, DispatcherMessage::Claim);
             }
-            DispatcherMessage::Claimed(Some(answers)) => {
+            DispatcherMessage::Claimed(Some(answers), seen) => {
                 state.retry_wait = ASK_AGAIN;
                 for answer in answers {
                     if let Written::Claimed(claimed) = answer {
                         state.claimed(&myself, *claimed).await?;
                     }
                 }
+                // Each end since may have left room.
+                state.woken |= state.ends > seen;
                 state.claim_over(&myself)?;
             }
             DispatcherMessage::TakenOver(taken, answer) => {
@@ -248,8 +255,18 @@ impl DispatcherState {
     }
 
     fn settle(&mut self, myself: &ActorRef<DispatcherMessage>, end: Pending) -> Result<(), ActorProcessingErr> {
-        let mut together = vec![end];
-        if self.prepare_claim()? {
+        let ended = Arc::clone(&self.ended);
+        self.ends += 1;
+        let reply = Reply::new(move |answer| {
+            ended.fetch_add(1, Ordering::Release);
+            match answer {
+                Some(answer) => end.reply.send(answer),
+                None => drop(end.reply),
+            }
+        });
+        let mut together = vec![Pending { writes: end.writes, reply }];
+        // Where a claim is under way it may share that one's transaction; if not, there is another after it.
+        if self.phase == Phase::Idle && self.prepare_claim()? {
             together.push(self.pending_claim(myself));
         }
         self.args.shared.status.cast(StatusMessage::WriteTogether(together));
@@ -353,7 +370,10 @@ impl DispatcherState {
             terms: self.claiming.lease_terms(),
             tokens: self.tokens.clone(),
         });
-        Pending { writes: vec![claim], reply: Reply::to(myself, DispatcherMessage::Claimed) }
+        // Answered after every end in its transaction or an earlier one.
+        let ended = Arc::clone(&self.ended);
+        let claimed = move |answer| DispatcherMessage::Claimed(answer, ended.load(Ordering::Acquire));
+        Pending { writes: vec![claim], reply: Reply::to(myself, claimed) }
     }
 
     async fn claimed(
@@ -373,8 +393,11 @@ impl DispatcherState {
         }
         self.settle_slots(&claimed.jobs);
         self.leave_to_others(claimed.held_back);
-        // Where every token was used there may be more at once; else the next row says when.
-        self.woken |= !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
+        // Where every token was used, and there is still room, there may be more at once; else the next row says when.
+        let used_up = !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
+        let full = claimed.open >= self.claiming.concurrency.get()
+            || self.tokens.len() >= usize::try_from(self.claiming.worker_concurrency.get()).unwrap_or(usize::MAX);
+        self.woken |= used_up && !full;
         if self.args.claims {
             for run in claimed.lapsed {
                 self.take_over(myself, run, claimed.now);

@@ -60,6 +60,12 @@ pub struct Pending {
     pub reply: Reply<Vec<Written>>,
 }
 
+impl Pending {
+    fn claims(&self) -> bool {
+        self.writes.iter().any(|write| matches!(write, Write::Claim(_)))
+    }
+}
+
 enum Entry {
     Write(Pending),
     Barrier(Reply<()>),
@@ -181,6 +187,8 @@ impl StatusState {
         if batch.is_empty() {
             return;
         }
+        // A claim sees each end that shares its transaction; dispatchers count on it.
+        batch.sort_by_key(Pending::claims);
         self.busy = true;
         let (args, myself) = (self.args.clone(), myself.clone());
         // Taken here where it is free, so that no barrier of a successor gets in between.
@@ -192,6 +200,8 @@ impl StatusState {
                 tracing::error!(%failure, "a transaction of status writes panicked; whoever asked will ask again");
                 BatchEnd::Answered
             });
+            // Who was answered goes first: a dispatcher's next claim then shares a transaction with the ends that have come.
+            tokio::task::yield_now().await;
             if myself.cast(StatusMessage::BatchEnded(end)).is_err() {
                 tracing::debug!("a transaction outlived its StatusActor");
             }

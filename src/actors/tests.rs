@@ -23,17 +23,18 @@ use super::recovery::RecoveryMessage;
 use super::retention::RetentionMessage;
 use super::root::{RootActor, RootArgs, RootMessage};
 use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
-use super::status::{StatusActor, StatusArgs, StatusMessage};
+use super::status::{Pending, StatusActor, StatusArgs, StatusMessage};
 use super::{Health, Launcher, Launches, Port, Reply, Shared, Watched};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
+use crate::domain::heartbeat::LeaseTerms;
 use crate::domain::labels::Labels;
-use crate::domain::run::{CommandEnd, EndCause, Shortage, Usage, Verdict};
-use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp};
+use crate::domain::run::{CommandEnd, EndCause, Next, Shortage, Usage, Verdict};
+use crate::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{Metrics, Role};
 use crate::process::upkeep::RunDirectories;
 use crate::process::{self, CommandSpec, Disk, Evidence, RunControl, RunLink, RunReport, StopLevel};
-use crate::store::{Due, NewJob, Store, WorkerNote, Write, Written};
+use crate::store::{Claim, Due, NewJob, Settlement, Store, WorkerNote, Write, Written};
 use crate::telemetry::Telemetry;
 
 /// No fact takes longer to come about, on a busy machine too.
@@ -711,5 +712,80 @@ async fn what_queues_up_while_a_transaction_is_in_flight_shares_the_next() {
     eventually("every answer", async || answers.load(Ordering::Relaxed) == 10).await;
     let batches = args.metrics.store_batches();
     assert!(batches <= 3, "ten writes took {batches} transactions");
+    status.stop(None);
+}
+
+#[tokio::test]
+async fn a_claim_has_the_room_that_an_end_in_its_transaction_leaves() {
+    let store = Store::in_memory().await.unwrap();
+    let new = |identifier: &str| NewJob {
+        flow: "A".parse().unwrap(),
+        identifier: identifier.to_owned(),
+        payload: None,
+        priority: 0,
+        due: Due::After(Duration::ZERO),
+        maximum_attempts: None,
+        unique_key: None,
+        trace: None,
+    };
+    let jobs = store.enqueue(&[new("a"), new("b")]).await.unwrap();
+    let token = |n| RunToken::from_bytes([n; 16]);
+    let claim = |n| {
+        Write::Claim(Claim {
+            flow: "A".parse().unwrap(),
+            worker: "w".parse().unwrap(),
+            incarnation: String::new(),
+            concurrency: 1,
+            worker_concurrency: 1,
+            requires: Labels::default(),
+            beyond_share: false,
+            schedule_to_close_timeout: Duration::from_secs(1 << 40),
+            terms: LeaseTerms {
+                heartbeat_timeout: Duration::from_secs(60),
+                start_to_close_timeout: Duration::from_secs(60),
+                kill_grace: Duration::from_secs(10),
+            },
+            tokens: vec![token(n)],
+        })
+    };
+    store.apply(&[claim(1)]).await.unwrap();
+    let end = Write::Settle(Settlement {
+        job: jobs[0].id,
+        token: token(1),
+        attempt: Attempt(1),
+        worker: "w".parse().unwrap(),
+        next: Next::Final(JobStatus::Completed),
+        outcome: Some(Outcome::Completed),
+        error: None,
+        exit_code: Some(0),
+        signal: None,
+        pid: None,
+        started_time: None,
+        completed_time: Timestamp::from_unix_millis(1),
+        execution_ms: None,
+        usage: None,
+        message: None,
+        lapsed: false,
+        slot: None,
+    });
+    let args = StatusArgs {
+        store,
+        port: Port::default(),
+        gate: Arc::default(),
+        metrics: Arc::new(Metrics::new("test").unwrap()),
+        health: Health::default(),
+        changed: tokio::sync::watch::Sender::default(),
+    };
+    let (status, _) = Actor::spawn(None, StatusActor, args.clone()).await.unwrap();
+    let (answers, mut answered) = mpsc::unbounded_channel();
+    let pending = |write: Write| {
+        let answers = answers.clone();
+        Pending { writes: vec![write], reply: Reply::new(move |answer| answers.send(answer).unwrap()) }
+    };
+    args.port.cast(StatusMessage::WriteTogether(vec![pending(claim(2)), pending(end)]));
+    assert_eq!(answered.recv().await.unwrap().unwrap(), [Written::Applied], "the end is answered first");
+    let claimed = answered.recv().await.unwrap().unwrap();
+    let [Written::Claimed(claimed)] = claimed.as_slice() else { panic!("{claimed:?}") };
+    assert_eq!(claimed.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [jobs[1].id]);
     status.stop(None);
 }
