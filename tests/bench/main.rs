@@ -54,8 +54,6 @@ fn main() {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value for the option");
         match argument.as_str() {
-            // As the command of a job: when its `main` began, and when it was about to end.
-            "--stamp" => return fs::write(value(), nanoseconds().to_string()).expect("the time can be written"),
             "--json" => options.json = Some(value().into()),
             "--rows" => options.rows = value().parse().expect("a number of rows"),
             "--claims" => options.claims = value().parse().expect("a number of claims"),
@@ -98,12 +96,12 @@ async fn run(options: &Options) {
 async fn measure(name: &'static str, directory: &Path, url: String, options: &Options, report: &mut Report) {
     let stamps = directory.join("stamps");
     fs::create_dir(&stamps).expect("a directory");
-    let this = std::env::current_exe().expect("this program's path");
+    let stamp = stamp_program(directory);
     let config = format!(
         "data_dir = {data:?}\n[http]\nlisten = \"off\"\n\
          [flows.ONE]\ncommand = [\"/bin/true\"]\n\
          [flows.EIGHT]\ncommand = [\"/bin/true\"]\nconcurrency = 8\n\
-         [flows.STAMP]\ncommand = [{this:?}, \"--stamp\", \"{stamps}/{{identifier}}\"]\n\
+         [flows.STAMP]\ncommand = [{stamp:?}, \"{stamps}/{{identifier}}\"]\n\
          [flows.SLEEP]\ncommand = [\"/bin/sleep\", \"1000\"]\nconcurrency = {runs}\n",
         data = directory.join("data"),
         stamps = stamps.display(),
@@ -142,6 +140,15 @@ async fn measure(name: &'static str, directory: &Path, url: String, options: &Op
     many(&store, (directory, &url), &mut service, name, options.runs, report).await;
     service.stop();
     tables::measure(&store, directory, &url, name, (options.rows, options.claims), report).await;
+}
+
+/// A program as small as a command may be; it is the way to its `main` that is timed.
+fn stamp_program(directory: &Path) -> PathBuf {
+    let program = directory.join("stamp");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/stamp.rs");
+    let built = Command::new("rustc").args(["-O", "-C", "panic=abort", "-o"]).arg(&program).arg(source).status();
+    assert!(built.expect("rustc").success(), "{source} is not to be compiled");
+    program
 }
 
 /// How often one row can be changed durably in a second, by a client that does nothing else.
@@ -386,7 +393,8 @@ async fn latencies(
         let begun = Instant::now();
         let mut started: Option<u128> = None;
         loop {
-            // Before the row is asked for, so that asking is a part of what is measured.
+            // Before the row is asked for, so that asking is a part of what is measured; and not sooner, as it takes time from
+            // whoever is being measured.
             started = started.or_else(|| fs::read_to_string(&stamp).ok()?.parse().ok());
             if started.is_some()
                 && store.job(id).await.expect("the database answers").expect("the job").status.is_final()
