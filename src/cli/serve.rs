@@ -38,6 +38,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result {
 /// an actor that hands its word to one on another core wakes that core up first, which costs more than most of what is said
 /// (docs/performance.md).
 pub(super) fn service_runtime() -> Result<tokio::runtime::Runtime> {
+    crate::process::allocate_in_two_places();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads((cores / 2).max(1)).enable_all().build();
     runtime.map_err(|error| Failure::new(Exit::Failed, format!("can't start: {error}")))

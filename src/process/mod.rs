@@ -73,6 +73,12 @@ use crate::domain::limits::Limits;
 use crate::domain::run::Verdict;
 use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};
 
+/// Keeps what the threads of a service allocate close together; to be called before there are any.
+pub fn allocate_in_two_places() {
+    #[cfg(target_os = "linux")]
+    spawn::allocate_in_two_places();
+}
+
 /// Owns the runs directory and the zygote; one per service, cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Processes {

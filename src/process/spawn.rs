@@ -480,6 +480,21 @@ pub(super) fn allocate_in_one_place() {
 #[cfg(not(target_env = "gnu"))]
 pub(super) fn allocate_in_one_place() {}
 
+/// Has the threads of a service allocate from two places: glibc would give each one of its own, up to eight for each core
+/// (mallopt(3)), and what was freed stays with each.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "no safe wrapper for mallopt exists")]
+pub(super) fn allocate_in_two_places() {
+    // SAFETY: it sets a limit for the places that are yet to come.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Other allocators have their own ways.
+#[cfg(not(target_env = "gnu"))]
+pub(super) const fn allocate_in_two_places() {}
+
 /// Closes every descriptor from `first` on: what a careless parent of the service left open to us.
 #[expect(unsafe_code, reason = "rustix has no close_range")]
 pub(super) fn close_from(first: RawFd) {
