@@ -40,9 +40,9 @@ use crate::telemetry::Span;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The wait before a launch that failed for reasons of our own is tried again, or a run looked into again.
 const WORK_AGAIN: Duration = Duration::from_secs(1);
-/// A start waits so long for the run's end, which writes both in one commit: most of a short command's cost is commits.
+/// A start that the shim has told of waits so long for the run's end, which writes both in one commit: most of a short command's cost is commits.
 /// Whoever dies meanwhile leaves a claimed row and a shim that says when the command started.
-const START_HELD: Duration = Duration::from_millis(10);
+const START_HELD: Duration = Duration::from_millis(5);
 /// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);
 /// How long the slot of a run is held whose command was not started, for no fault of its own.
@@ -826,8 +826,10 @@ impl JobState {
     }
 
     fn note_dispatch(&self) {
-        if let JobStart::Launch { noticed, .. } = &self.args.start {
-            self.args.shared.metrics.dispatched(&self.args.flow.flow, noticed.elapsed());
+        if let (JobStart::Launch { noticed, .. }, Some((_, started))) = (&self.args.start, self.started) {
+            // The shim takes its time to tell of it.
+            let since = self.args.shared.clock.now().since(started);
+            self.args.shared.metrics.dispatched(&self.args.flow.flow, noticed.elapsed().saturating_sub(since));
         }
     }
 

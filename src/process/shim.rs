@@ -4,6 +4,7 @@
 //! short one. One thread, one poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but
 //! the link. Only a disk can hold it up, for which a [`Guard`] stands beside it while there may be something to write.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -50,6 +51,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 const NOT_DYING_AFTER: Duration = Duration::from_secs(60);
 const FIRST_SWEEP_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_SWEEP_PAUSE: Duration = Duration::from_secs(1);
+/// A run that is over by then has its start told together with its end, which wakes the service once.
+const TELL_START_AFTER: Duration = Duration::from_millis(5);
 /// A run that is over by then leaves no record of its start but the verdict, and saves that write.
 const RECORD_START_AFTER: Duration = Duration::from_millis(20);
 /// How often a verdict that can't be written (a full disk) is tried again.
@@ -62,6 +65,8 @@ pub(super) struct Surroundings {
     pub(super) environment: Environment,
     /// Where runs may have control groups.
     pub(super) groups: Option<PathBuf>,
+    /// When the shim started, found out for the first of its runs.
+    pub(super) start_ticks: OnceCell<u64>,
 }
 
 /// Runs one command from its start to its verdict, in the forked child of the zygote. Returns the link where the service has
@@ -209,6 +214,8 @@ struct Shim {
     arrival: Arrival,
     inbox: Option<Inbox>,
     said: Said,
+    /// Whether the service, where there is one, has yet to hear of the start.
+    start_untold: bool,
     /// When the service last heard of progress, and whether there is more to tell.
     progress_told: Duration,
     progress_untold: bool,
@@ -233,9 +240,6 @@ impl Shim {
         match Self::try_start(order, journal, surroundings) {
             Ok(mut shim) => {
                 shim.link = Some(link);
-                crash::before(Step::StartedReport);
-                shim.report_started();
-                crash::after(Step::StartedReport);
                 Ok(shim)
             }
             Err(refusal) => Err((link, refusal)),
@@ -291,7 +295,9 @@ impl Shim {
 
         let starting = StartingRecord {
             shim_pid: own_pid,
-            shim_start_ticks: tree::Stat::of(own_pid).map_or(0, |stat| stat.start_ticks),
+            shim_start_ticks: *surroundings
+                .start_ticks
+                .get_or_init(|| tree::Stat::of(own_pid).map_or(0, |stat| stat.start_ticks)),
             boot_id: order.boot_id.clone(),
         };
         crash::before(Step::StartingRecord);
@@ -381,6 +387,7 @@ impl Shim {
             _directory: directory,
             inbox,
             said: Said::default(),
+            start_untold: true,
             progress_told: Duration::ZERO,
             progress_untold: false,
             not_dying: None,
@@ -426,6 +433,7 @@ impl Shim {
         self.arrival.finish(crate::clock::now);
         // What was said right before the end counts, too.
         self.hear();
+        self.tell_start();
         self.tell_progress();
     }
 
@@ -482,10 +490,11 @@ impl Shim {
             Phase::CleaningUp { until } | Phase::Draining { until } => Some(until),
         };
         let start = self.start.is_some().then(|| self.started + RECORD_START_AFTER);
+        let untold = self.start_untold.then(|| self.started + TELL_START_AFTER);
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
         let memory = self.memory.map(|memory| memory.next);
         let arrival = self.arrival.next_deadline();
-        phase.into_iter().chain(start).chain(progress).chain(arrival).chain(memory).min()
+        phase.into_iter().chain(start).chain(untold).chain(progress).chain(arrival).chain(memory).min()
     }
 
     /// Until when the command may run without word from the service.
@@ -577,6 +586,9 @@ impl Shim {
             | Phase::Killing { .. }
             | Phase::CleaningUp { .. }
             | Phase::Draining { .. } => {}
+        }
+        if now >= self.started + TELL_START_AFTER {
+            self.tell_start();
         }
         if self.progress_untold && now >= self.progress_told + PROGRESS_PAUSE {
             self.tell_progress();
@@ -776,6 +788,14 @@ impl Shim {
         self.report(&ToService::Progress { progress, status_message });
     }
 
+    fn tell_start(&mut self) {
+        if std::mem::take(&mut self.start_untold) {
+            crash::before(Step::StartedReport);
+            self.report_started();
+            crash::after(Step::StartedReport);
+        }
+    }
+
     fn report_started(&mut self) {
         let pid = self.command.as_raw_nonzero().get();
         self.report(&ToService::Started { pid, time_ms: self.started_time.unix_millis() });
@@ -793,6 +813,8 @@ impl Shim {
 
     /// Tells the service, where there is one; one that doesn't read is let go, since the files hold the truth.
     fn report(&mut self, message: &ToService) -> bool {
+        // First, whatever it is.
+        self.tell_start();
         let told = self.link.as_ref().is_some_and(|link| tell(link, message));
         if !told && self.connect(None).is_some() {
             self.listen();
@@ -852,6 +874,7 @@ impl Shim {
         }
         crash::after(Step::ControlAccept);
         // First, so that whoever hears of the start knows about the lease.
+        self.start_untold = false;
         self.report_lease();
         self.report_started();
         if self.said != Said::default() {

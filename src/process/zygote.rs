@@ -70,6 +70,7 @@ pub(super) fn serve() -> ExitCode {
     let surroundings = Surroundings {
         environment: Environment::inherited(std::env::vars_os().filter(|(name, _)| environment::is_passed_on(name))),
         groups: cgroup::Site::of_this_process().and_then(|site| site.delegated()),
+        start_ticks: std::cell::OnceCell::new(),
     };
     // What a processor can do is asked once for all shims: in a virtual machine each such question is dear.
     let _ = crc32fast::hash(b"callsheet");
