@@ -170,10 +170,7 @@ pub(super) fn start(sqlite: &Sqlite, database: &Path) -> Result<Watching, DbErr>
     };
     let failed = |error: io::Error| DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error.into())));
     let (stopped, stop) = io::pipe().map_err(failed)?;
-    let after_own = watch.as_ref().map(|watch| {
-        sqlite.keeps_quiet(watch);
-        tokio::spawn(look_after_own(sqlite.clone(), Arc::clone(watch)))
-    });
+    let after_own = watch.as_ref().map(|watch| tokio::spawn(look_after_own(sqlite.clone(), Arc::clone(watch))));
     let looking = Looking { sqlite: sqlite.clone(), watch, stopped };
     std::thread::Builder::new().name("sqlite-watch".to_owned()).spawn(move || looking.go_on()).map_err(failed)?;
     Ok(Watching { _stop: stop, after_own })
@@ -201,6 +198,9 @@ enum Waited {
 
 impl Looking {
     fn go_on(self) {
+        if let Some(watch) = &self.watch {
+            self.sqlite.keeps_quiet(watch);
+        }
         let anyway = if self.watch.is_some() { LOOK_ANYWAY } else { LOOK_ANYWAY_UNWATCHED };
         let mut step = LOOK_AFTER.len();
         let mut in_vain: u32 = 0;

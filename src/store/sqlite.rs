@@ -301,7 +301,8 @@ impl SqliteTransaction {
         let commit = move |sqlite: &Sqlite| {
             let _turn = turn;
             let mut writing = sqlite.writing();
-            let committed = writing.within(number)?.execute_batch("COMMIT").map_err(failed);
+            let committed =
+                writing.within(number).and_then(|connection| connection.execute_batch("COMMIT").map_err(failed));
             if committed.is_err() {
                 take_back(&mut writing, number);
             }
@@ -633,6 +634,7 @@ mod tests {
         sqlite.writing().connection().unwrap().execute_batch("ROLLBACK").unwrap();
         second.execute(statement("DELETE FROM t", [])).await.unwrap_err();
         second.commit().await.unwrap_err();
+        assert_eq!(sqlite.writing().transaction, None);
         assert_eq!(rows(&sqlite).await, 1);
     }
 
