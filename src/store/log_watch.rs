@@ -67,7 +67,8 @@ impl LogWatch {
     /// What the kernel says.
     pub(super) fn of(database: &Path) -> io::Result<Self> {
         use rustix::fs::inotify::{CreateFlags, init};
-        let mut log = database.as_os_str().to_owned();
+        // SQLite has the log beside the file itself, whatever link led to it.
+        let mut log = database.canonicalize()?.into_os_string();
         log.push("-wal");
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let watch = Self { inotify, log: log.into(), ended: Notify::new() };
@@ -273,7 +274,10 @@ mod tests {
         let path = directory.path().join("a.db");
         let sqlite = Sqlite::open(&path, true).await.unwrap();
         sqlite.run("CREATE TABLE t (a TEXT)").await.unwrap();
-        let watch = Arc::new(LogWatch::of(&path).unwrap());
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = elsewhere.path().join("link.db");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let watch = Arc::new(LogWatch::of(&link).unwrap());
         sqlite.keeps_quiet(&watch);
         let insert = "INSERT INTO t VALUES (hex(randomblob(100)))";
         for place in [Where::Here, Where::Pool] {
