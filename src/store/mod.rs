@@ -428,6 +428,7 @@ fn sqlite_options() -> SqliteConnectOptions {
     SqliteConnectOptions::new().busy_timeout(Duration::from_secs(5)).foreign_keys(true).disable_statement_logging()
 }
 
+/// Without sqlx's task that looks after idle connections, for the reason given at [`place::Trust::kept_by`].
 fn sqlite_pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)

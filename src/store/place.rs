@@ -3,13 +3,16 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sea_orm::sqlx::pool::PoolOptions;
 use sea_orm::sqlx::postgres::PgPool;
 
 use super::Error;
 use super::sqlite::Sqlite;
+
+/// How long a connection to a server is used: what it remembers there grows with what it has been asked.
+const LONGEST_LIFE: Duration = Duration::from_secs(1800);
 
 #[derive(Debug)]
 pub(super) enum Place {
@@ -89,12 +92,22 @@ impl Trust {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Has the pool replace what was connected before trust was lost, instead of handing it out.
-    pub(super) fn kept_by<D: sea_orm::sqlx::Database>(&self, options: PoolOptions<D>) -> PoolOptions<D> {
+    /// Has the pool replace what was connected before trust was lost, or longer ago than [`LONGEST_LIFE`], or has been idle for
+    /// longer than this, instead of handing it out.
+    ///
+    /// sqlx's own task for that is not to be had: its count of idle connections is below zero for a moment where one is taken
+    /// while another is given back (sqlx-core 0.9.0, `PoolInner::release`), and a task that reads it then counts up to 2^64, on a
+    /// thread of the runtime.
+    pub(super) fn kept_by<D: sea_orm::sqlx::Database>(
+        &self,
+        options: PoolOptions<D>,
+        idle: Duration,
+    ) -> PoolOptions<D> {
         let trust = self.clone();
-        options.before_acquire(move |_, connection| {
+        options.idle_timeout(None).max_lifetime(None).before_acquire(move |_, connection| {
             let lost = *trust.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = lost.is_none_or(|lost| connection.age < lost.elapsed());
+            let trusted = lost.is_none_or(|lost| connection.age < lost.elapsed());
+            let fresh = trusted && connection.age < LONGEST_LIFE && connection.idle_for < idle;
             Box::pin(async move { Ok(fresh) })
         })
     }

@@ -174,6 +174,17 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start() {
 }
 
 #[tokio::test]
+async fn a_claim_where_nothing_waits_asks_once() {
+    let store = Store::in_memory().await.unwrap().here();
+    SEEN.with_borrow_mut(|seen| *seen = Some(Vec::new()));
+    let written = store.apply(&[Write::Claim(claim(&[1]))]).await.unwrap();
+    let statements = SEEN.take().unwrap();
+    let [Written::Claimed(claimed)] = written.as_slice() else { panic!("{written:?}") };
+    assert_eq!((claimed.jobs.len(), claimed.next_due), (0, None));
+    assert_eq!(statements.len(), 1, "{statements:?}");
+}
+
+#[tokio::test]
 async fn delayed_rows_of_many_priorities_cost_a_claim_no_statement_each() {
     // Statements are seen on the thread that makes them.
     let store = filled().await.here();

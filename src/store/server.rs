@@ -25,7 +25,7 @@ const STANDSTILL: Duration = Duration::from_secs(3);
 /// After so long without a word MySQL ends a connection, whether or not a transaction is open on it: a standstill is longer
 /// there.
 const SILENCE: Duration = Duration::from_secs(60);
-/// The pool is the first to end an idle connection; it looks as often as this.
+/// The pool is the first to give up an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Store {
@@ -58,7 +58,7 @@ impl Store {
         }
         let trust = Trust::default();
         let pool = trust
-            .kept_by(PgPoolOptions::new())
+            .kept_by(PgPoolOptions::new(), Duration::MAX)
             .max_connections(if use_ == Use::Service { 8 } else { 2 })
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A ping before every use would be a round trip for each write; a dead connection is an error to retry.
@@ -66,8 +66,12 @@ impl Store {
             .connect_with(options.clone())
             .await
             .map_err(opening)?;
-        let listeners =
-            PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options);
+        let listeners = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_lazy_with(options);
         let connection = Database::Pool(pool.into());
         let place = Place::Server { listeners, instance, trust };
         let store = Self::new(Dialect::Postgres, connection.clone(), connection, place, adopted);
@@ -109,10 +113,9 @@ impl Store {
         let settings = session(&server);
         let trust = Trust::default();
         let pool = trust
-            .kept_by(MySqlPoolOptions::new())
+            .kept_by(MySqlPoolOptions::new(), IDLE_TIMEOUT)
             .max_connections(if use_ == Use::Service { 8 } else { 2 })
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(IDLE_TIMEOUT)
             .test_before_acquire(false)
             .after_connect(move |connection, _| {
                 let settings = settings.clone();

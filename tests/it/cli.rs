@@ -9,7 +9,7 @@ use callsheet::domain::run::{Next, Usage};
 use callsheet::domain::{FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::process::run_dir;
 use callsheet::store::{Claim, Due, NewJob, ProgressNote, Settlement, Started, Store, Use, Write, Written};
-use sea_orm::{ConnectionTrait, Database};
+use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -690,7 +690,7 @@ async fn add_worker(place: &Place, store: &Store, age: u32) {
         address: None,
     };
     store.apply(&[Write::RegisterWorker(worker)]).await.unwrap();
-    let foreign = Database::connect(format!("sqlite://{}", place.database())).await.unwrap();
+    let foreign = super::support::service::connect(format!("sqlite://{}", place.database())).await;
     let sql = format!("UPDATE workers SET heartbeat_time = heartbeat_time - {age} * 1000");
     foreign.execute_unprepared(&sql).await.unwrap();
 }

@@ -21,9 +21,9 @@ use callsheet::store::{
     CancelResult, Claim, Claimed, ClaimedJob, Confirm, Due, Enqueued, Error, JobFilter, NewJob, ProgressNote,
     Settlement, Started, Store, Use, Wakes, Worker, WorkerNote, WorkerState, Write, Written,
 };
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 
-use crate::support::service::On;
+use crate::support::service::{On, connect};
 use crate::support::{eventually, mariadb as mariadb_server, postgres as server};
 
 /// A database of its own, with another client beside the store.
@@ -58,7 +58,7 @@ impl Db {
     async fn open(on: On, url: String, path: Option<PathBuf>, directory: Option<tempfile::TempDir>) -> Self {
         let store = Store::connect(&url.parse().unwrap(), Use::Service).await.unwrap();
         store.migrate().await.unwrap();
-        let foreign = Database::connect(&url).await.unwrap();
+        let foreign = connect(&url).await;
         Self { store, url, config: None, foreign, on, path, _directory: directory }
     }
 
@@ -70,7 +70,7 @@ impl Db {
             super::adopted::MAPPING
         );
         let config = Config::parse(&text, std::path::Path::new("/callsheet.toml")).unwrap();
-        let owner = Database::connect(&url).await.unwrap();
+        let owner = connect(&url).await;
         // `jsonb` forgets the order of the keys, which a test looks at.
         owner.execute_unprepared(&super::adopted::PRISMA.replace("JSONB", "JSON")).await.unwrap();
         let store = Store::of(&config, Use::Service).await.unwrap();
@@ -78,7 +78,7 @@ impl Db {
         owner.execute_unprepared(&script).await.unwrap();
         owner.close().await.unwrap();
         store.migrate().await.unwrap();
-        let foreign = Database::connect(format!("{url}&options[search_path]=callsheet")).await.unwrap();
+        let foreign = connect(format!("{url}&options[search_path]=callsheet")).await;
         Some(Self { store, url, config: Some(config), foreign, on: On::Postgres, path: None, _directory: None })
     }
 
@@ -1475,7 +1475,7 @@ async fn mariadb_reads_few_rows_to_claim_before_a_backlog() {
 async fn mariadb_migrates_again_what_was_interrupted_and_leaves_other_tables_alone() {
     let Some(url) = mariadb_server::database() else { return };
     let store = Store::connect(&url.parse().unwrap(), Use::Service).await.unwrap();
-    let foreign = Database::connect(&url).await.unwrap();
+    let foreign = connect(&url).await;
     foreign.execute_unprepared("CREATE TABLE jobs (id BIGINT PRIMARY KEY)").await.unwrap();
     let error = store.migrate().await.unwrap_err();
     let chain = format!("{error}: {:?}", std::error::Error::source(&error));

@@ -9,7 +9,7 @@ use callsheet::store::{
     Who, Worker, WorkerNote, WorkerState, Write, Written,
 };
 use migration::{Migrator, MigratorTrait};
-use sea_orm::{ConnectionTrait, Database};
+use sea_orm::ConnectionTrait;
 
 use crate::store::{
     Db, at, claim, claim_with, completed, failed, flow, ids, new, on_every_database, steps, token, worker,
@@ -421,7 +421,7 @@ mod rows_of_the_first_schema_are_brought_over {
 }
 
 async fn brought_over(url: &str, foreign: &str, yes: &str) {
-    let foreign = Database::connect(foreign).await.unwrap();
+    let foreign = crate::support::service::connect(foreign).await;
     Migrator::up(&foreign, Some(1)).await.unwrap();
     let rows = format!(
         "INSERT INTO jobs (type, identifier, attempt, schedule_time, run_at) VALUES ('RENDER', 'x', 2, 5, 7); \

@@ -10,7 +10,7 @@ use callsheet::config::{Config, Overrides};
 use callsheet::domain::database_url::DatabaseUrl;
 use callsheet::domain::{JobId, JobStatus, Timestamp};
 use callsheet::store::{EventRow, JobRow, RunRow, Store, Use};
-use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
 use tempfile::TempDir;
 
 use super::eventually;
@@ -22,6 +22,14 @@ use super::eventually;
 /// many of its commands may be alive at once; whoever has a `DEVICE`, or `ALONE` (a file, of several workers too), must be
 /// the only one alive that has it. `environment` is written before the start is told.
 const JOB: &str = include_str!("job.sh");
+
+/// A client of a database that has nothing to do with Callsheet. Without sqlx's task that looks after idle connections, which may
+/// count for ever (`Trust::kept_by` in `src/store/place.rs` tells why).
+pub async fn connect(url: impl Into<String>) -> DatabaseConnection {
+    let mut options = ConnectOptions::new(url);
+    options.idle_timeout(None).max_lifetime(None);
+    Database::connect(options).await.unwrap()
+}
 
 /// A service and everything around it.
 pub struct Service {
@@ -259,7 +267,7 @@ impl Service {
 
     /// A connection of a client that has nothing to do with Callsheet.
     pub async fn foreign(&self) -> DatabaseConnection {
-        Database::connect(&self.url).await.unwrap()
+        connect(&self.url).await
     }
 
     /// Runs SQL as a foreign client.
