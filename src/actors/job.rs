@@ -40,8 +40,8 @@ use crate::telemetry::Span;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The wait before a launch that failed for reasons of our own is tried again, or a run looked into again.
 const WORK_AGAIN: Duration = Duration::from_secs(1);
-/// A start that the shim has told of waits so long for the run's end, which writes both in one commit: most of a short command's cost is commits.
-/// Whoever dies meanwhile leaves a claimed row and a shim that says when the command started.
+/// A start that the shim has told of waits so long for the run's end, which writes both in one commit: most of a short
+/// command's cost is commits. Whoever dies meanwhile leaves a claimed row and a shim that says when the command started.
 const START_HELD: Duration = Duration::from_millis(5);
 /// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);

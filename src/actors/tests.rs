@@ -468,6 +468,26 @@ async fn the_tree_tells_who_was_started_again() {
         .await;
 }
 
+/// Each job is one commit of its end with the next claim, and maybe one of its start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_flow_claims_nothing_in_vain() {
+    const JOBS: usize = 30;
+    let world = World::new(1).await;
+    let metrics = Arc::clone(&world.args.shared.metrics);
+    let jobs = world.enqueue(JOBS).await;
+    eventually("the first command", async || !world.launcher.live().is_empty()).await;
+    let before = metrics.store_batches();
+    eventually("all of them", async || {
+        for job in world.launcher.live() {
+            world.launcher.end(job, CommandEnd::Exited(0), EndCause::Itself);
+        }
+        world.all_completed(&jobs).await
+    })
+    .await;
+    let commits = metrics.store_batches() - before;
+    assert!(commits <= 2 * JOBS as u64 + 10, "{commits} commits for {JOBS} jobs");
+}
+
 /// The StatusActor dies again and again while eight commands at a time start and end.
 async fn no_write_is_lost_while_the_status_actor_keeps_dying(death: Death) {
     let world = World::new(8).await;
@@ -685,18 +705,23 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
     probe.stop(None);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_queues_up_while_a_transaction_is_in_flight_shares_the_next() {
-    let store = Store::in_memory().await.unwrap();
+/// A StatusActor by itself.
+async fn status_actor(store: Store) -> (ActorRef<StatusMessage>, StatusArgs) {
     let args = StatusArgs {
         store,
         port: Port::default(),
         gate: Arc::default(),
         metrics: Arc::new(Metrics::new("test").unwrap()),
         health: Health::default(),
-        changed: tokio::sync::watch::Sender::default(),
+        changed: watch::Sender::default(),
     };
-    let (status, _) = Actor::spawn(None, StatusActor, args.clone()).await.unwrap();
+    (Actor::spawn(None, StatusActor, args.clone()).await.unwrap().0, args)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_queues_up_while_a_transaction_is_in_flight_shares_the_next() {
+    let store = Store::in_memory().await.unwrap();
+    let (status, args) = status_actor(store).await;
     let in_flight = args.gate.lock().await;
     let answers = Arc::new(AtomicU32::new(0));
     for n in 0..10 {
@@ -768,15 +793,7 @@ async fn a_claim_has_the_room_that_an_end_in_its_transaction_leaves() {
         lapsed: false,
         slot: None,
     });
-    let args = StatusArgs {
-        store,
-        port: Port::default(),
-        gate: Arc::default(),
-        metrics: Arc::new(Metrics::new("test").unwrap()),
-        health: Health::default(),
-        changed: tokio::sync::watch::Sender::default(),
-    };
-    let (status, _) = Actor::spawn(None, StatusActor, args.clone()).await.unwrap();
+    let (status, args) = status_actor(store).await;
     let (answers, mut answered) = mpsc::unbounded_channel();
     let pending = |write: Write| {
         let answers = answers.clone();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::types::{FromSql, Value as SqliteValue, ValueRef};
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, Statement,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement,
     TransactionOptions, TransactionTrait, TryGetable,
 };
 
@@ -79,14 +79,19 @@ impl Record {
     }
 }
 
-/// A database.
+/// One of sea-orm's, or SQLite's own.
 #[derive(Clone, Debug)]
-pub(super) enum Database {
-    /// Connections of a pool.
-    Pool(DatabaseConnection),
-    /// The writing connection to SQLite.
-    Sqlite(Sqlite),
+pub(super) enum Either<P, S> {
+    /// A pool, or a transaction on a connection of one.
+    Pool(P),
+    /// The writing connection to SQLite, or a transaction on it.
+    Sqlite(S),
 }
+
+/// A database.
+pub(super) type Database = Either<DatabaseConnection, Sqlite>;
+/// A transaction; one that is dropped is taken back.
+pub(super) type Transaction = Either<DatabaseTransaction, SqliteTransaction>;
 
 impl Database {
     /// Starts a transaction that will write; where that is SQLite, its statements are carried out at `place`.
@@ -95,8 +100,8 @@ impl Database {
     /// What the database says.
     pub(super) async fn begin(&self, place: Where) -> Result<Transaction, DbErr> {
         match self {
-            Self::Pool(pool) => pool.begin().await.map(Transaction::Pool),
-            Self::Sqlite(sqlite) => sqlite.begin(place).await.map(Transaction::Sqlite),
+            Self::Pool(pool) => pool.begin().await.map(Either::Pool),
+            Self::Sqlite(sqlite) => sqlite.begin(place).await.map(Either::Sqlite),
         }
     }
 
@@ -106,8 +111,8 @@ impl Database {
     /// What the database says.
     pub(super) async fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, DbErr> {
         match self {
-            Self::Pool(pool) => pool.begin_with_options(options).await.map(Transaction::Pool),
-            Self::Sqlite(sqlite) => sqlite.begin(Where::Pool).await.map(Transaction::Sqlite),
+            Self::Pool(pool) => pool.begin_with_options(options).await.map(Either::Pool),
+            Self::Sqlite(_) => self.begin(Where::Pool).await,
         }
     }
 
@@ -121,45 +126,18 @@ impl Database {
     }
 }
 
-impl Connection for Database {
-    async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
-        match self {
-            Self::Pool(pool) => found(pool.query_all_raw(statement).await),
-            Self::Sqlite(sqlite) => sqlite.query_all(statement).await,
-        }
-    }
-
-    async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
-        match self {
-            Self::Pool(pool) => Ok(pool.query_one_raw(statement).await?.map(Record::Server)),
-            Self::Sqlite(sqlite) => Ok(sqlite.query_all(statement).await?.into_iter().next()),
-        }
-    }
-
-    async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
-        match self {
-            Self::Pool(pool) => executed(pool.get_database_backend(), pool.execute_raw(statement).await),
-            Self::Sqlite(sqlite) => sqlite.execute(statement).await,
-        }
-    }
-
-    async fn run(&self, script: &str) -> Result<(), DbErr> {
-        match self {
-            Self::Pool(pool) => pool.execute_unprepared(script).await.map(drop),
-            Self::Sqlite(sqlite) => sqlite.run(script).await,
-        }
-    }
-}
-
-/// A transaction.
-pub(super) enum Transaction {
-    /// On a connection of a pool.
-    Pool(DatabaseTransaction),
-    /// On the writing connection to SQLite.
-    Sqlite(SqliteTransaction),
-}
-
 impl Transaction {
+    /// Commits it.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub(super) async fn commit(self) -> Result<(), DbErr> {
+        match self {
+            Self::Pool(transaction) => transaction.commit().await,
+            Self::Sqlite(transaction) => transaction.commit().await,
+        }
+    }
+
     /// Takes it back.
     ///
     /// # Errors
@@ -184,58 +162,40 @@ impl Transaction {
             Self::Sqlite(_) => Err(DbErr::Custom("no migration on the connection that writes".to_owned())),
         }
     }
-
-    /// Commits it; one that is dropped is taken back.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub(super) async fn commit(self) -> Result<(), DbErr> {
-        match self {
-            Self::Pool(transaction) => transaction.commit().await,
-            Self::Sqlite(transaction) => transaction.commit().await,
-        }
-    }
 }
 
-impl Connection for Transaction {
+impl<P: ConnectionTrait, S: Connection> Connection for Either<P, S> {
     async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
         match self {
-            Self::Pool(transaction) => found(transaction.query_all_raw(statement).await),
-            Self::Sqlite(transaction) => transaction.query_all(statement).await,
+            Self::Pool(pool) => Ok(pool.query_all_raw(statement).await?.into_iter().map(Record::Server).collect()),
+            Self::Sqlite(sqlite) => sqlite.query_all(statement).await,
         }
     }
 
     async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
         match self {
-            Self::Pool(transaction) => Ok(transaction.query_one_raw(statement).await?.map(Record::Server)),
-            Self::Sqlite(transaction) => Ok(transaction.query_all(statement).await?.into_iter().next()),
+            Self::Pool(pool) => Ok(pool.query_one_raw(statement).await?.map(Record::Server)),
+            Self::Sqlite(sqlite) => sqlite.query_one(statement).await,
         }
     }
 
     async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
         match self {
-            Self::Pool(transaction) => {
-                executed(transaction.get_database_backend(), transaction.execute_raw(statement).await)
+            Self::Pool(pool) => {
+                let executed = pool.execute_raw(statement).await?;
+                // The others have no such number, and sea-orm panics where PostgreSQL is asked for one.
+                let is_mysql = pool.get_database_backend() == DbBackend::MySql;
+                let last_insert_id = if is_mysql { executed.last_insert_id() } else { 0 };
+                Ok(Executed { rows_affected: executed.rows_affected(), last_insert_id })
             }
-            Self::Sqlite(transaction) => transaction.execute(statement).await,
+            Self::Sqlite(sqlite) => sqlite.execute(statement).await,
         }
     }
 
     async fn run(&self, script: &str) -> Result<(), DbErr> {
         match self {
-            Self::Pool(transaction) => transaction.execute_unprepared(script).await.map(drop),
-            Self::Sqlite(transaction) => transaction.run(script).await,
+            Self::Pool(pool) => pool.execute_unprepared(script).await.map(drop),
+            Self::Sqlite(sqlite) => sqlite.run(script).await,
         }
     }
-}
-
-fn found(answer: Result<Vec<QueryResult>, DbErr>) -> Result<Vec<Record>, DbErr> {
-    Ok(answer?.into_iter().map(Record::Server).collect())
-}
-
-fn executed(backend: DbBackend, answer: Result<ExecResult, DbErr>) -> Result<Executed, DbErr> {
-    let answer = answer?;
-    // The others have no such number, and sea-orm panics where PostgreSQL is asked for one.
-    let last_insert_id = if backend == DbBackend::MySql { answer.last_insert_id() } else { 0 };
-    Ok(Executed { rows_affected: answer.rows_affected(), last_insert_id })
 }

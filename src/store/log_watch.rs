@@ -1,10 +1,11 @@
 //! How another process's commit to a SQLite file is noticed: it tells nobody, but it writes the write-ahead log.
 //!
-//! The kernel is asked for word of that by a thread (inotify(7)), which then asks `PRAGMA data_version` on the writing connection until
-//! the commit is there to be seen: that it is (a change of shared memory, after an fsync where the client wants one) is no event.
-//! The writes of our own transactions, one event for each page, would keep that thread and this processor busy. While one is open
-//! nobody else can commit, so the kernel is told to keep quiet for as long; what slipped in between its end and the first word
-//! after it is found by a look right then, and by one [`LOOK_LATER`] for a commit that was being written in that moment.
+//! The kernel is asked for word of that by a thread (inotify(7)), which then asks `PRAGMA data_version` on the writing
+//! connection until the commit is there to be seen: that it is (a change of shared memory, after an fsync where the client
+//! wants one) is no event. The writes of our own transactions, one event for each page, would keep that thread and this
+//! processor busy. While one is open nobody else can commit, so the kernel is told to keep quiet for as long; what slipped in
+//! between its end and the first word after it is found by a look right then, and by one [`LOOK_LATER`] for a commit that was
+//! being written in that moment.
 
 use std::io;
 use std::path::Path;
@@ -12,9 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sea_orm::{DbErr, RuntimeErr};
+use rustix::io::Errno;
+use sea_orm::DbErr;
 use tokio::sync::Notify;
 
+use super::connection_error;
 use super::sqlite::Sqlite;
 
 /// When to look again after the log was written and looked at.
@@ -169,7 +172,7 @@ pub(super) fn start(sqlite: &Sqlite, database: &Path) -> Result<Watching, DbErr>
             None
         }
     };
-    let failed = |error: io::Error| DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error.into())));
+    let failed = |error: io::Error| connection_error(error.into());
     let (stopped, stop) = io::pipe().map_err(failed)?;
     let after_own = watch.as_ref().map(|watch| tokio::spawn(look_after_own(sqlite.clone(), Arc::clone(watch))));
     let looking = Looking { sqlite: sqlite.clone(), watch, stopped };
@@ -240,12 +243,14 @@ impl Looking {
         let word = self.watch.as_ref().filter(|_| for_word).and_then(|watch| watch.word());
         let mut waited_for = vec![PollFd::new(&self.stopped, PollFlags::empty())];
         waited_for.extend(word);
-        let pause = Timespec::try_from(pause).ok();
-        if let Err(error) = poll(&mut waited_for, pause.as_ref())
-            && error != rustix::io::Errno::INTR
+        let timeout = Timespec::try_from(pause).map_err(|_| Errno::INVAL);
+        if let Err(error) = timeout.and_then(|timeout| poll(&mut waited_for, Some(&timeout)))
+            && error != Errno::INTR
         {
-            tracing::warn!(%error, "can't wait for changes of the database");
-            return Waited::Stopped;
+            // Nobody else looks, so it goes on, if without word.
+            tracing::warn!(%error, "can't wait for word of the database's log");
+            std::thread::sleep(pause);
+            return Waited::Nothing;
         }
         let mut came = waited_for.iter().map(|fd| !fd.revents().is_empty());
         match (came.next(), came.next()) {

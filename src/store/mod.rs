@@ -74,7 +74,7 @@ use connection::{Connection, Database, Transaction};
 use looks::{Look, Looks};
 use place::{DatabaseFile, Place};
 use sql::{Dialect, Doing, Row};
-use sqlite::{Sqlite, Where};
+use sqlite::{BUSY_TIMEOUT, Sqlite, Where};
 
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,7 +318,7 @@ impl Store {
     }
 
     fn changed_here(&self) {
-        self.inner.changed_here.send_modify(|changes| *changes = changes.wrapping_add(1));
+        wake::tell(&self.inner.changed_here);
     }
 
     fn changes_here(&self) -> watch::Receiver<u64> {
@@ -424,8 +424,7 @@ fn step(write: &Write, answer: &Written) -> Option<Step> {
 }
 
 fn sqlite_options() -> SqliteConnectOptions {
-    // The wait is for other processes that write.
-    SqliteConnectOptions::new().busy_timeout(Duration::from_secs(5)).foreign_keys(true).disable_statement_logging()
+    SqliteConnectOptions::new().busy_timeout(BUSY_TIMEOUT).foreign_keys(true).disable_statement_logging()
 }
 
 /// Without sqlx's task that looks after idle connections, for the reason given at [`place::Trust::kept_by`].

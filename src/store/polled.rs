@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use super::Error;
 use super::connection::{Connection, Database};
 use super::sql::{Dialect, Doing, Row};
+use super::wake::tell;
 
 /// How often to look, which is how late a change may be noticed.
 const EVERY: Duration = Duration::from_millis(250);
@@ -21,7 +22,7 @@ const CANCELLED: &[&str] = &["cancelled", "queued_cancelled", "running_cancelled
 /// What there is to be acted on, as far as it tells one state from another.
 pub(super) type Seen = Vec<Option<i64>>;
 
-pub(super) async fn go_on(reader: Database, mut seen: Seen, tell: watch::Sender<u64>) {
+pub(super) async fn go_on(reader: Database, mut seen: Seen, changes: watch::Sender<u64>) {
     loop {
         sleep(EVERY).await;
         // A database that can't be asked can't be worked with either: whoever works with it will notice.
@@ -29,7 +30,7 @@ pub(super) async fn go_on(reader: Database, mut seen: Seen, tell: watch::Sender<
             && now != seen
         {
             seen = now;
-            tell.send_modify(|changes| *changes = changes.wrapping_add(1));
+            tell(&changes);
         }
     }
 }

@@ -6,6 +6,7 @@
 //! writes has each statement carried out on such a thread.
 
 use std::fmt;
+use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -19,11 +20,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connection::{Connection, Executed, Record, SqliteRow};
 use super::log_watch::LogWatch;
+use super::wake::tell;
+use super::{ACQUIRE_TIMEOUT, connection_error};
 
 /// How long SQLite waits for another process that is writing.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a turn may be waited for.
-const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// More than the statements of a job's way, in all their forms.
 const CACHED_STATEMENTS: usize = 200;
 
@@ -170,7 +171,7 @@ impl Sqlite {
         let version = asked.and_then(|mut asked| asked.query_row([], |row| row.get(0))).map_err(failed)?;
         let changed = writing.version.replace(version).is_some_and(|before| before != version);
         if changed {
-            self.changes_elsewhere.send_modify(|changes| *changes = changes.wrapping_add(1));
+            tell(&self.changes_elsewhere);
         }
         Ok(changed)
     }
@@ -204,21 +205,11 @@ impl Sqlite {
         }
     }
 
-    /// One statement in a turn of its own.
-    async fn ask(&self, asked: Asked, wanted: Wanted) -> Result<Answer, DbErr> {
-        let turn = self.turn().await?;
-        let work = move |sqlite: &Self| {
-            let _turn = turn;
-            carry_out(sqlite.writing().connection()?, &asked, wanted)
-        };
-        self.at(Where::Pool, work).await
-    }
-
     async fn turn(&self) -> Result<OwnedSemaphorePermit, DbErr> {
-        match tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.turn).acquire_owned()).await {
+        match tokio::time::timeout(ACQUIRE_TIMEOUT, Arc::clone(&self.turn).acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) => Err(unavailable(sqlx::Error::PoolClosed)),
-            Err(_) => Err(unavailable(sqlx::Error::PoolTimedOut)),
+            Ok(Err(_)) => Err(connection_error(sqlx::Error::PoolClosed)),
+            Err(_) => Err(connection_error(sqlx::Error::PoolTimedOut)),
         }
     }
 
@@ -243,7 +234,7 @@ impl Sqlite {
 
 impl Writing {
     fn connection(&self) -> Result<&rusqlite::Connection, DbErr> {
-        self.connection.as_ref().ok_or_else(|| unavailable(sqlx::Error::PoolClosed))
+        self.connection.as_ref().ok_or_else(|| connection_error(sqlx::Error::PoolClosed))
     }
 
     /// A transaction has begun: nobody else can commit until it ends.
@@ -311,11 +302,6 @@ impl SqliteTransaction {
         };
         self.sqlite.at(self.place, commit).await
     }
-
-    async fn ask(&self, asked: Asked, wanted: Wanted) -> Result<Answer, DbErr> {
-        let number = self.number;
-        self.sqlite.at(self.place, move |sqlite| carry_out(sqlite.writing().within(number)?, &asked, wanted)).await
-    }
 }
 
 impl Drop for SqliteTransaction {
@@ -346,31 +332,48 @@ fn take_back(writing: &mut Writing, transaction: u64) {
     }
 }
 
-macro_rules! answers {
-    ($name:ident) => {
-        impl Connection for $name {
-            async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
-                Ok(self.ask(Asked::Statement(statement), Wanted::Rows).await?.rows)
-            }
-
-            async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
-                Ok(self.query_all(statement).await?.into_iter().next())
-            }
-
-            async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
-                let answer = self.ask(Asked::Statement(statement), Wanted::Count).await?;
-                Ok(Executed { rows_affected: answer.changed, last_insert_id: 0 })
-            }
-
-            async fn run(&self, script: &str) -> Result<(), DbErr> {
-                self.ask(Asked::Script(script.to_owned()), Wanted::Count).await.map(drop)
-            }
-        }
-    };
+/// What takes statements, each of which is carried out in one go.
+trait Ask: Sync {
+    fn ask(&self, asked: Asked, wanted: Wanted) -> impl Future<Output = Result<Answer, DbErr>> + Send;
 }
 
-answers!(Sqlite);
-answers!(SqliteTransaction);
+impl<A: Ask> Connection for A {
+    async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
+        Ok(self.ask(Asked::Statement(statement), Wanted::Rows).await?.rows)
+    }
+
+    async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
+        Ok(self.query_all(statement).await?.into_iter().next())
+    }
+
+    async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
+        let answer = self.ask(Asked::Statement(statement), Wanted::Count).await?;
+        Ok(Executed { rows_affected: answer.changed, last_insert_id: 0 })
+    }
+
+    async fn run(&self, script: &str) -> Result<(), DbErr> {
+        self.ask(Asked::Script(script.to_owned()), Wanted::Count).await.map(drop)
+    }
+}
+
+impl Ask for Sqlite {
+    /// In a turn of its own.
+    async fn ask(&self, asked: Asked, wanted: Wanted) -> Result<Answer, DbErr> {
+        let turn = self.turn().await?;
+        let work = move |sqlite: &Self| {
+            let _turn = turn;
+            carry_out(sqlite.writing().connection()?, &asked, wanted)
+        };
+        self.at(Where::Pool, work).await
+    }
+}
+
+impl Ask for SqliteTransaction {
+    async fn ask(&self, asked: Asked, wanted: Wanted) -> Result<Answer, DbErr> {
+        let number = self.number;
+        self.sqlite.at(self.place, move |sqlite| carry_out(sqlite.writing().within(number)?, &asked, wanted)).await
+    }
+}
 
 enum Asked {
     /// One, or several with a `;` in between and one list of values. They are kept prepared.
@@ -482,10 +485,6 @@ fn pieces(sql: &str) -> impl Iterator<Item = &str> {
     .filter(|piece| !piece.is_empty())
 }
 
-fn unavailable(error: sqlx::Error) -> DbErr {
-    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
-}
-
 fn failed(error: rusqlite::Error) -> DbErr {
     DbErr::Exec(failure(error))
 }
@@ -547,7 +546,7 @@ pub(super) async fn on_a_thread<T: Send + 'static>(
         Err(failure) => match failure.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // The runtime ends, and this task with it.
-            Err(_) => Err(unavailable(sqlx::Error::WorkerCrashed)),
+            Err(_) => Err(connection_error(sqlx::Error::WorkerCrashed)),
         },
     }
 }

@@ -59,29 +59,34 @@ impl Store {
     /// # Errors
     /// Where the database can't be reached; once this has succeeded it is watched for again by itself.
     pub async fn watch(&self) -> Result<Wakes, Error> {
-        let (tell, elsewhere) = watch::channel(0);
+        let (changes, elsewhere) = watch::channel(0);
         let (elsewhere, watcher) = match self.place() {
             Place::Memory { .. } => (elsewhere, Watcher::None),
             Place::File { file, sqlite } => {
-                let changes = sqlite.changes_elsewhere();
+                let elsewhere = sqlite.changes_elsewhere();
                 // What came before is no change; and now there is a log to watch.
                 sqlite.look_elsewhere().await.doing(ACTION)?;
-                (changes, Watcher::Log(log_watch::start(sqlite, file.path()).doing(ACTION)?))
+                (elsewhere, Watcher::Log(log_watch::start(sqlite, file.path()).doing(ACTION)?))
             }
             Place::Server { listeners, instance, .. } => {
                 let listener = listen(listeners).await?;
                 (
                     elsewhere,
-                    Watcher::Task(tokio::spawn(watch_server(listeners.clone(), instance.clone(), listener, tell))),
+                    Watcher::Task(tokio::spawn(watch_server(listeners.clone(), instance.clone(), listener, changes))),
                 )
             }
             Place::SilentServer { .. } => {
                 let seen = super::polled::look(self.reader()).await?;
-                (elsewhere, Watcher::Task(tokio::spawn(super::polled::go_on(self.reader().clone(), seen, tell))))
+                (elsewhere, Watcher::Task(tokio::spawn(super::polled::go_on(self.reader().clone(), seen, changes))))
             }
         };
         Ok(Wakes { here: self.changes_here(), elsewhere, watcher })
     }
+}
+
+/// Counts one more change, which wakes whoever has an eye on the count.
+pub(super) fn tell(changes: &watch::Sender<u64>) {
+    changes.send_modify(|changes| *changes = changes.wrapping_add(1));
 }
 
 const ACTION: &str = "watch for changes";
@@ -99,11 +104,11 @@ async fn listen(pool: &PgPool) -> Result<PgListener, Error> {
     listening.await.map_err(|error| Error::from_database(ACTION, super::connection_error(error)))
 }
 
-async fn watch_server(pool: PgPool, instance: String, mut listener: PgListener, tell: watch::Sender<u64>) {
+async fn watch_server(pool: PgPool, instance: String, mut listener: PgListener, changes: watch::Sender<u64>) {
     loop {
         while let Some(told) = notified(&mut listener).await {
             if told.is_none_or(|payload| payload != instance) {
-                tell.send_modify(|changes| *changes = changes.wrapping_add(1));
+                tell(&changes);
             }
         }
         drop(listener);
@@ -116,7 +121,7 @@ async fn watch_server(pool: PgPool, instance: String, mut listener: PgListener, 
             pause = (pause * 2).min(Duration::from_secs(5));
         };
         // Nobody knows what was missed.
-        tell.send_modify(|changes| *changes = changes.wrapping_add(1));
+        tell(&changes);
     }
 }
 
