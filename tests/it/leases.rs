@@ -135,6 +135,9 @@ async fn a_command_lives_on_without_its_service_while_there_is_no_other_worker()
     let Some((mut first, mut second, job)) = two_workers(On::Postgres, "").await else { return };
     second.stop().await;
     eventually("the lease to be long", async || lease_left(&first, job).await > 100_000_000).await;
+    // Its shim is told after the row: before the service confirms it another time.
+    let told = heartbeats(&first) + 2.0;
+    eventually("the shim to know of it", async || heartbeats(&first) >= told).await;
     let command = first.begun(job, 1).await;
     first.kill_9();
     tokio::time::sleep(Duration::from_secs(11)).await;
