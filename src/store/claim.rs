@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use sea_orm::Value;
 use serde_json::json;
 
 use super::connection::{Connection, Transaction};
@@ -177,8 +178,8 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Everything that decides how many rows may be taken, in one round trip; on SQLite, where no other claim can come
-    /// between, with the first rows that there would be room for.
+    /// Everything that decides how many rows may be taken, in one round trip; not on MySQL also the first rows that there
+    /// would be room for.
     async fn flow_now(
         &self,
         transaction: &Transaction,
@@ -197,16 +198,30 @@ impl Store {
             values.push(claim.incarnation.as_str().into());
         }
         values.extend(look.behind().into_iter().flatten());
-        if dialect == Dialect::Sqlite {
-            statement += &format!("; {}", first_rows_sql());
-            let tokens = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
-            values.extend([tokens.into(), claim.concurrency.into(), claim.worker_concurrency.into()]);
+        // No other claim of the flow can come between; where this one begins behind others, so do its rows.
+        let with_rows = dialect == Dialect::Sqlite || dialect == Dialect::Postgres && look.behind().is_none();
+        if with_rows {
+            let wanted = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
+            values.extend([wanted, claim.concurrency.into(), claim.worker_concurrency.into()].map(Value::from));
+            statement = match dialect {
+                Dialect::Sqlite => format!("{statement}; {}", first_rows_sql()),
+                Dialect::Postgres | Dialect::MySql => {
+                    values.push(i64::from(claim.beyond_share).into());
+                    with_first_rows_sql(&statement)
+                }
+            };
         }
         let results = transaction.query_all(self.statement(statement, values)).await.doing(ACTION)?;
-        let Some((result, first_rows)) = results.split_first() else {
+        let Some((result, rest)) = results.split_first() else {
             return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });
         };
         let row = Row { result, dialect };
+        let first_rows = match dialect {
+            Dialect::Sqlite => rest,
+            // Each stands beside the rest, which stands alone where there is none.
+            Dialect::Postgres if with_rows && row.maybe_int("id")?.is_some() => results.as_slice(),
+            Dialect::Postgres | Dialect::MySql => &[],
+        };
         if !look.goes_on(&row)? {
             return Box::pin(self.flow_now(transaction, claim, tokens, look)).await;
         }
@@ -226,7 +241,7 @@ impl Store {
             lapse: row.maybe_time("lapse")?,
         };
         let jobs = first_rows.iter().map(|result| claimed_job(&Row { result, dialect }));
-        let first_rows = if dialect == Dialect::Sqlite { Some(jobs.collect::<Result<_, _>>()?) } else { None };
+        let first_rows = if with_rows { Some(jobs.collect::<Result<_, _>>()?) } else { None };
         Ok((state, first_rows))
     }
 
@@ -346,31 +361,51 @@ impl Store {
         jobs: &[ClaimedJob],
         (now, lease): (Timestamp, Duration),
     ) -> Result<(), Error> {
-        // A statement for each row: joined with a list, either database's planner may choose to read all pending rows. The
-        // event goes with it: on SQLite as a second statement, where changes() is how many rows the first one has changed. On
-        // MySQL, which takes one statement at a time, the events of all rows follow in one.
         let dialect = self.dialect();
+        let worker = claim.worker.as_str();
+        let message = format!("claimed by {worker}");
+        if dialect == Dialect::Postgres {
+            let items: Vec<_> = jobs
+                .iter()
+                .map(|job| {
+                    json!({
+                        "id": job.id.0,
+                        "token": job.token.as_str(),
+                        "attempt": job.attempt.0,
+                        "schedule_time": job.schedule_time.unix_millis(),
+                        "parent": traceparent(job),
+                        "state": tracestate(job),
+                    })
+                })
+                .collect();
+            let values = [
+                serde_json::Value::from(items).to_string().into(),
+                worker.into(),
+                now.unix_millis().into(),
+                lease_millis(lease).into(),
+                message.into(),
+            ];
+            let taken = transaction.execute(self.statement(take_all_sql(), values)).await.doing(ACTION)?;
+            return all_taken(taken.rows_affected, jobs.len());
+        }
+        // A statement for each row: joined with a list, the planner may choose to read all pending rows. The event goes with it: on
+        // SQLite as a second statement, where changes() is how many rows the first one has changed. On MySQL, which takes one
+        // statement at a time, the events of all rows follow in one.
         let lease = match dialect {
             Dialect::Sqlite => String::new(),
             Dialect::Postgres | Dialect::MySql => format!(", lease_time = $5 + {}", lease_millis(lease)),
         };
-        let job = format!(
-            "UPDATE jobs SET status = 'INQUEUE', worker_id = $2, run_token = $3, attempt = $4, queued_time = $5, \
-             schedule_time = $6, tracestate = CASE WHEN traceparent IS NULL THEN $9 ELSE tracestate END, \
-             traceparent = COALESCE(traceparent, $7), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
-             execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL{lease} \
-             WHERE id = $1 AND {}",
-            dialect.of_named("status = 'PENDING'")
-        );
-        let event = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-             SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8";
+        let names = ["$2", "$3", "$4", "$5", "$6", "$7", "$9"];
+        let job = format!("UPDATE jobs SET {}{lease} WHERE id = $1 AND status = 'PENDING'", taken_sql(names));
         let statement = match dialect {
-            Dialect::Sqlite => format!("{job}; {event} WHERE changes() > 0"),
-            Dialect::Postgres => format!("WITH job AS ({job} RETURNING id) {event} FROM job"),
-            Dialect::MySql => job,
+            Dialect::Sqlite => {
+                format!(
+                    "{job}; INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+                     SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8 WHERE changes() > 0"
+                )
+            }
+            Dialect::Postgres | Dialect::MySql => job,
         };
-        let worker = claim.worker.as_str();
-        let message = format!("claimed by {worker}");
         for job in jobs {
             let values = [
                 job.id.0.into(),
@@ -379,16 +414,13 @@ impl Store {
                 i64::from(job.attempt.0).into(),
                 now.unix_millis().into(),
                 job.schedule_time.unix_millis().into(),
-                // From the payload to where whoever finds the run later looks for it.
-                job.trace.as_ref().map(|trace| trace.parent.to_string()).into(),
+                traceparent(job).into(),
                 message.as_str().into(),
-                job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str).into(),
+                tracestate(job).into(),
             ];
             let taken = transaction.execute(self.statement(statement.as_str(), values)).await.doing(ACTION)?;
-            if taken.rows_affected == 0 {
-                // The row is locked, or nobody else writes: this would be a fault of ours, and nothing may be started.
-                return Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated));
-            }
+            // With its event there may be two.
+            all_taken(taken.rows_affected.min(1), 1)?;
         }
         if dialect == Dialect::MySql {
             let taken: Vec<_> = jobs.iter().map(|job| json!({ "id": job.id.0, "attempt": job.attempt.0 })).collect();
@@ -768,6 +800,57 @@ fn rows_sql(dialect: Dialect, which: &str, limit: &str) -> String {
     )
 }
 
+/// What a claimed row becomes; its trace goes from the payload to where whoever finds the run later looks for it. By the names of
+/// worker, token, attempt, time, schedule time, traceparent and tracestate.
+fn taken_sql([worker, token, attempt, now, schedule_time, parent, state]: [&str; 7]) -> String {
+    format!(
+        "status = 'INQUEUE', worker_id = {worker}, run_token = {token}, attempt = {attempt}, queued_time = {now}, \
+         schedule_time = {schedule_time}, tracestate = CASE WHEN traceparent IS NULL THEN {state} ELSE tracestate END, \
+         traceparent = COALESCE(traceparent, {parent}), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
+         execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL"
+    )
+}
+
+/// All rows of the list in `$1`, with their events, on PostgreSQL. They are named by their keys once more, since the planner would
+/// not know how few the list has.
+fn take_all_sql() -> String {
+    let dialect = Dialect::Postgres;
+    let columns = [
+        ("id", "bigint"),
+        ("token", "text"),
+        ("attempt", "bigint"),
+        ("schedule_time", "bigint"),
+        ("parent", "text"),
+        ("state", "text"),
+    ];
+    format!(
+        "WITH item AS MATERIALIZED (SELECT * FROM {}), job AS (UPDATE jobs SET {}, lease_time = $3 + $4 FROM item \
+         WHERE jobs.id = item.id AND jobs.id = ANY (ARRAY(SELECT id FROM item)) AND {} RETURNING jobs.id, jobs.attempt) \
+         INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
+         SELECT id, attempt, 'PENDING', 'INQUEUE', $3, $2, $5 FROM job",
+        dialect.items("$1", &columns),
+        taken_sql(["$2", "item.token", "item.attempt", "$3", "item.schedule_time", "item.parent", "item.state"]),
+        dialect.of_named("status = 'PENDING'"),
+    )
+}
+
+fn traceparent(job: &ClaimedJob) -> Option<String> {
+    job.trace.as_ref().map(|trace| trace.parent.to_string())
+}
+
+fn tracestate(job: &ClaimedJob) -> Option<&str> {
+    job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str)
+}
+
+/// The rows are locked, or nobody else writes: where one was not taken it would be a fault of ours, and nothing may be started.
+fn all_taken(taken: u64, wanted: usize) -> Result<(), Error> {
+    if usize::try_from(taken) == Ok(wanted) {
+        Ok(())
+    } else {
+        Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated))
+    }
+}
+
 /// The first rows, as many as there is room for: `$4` is how many are wanted, `$5` and `$6` how many may be open, in all
 /// and on this worker.
 fn first_rows_sql() -> String {
@@ -777,6 +860,23 @@ fn first_rows_sql() -> String {
          FROM jobs {open} WHERE type = $1 AND {OPEN})"
     );
     rows_sql(Dialect::Sqlite, "", &room)
+}
+
+/// The same on PostgreSQL beside what decides how many may be taken: `$5` is how many are wanted, `$6` and `$7` how many may be
+/// open, in all and on this worker, and `$8` is 1 where more than an equal part may be taken.
+///
+/// `LIMIT` is an expression, for which the planner assumes a tenth of the rows; but in this session it would do much not to sort.
+fn with_first_rows_sql(flow_now: &str) -> String {
+    let room = "LEAST($5, $6 - now.open, $7 - now.open_here)";
+    let share = "($6 + now.claimers) / (now.claimers + 1) - now.open_here";
+    let limit = format!(
+        "(CASE WHEN now.paused <> 0 OR now.draining <> 0 THEN 0 WHEN $8 = 1 THEN GREATEST(0, {room}) \
+         ELSE GREATEST(0, LEAST({room}, {share})) END)"
+    );
+    format!(
+        "SELECT now.*, first.* FROM ({flow_now}) AS now LEFT JOIN LATERAL ({}) AS first ON true",
+        rows_sql(Dialect::Postgres, "", &limit)
+    )
 }
 
 /// A row as it will be once claimed; its token is to be filled in.

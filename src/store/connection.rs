@@ -1,4 +1,4 @@
-//! What statements are given to, whichever driver has the database: sqlx's by way of sea-orm, or SQLite's own calls.
+//! What statements are given to, whichever driver has the database: sqlx's, by way of sea-orm or not, or SQLite's own calls.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use sea_orm::{
     TransactionOptions, TransactionTrait, TryGetable,
 };
 
+use super::postgres::PostgresTransaction;
 use super::sqlite::{Sqlite, SqliteTransaction, Where};
 
 /// A database, or a transaction on it.
@@ -79,19 +80,24 @@ impl Record {
     }
 }
 
-/// One of sea-orm's, or SQLite's own.
+/// A database.
 #[derive(Clone, Debug)]
-pub(super) enum Either<P, S> {
-    /// A pool, or a transaction on a connection of one.
-    Pool(P),
-    /// The writing connection to SQLite, or a transaction on it.
-    Sqlite(S),
+pub(super) enum Database {
+    /// A pool of connections.
+    Pool(DatabaseConnection),
+    /// The writing connection to SQLite.
+    Sqlite(Sqlite),
 }
 
-/// A database.
-pub(super) type Database = Either<DatabaseConnection, Sqlite>;
 /// A transaction; one that is dropped is taken back.
-pub(super) type Transaction = Either<DatabaseTransaction, SqliteTransaction>;
+pub(super) enum Transaction {
+    /// On a connection of a pool.
+    Pool(DatabaseTransaction),
+    /// On the writing connection to SQLite.
+    Sqlite(SqliteTransaction),
+    /// On PostgreSQL's connection for what runs do.
+    Postgres(PostgresTransaction),
+}
 
 impl Database {
     /// Starts a transaction that will write; where that is SQLite, its statements are carried out at `place`.
@@ -100,8 +106,8 @@ impl Database {
     /// What the database says.
     pub(super) async fn begin(&self, place: Where) -> Result<Transaction, DbErr> {
         match self {
-            Self::Pool(pool) => pool.begin().await.map(Either::Pool),
-            Self::Sqlite(sqlite) => sqlite.begin(place).await.map(Either::Sqlite),
+            Self::Pool(pool) => pool.begin().await.map(Transaction::Pool),
+            Self::Sqlite(sqlite) => sqlite.begin(place).await.map(Transaction::Sqlite),
         }
     }
 
@@ -111,7 +117,7 @@ impl Database {
     /// What the database says.
     pub(super) async fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, DbErr> {
         match self {
-            Self::Pool(pool) => pool.begin_with_options(options).await.map(Either::Pool),
+            Self::Pool(pool) => pool.begin_with_options(options).await.map(Transaction::Pool),
             Self::Sqlite(_) => self.begin(Where::Pool).await,
         }
     }
@@ -135,6 +141,7 @@ impl Transaction {
         match self {
             Self::Pool(transaction) => transaction.commit().await,
             Self::Sqlite(transaction) => transaction.commit().await,
+            Self::Postgres(transaction) => transaction.commit().await,
         }
     }
 
@@ -149,6 +156,7 @@ impl Transaction {
                 drop(transaction);
                 Ok(())
             }
+            Self::Postgres(transaction) => transaction.rollback().await,
         }
     }
 
@@ -159,43 +167,66 @@ impl Transaction {
     pub(super) fn pooled(&self) -> Result<&DatabaseTransaction, DbErr> {
         match self {
             Self::Pool(transaction) => Ok(transaction),
-            Self::Sqlite(_) => Err(DbErr::Custom("no migration on the connection that writes".to_owned())),
+            Self::Sqlite(_) | Self::Postgres(_) => {
+                Err(DbErr::Custom("no migration on a connection that is not sea-orm's".to_owned()))
+            }
         }
     }
 }
 
-impl<P: ConnectionTrait, S: Connection> Connection for Either<P, S> {
-    async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
-        match self {
-            Self::Pool(pool) => Ok(pool.query_all_raw(statement).await?.into_iter().map(Record::Server).collect()),
-            Self::Sqlite(sqlite) => sqlite.query_all(statement).await,
-        }
-    }
+/// Every one of these is a [`Connection`], by the one in the variant.
+macro_rules! connection {
+    ($($of:ident: $($variant:ident)+;)+) => {$(
+        impl Connection for $of {
+            async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
+                match self { $(Self::$variant(connection) => Connection::query_all(connection, statement).await,)+ }
+            }
 
-    async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
-        match self {
-            Self::Pool(pool) => Ok(pool.query_one_raw(statement).await?.map(Record::Server)),
-            Self::Sqlite(sqlite) => sqlite.query_one(statement).await,
-        }
-    }
+            async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
+                match self { $(Self::$variant(connection) => Connection::query_one(connection, statement).await,)+ }
+            }
 
-    async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
-        match self {
-            Self::Pool(pool) => {
-                let executed = pool.execute_raw(statement).await?;
+            async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
+                match self { $(Self::$variant(connection) => Connection::execute(connection, statement).await,)+ }
+            }
+
+            async fn run(&self, script: &str) -> Result<(), DbErr> {
+                match self { $(Self::$variant(connection) => connection.run(script).await,)+ }
+            }
+        }
+    )+};
+}
+
+connection! {
+    Database: Pool Sqlite;
+    Transaction: Pool Sqlite Postgres;
+}
+
+/// The same for what sea-orm has.
+macro_rules! sea_orms {
+    ($($of:ident)+) => {$(
+        impl Connection for $of {
+            async fn query_all(&self, statement: Statement) -> Result<Vec<Record>, DbErr> {
+                Ok(self.query_all_raw(statement).await?.into_iter().map(Record::Server).collect())
+            }
+
+            async fn query_one(&self, statement: Statement) -> Result<Option<Record>, DbErr> {
+                Ok(self.query_one_raw(statement).await?.map(Record::Server))
+            }
+
+            async fn execute(&self, statement: Statement) -> Result<Executed, DbErr> {
+                let executed = self.execute_raw(statement).await?;
                 // The others have no such number, and sea-orm panics where PostgreSQL is asked for one.
-                let is_mysql = pool.get_database_backend() == DbBackend::MySql;
+                let is_mysql = self.get_database_backend() == DbBackend::MySql;
                 let last_insert_id = if is_mysql { executed.last_insert_id() } else { 0 };
                 Ok(Executed { rows_affected: executed.rows_affected(), last_insert_id })
             }
-            Self::Sqlite(sqlite) => sqlite.execute(statement).await,
-        }
-    }
 
-    async fn run(&self, script: &str) -> Result<(), DbErr> {
-        match self {
-            Self::Pool(pool) => pool.execute_unprepared(script).await.map(drop),
-            Self::Sqlite(sqlite) => sqlite.run(script).await,
+            async fn run(&self, script: &str) -> Result<(), DbErr> {
+                self.execute_unprepared(script).await.map(drop)
+            }
         }
-    }
+    )+};
 }
+
+sea_orms!(DatabaseConnection DatabaseTransaction);

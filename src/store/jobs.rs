@@ -7,8 +7,8 @@ use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ColumnType, DbErr, EntityTrait, Iterable};
 use serde::Serialize;
 
+use super::change::Parameters;
 use super::connection::{Connection, Transaction};
-use super::runs::Parameters;
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::update::{Rows, Update};
 use super::{
@@ -248,7 +248,7 @@ impl Store {
              traceparent, tracestate) VALUES {}",
             rows.join(", ")
         );
-        let inserted = match transaction.execute(self.statement(insert, values.0)).await.doing(ENQUEUE) {
+        let inserted = match transaction.execute(self.statement(insert, values.values)).await.doing(ENQUEUE) {
             // Only the statement is taken back; and only a row with a key, which is alone, can meet another one.
             Err(error) if error::is_duplicate(&error) => return Ok(Vec::new()),
             inserted => inserted?,

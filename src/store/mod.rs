@@ -5,6 +5,7 @@
 
 mod adopted;
 mod audit;
+mod change;
 mod claim;
 mod connection;
 mod control;
@@ -21,6 +22,7 @@ mod place;
 #[cfg(test)]
 mod plans;
 mod polled;
+mod postgres;
 mod prune;
 mod read;
 mod recurring;
@@ -230,12 +232,21 @@ impl Store {
     async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
         // What is written below says how long from later on a run is this worker's.
         let begun = crate::clock::boottime();
-        let transaction = self.begin(BATCH).await?;
-        self.lock_flows(&transaction, writes).await?;
-        let (mut answers, mut looks) = (Vec::with_capacity(writes.len()), Vec::new());
-        for write in writes {
-            answers.push(self.write(&transaction, write, begun, &mut looks).await?);
-        }
+        let transaction = match self.place() {
+            Place::Server { runs, .. } => runs.begin().await.map(Transaction::Postgres).doing(BATCH)?,
+            Place::Memory { .. } | Place::File { .. } | Place::SilentServer { .. } => self.begin(BATCH).await?,
+        };
+        let mut looks = Vec::new();
+        let answers = match self.write_all(&transaction, writes, begun, &mut looks).await {
+            Ok(answers) => answers,
+            Err(error) => {
+                // Where it can't be taken back, it is over with its connection.
+                if let Err(error) = transaction.rollback().await {
+                    tracing::debug!(%error, "taking back a transaction");
+                }
+                return Err(error);
+            }
+        };
         let steps: Vec<Step> = writes.iter().zip(&answers).filter_map(|(write, answer)| step(write, answer)).collect();
         steps.iter().copied().for_each(crash::before);
         transaction.commit().await.doing(BATCH)?;
@@ -251,40 +262,43 @@ impl Store {
         Ok(answers)
     }
 
-    async fn write(
+    async fn write_all(
         &self,
         transaction: &Transaction,
-        write: &Write,
+        mut writes: &[Write],
         begun: Duration,
         looks: &mut Vec<Look>,
-    ) -> Result<Written, Error> {
-        match write {
-            Write::Claim(claim) => {
-                let mut look = self.begin_look(transaction, claim).await?;
-                let mut claimed = self.claim(transaction, claim, begun, &mut look).await?;
-                self.end_look(transaction, &mut look, &mut claimed).await?;
-                looks.push(look);
-                Ok(Written::Claimed(Box::new(claimed)))
-            }
-            Write::Started(started) => {
-                let written = self.started(transaction, started).await?;
-                self.note_slot(transaction, &started.token, started.slot.as_ref()).await?;
-                Ok(written)
-            }
-            Write::Confirm(runs) => self.confirm(transaction, runs, begun).await.map(Written::Confirmed),
-            Write::Progress(note) => self.progress(transaction, note).await,
-            Write::Settle(settlement) => {
-                let written = self.settle(transaction, settlement).await?;
-                self.note_slot(transaction, &settlement.token, settlement.slot.as_ref()).await?;
-                Ok(written)
-            }
-            Write::RegisterFlows(flows) => {
-                self.register_flows(transaction, flows.iter().map(crate::domain::FlowType::as_str)).await?;
-                Ok(Written::Applied)
-            }
-            Write::RegisterWorker(worker) => self.register_worker(transaction, worker).await,
-            Write::WorkerState(note) => self.worker_state(transaction, note).await,
+    ) -> Result<Vec<Written>, Error> {
+        self.lock_flows(transaction, writes).await?;
+        let mut answers = Vec::with_capacity(writes.len());
+        while let Some((first, rest)) = writes.split_first() {
+            let answer = match first {
+                Write::Started(_) | Write::Settle(_) => {
+                    let changed = self.change(transaction, writes).await?;
+                    writes = writes.get(changed.len()..).unwrap_or_default();
+                    answers.extend(changed);
+                    continue;
+                }
+                Write::Claim(claim) => {
+                    let mut look = self.begin_look(transaction, claim).await?;
+                    let mut claimed = self.claim(transaction, claim, begun, &mut look).await?;
+                    self.end_look(transaction, &mut look, &mut claimed).await?;
+                    looks.push(look);
+                    Written::Claimed(Box::new(claimed))
+                }
+                Write::Confirm(runs) => Written::Confirmed(self.confirm(transaction, runs, begun).await?),
+                Write::Progress(note) => self.progress(transaction, note).await?,
+                Write::RegisterFlows(flows) => {
+                    self.register_flows(transaction, flows.iter().map(crate::domain::FlowType::as_str)).await?;
+                    Written::Applied
+                }
+                Write::RegisterWorker(worker) => self.register_worker(transaction, worker).await?,
+                Write::WorkerState(note) => self.worker_state(transaction, note).await?,
+            };
+            answers.push(answer);
+            writes = rest;
         }
+        Ok(answers)
     }
 
     /// Closes the connections; on SQLite this also folds the log into the database file. Every clone is closed with it.
@@ -292,7 +306,8 @@ impl Store {
         // The writing one last, which does the folding.
         self.reader().close().await;
         self.writer().close().await;
-        if let Place::Server { listeners, .. } = self.place() {
+        if let Place::Server { runs, listeners, .. } = self.place() {
+            runs.close().await;
             listeners.close().await;
         }
     }

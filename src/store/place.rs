@@ -9,6 +9,7 @@ use sea_orm::sqlx::pool::PoolOptions;
 use sea_orm::sqlx::postgres::PgPool;
 
 use super::Error;
+use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 
 /// How long a connection to a server is used: what it remembers there grows with what it has been asked.
@@ -26,6 +27,8 @@ pub(super) enum Place {
     },
     /// A server that tells of changes.
     Server {
+        /// What runs do goes through this one.
+        runs: Box<Postgres>,
         listeners: PgPool,
         instance: String,
         trust: Trust,
@@ -105,11 +108,15 @@ impl Trust {
     ) -> PoolOptions<D> {
         let trust = self.clone();
         options.idle_timeout(None).max_lifetime(None).before_acquire(move |_, connection| {
-            let lost = *trust.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let trusted = lost.is_none_or(|lost| connection.age < lost.elapsed());
-            let fresh = trusted && connection.age < LONGEST_LIFE && connection.idle_for < idle;
+            let fresh = trust.holds(connection.age) && connection.idle_for < idle;
             Box::pin(async move { Ok(fresh) })
         })
+    }
+
+    /// Whether a connection of this age is to be used, which was made since trust was lost, and is younger than [`LONGEST_LIFE`].
+    pub(super) fn holds(&self, age: Duration) -> bool {
+        let lost = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.is_none_or(|lost| age < lost.elapsed()) && age < LONGEST_LIFE
     }
 }
 

@@ -1,40 +1,102 @@
 //! Writes about runs: each is conditional on the run's token, and may be repeated.
 //!
-//! A write is one round trip to the database, whatever it changes: the event, selected from the row as it stands (that
-//! names the status it comes from), the job and the run, each only where the run is still current. PostgreSQL gets it as one
-//! statement that locks the row first; SQLite, where nobody else can write meanwhile, as statements one after the other.
-//! MySQL takes one statement at a time, so there it is a round trip each.
+//! What a start or an end changes is told in [`super::change`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::repeat;
 use std::time::Duration;
 
 use sea_orm::Value;
 use serde_json::json;
 
+use super::change::{Change, Parameters, RunChange};
 use super::connection::{Connection, Transaction};
 use super::leases::{lease_millis, others_live};
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
 use super::update::{Rows, Update};
-use super::{Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Written};
+use super::{
+    Confirm, ConfirmedRun, Error, ProgressNote, Settlement, Started, Store, Worker, WorkerNote, Write, Written,
+};
 use crate::domain::run::Next;
 use crate::domain::slots::Slot;
 use crate::domain::{JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 
-/// Wakes the other workers of a shared database: what this row was holding up may go on.
-const TELL_OTHERS: &str =
-    "RETURNING CAST(pg_notify('callsheet', COALESCE(current_setting('callsheet.instance', true), '')) AS text) AS told";
+/// A turn in a run's life.
+#[derive(Clone, Copy)]
+enum Turn<'a> {
+    Start(&'a Started),
+    End(&'a Settlement),
+}
+
+impl<'a> Turn<'a> {
+    fn of(write: &'a Write) -> Option<Self> {
+        match write {
+            Write::Started(started) => Some(Self::Start(started)),
+            Write::Settle(settlement) => Some(Self::End(settlement)),
+            _ => None,
+        }
+    }
+
+    fn slot(self) -> (&'a RunToken, Option<&'a Slot>) {
+        match self {
+            Self::Start(started) => (&started.token, started.slot.as_ref()),
+            Self::End(settlement) => (&settlement.token, settlement.slot.as_ref()),
+        }
+    }
+}
 
 impl Store {
-    pub(super) async fn started(&self, transaction: &Transaction, started: &Started) -> Result<Written, Error> {
-        let mut values = Parameters::default();
+    /// Carries out the starts and ends that these writes begin with, as many as go into one statement, and answers them.
+    pub(super) async fn change(&self, transaction: &Transaction, writes: &[Write]) -> Result<Vec<Written>, Error> {
+        let (alike, changes) = self.alike(writes);
+        let action = match alike.first() {
+            Some(Turn::Start(_)) => "record a start",
+            Some(Turn::End(_)) => "settle a run",
+            None => return Ok(Vec::new()),
+        };
+        let current = self.carry_out(transaction, action, &changes).await?;
+        let mut answers = Vec::with_capacity(alike.len());
+        for (turn, is_current) in alike.into_iter().zip(current) {
+            answers.push(match turn {
+                _ if is_current => Written::Applied,
+                Turn::Start(started) => self.started_before(transaction, started).await?,
+                Turn::End(settlement) => self.settled_before(transaction, settlement).await?,
+            });
+            let (token, slot) = turn.slot();
+            self.note_slot(transaction, token, slot).await?;
+        }
+        Ok(answers)
+    }
+
+    /// The starts and ends that these writes begin with, as far as one statement can carry them out.
+    fn alike<'a>(&self, writes: &'a [Write]) -> (Vec<Turn<'a>>, Vec<Change>) {
+        let most = if self.dialect() == Dialect::Postgres { writes.len() } else { 1 };
+        let (mut turns, mut changes): (_, Vec<Change>) = (Vec::new(), Vec::new());
+        let mut jobs = BTreeSet::new();
+        for turn in writes.iter().take(most).map_while(Turn::of) {
+            let (change, job) = match turn {
+                Turn::Start(started) => (self.start(started), started.job),
+                Turn::End(settlement) => (self.end(settlement), settlement.job),
+            };
+            // What becomes of a job by the second change depends on the first.
+            if changes.first().is_some_and(|first| !first.is_like(&change)) || !jobs.insert(job) {
+                break;
+            }
+            turns.push(turn);
+            changes.push(change);
+        }
+        (turns, changes)
+    }
+
+    fn start(&self, started: &Started) -> Change {
+        let mut values = Parameters::of(self.dialect());
         let [job, token] = [values.add(started.job.0), values.add(started.token.as_str())];
         let worker = values.add(started.worker.as_str());
         let message = values.add(start_message(started.pid));
         let time = values.add(started.started_time.unix_millis());
         let [attempt, pid] = [values.add(i64::from(started.attempt.0)), values.add(i64::from(started.pid))];
         let now = self.dialect().now();
-        let change = Change {
+        Change {
             current: format!(
                 "id = {job} AND run_token = {token} AND {}",
                 self.dialect().of_named("status = 'INQUEUE'")
@@ -42,44 +104,16 @@ impl Store {
             event: format!("SELECT id, attempt, status, 'PROGRESS', {now}, {worker}, {message} FROM"),
             event_rest: String::new(),
             job: format!("status = 'PROGRESS', started_time = {time}, heartbeat_time = {now}"),
-            told: "",
-            run: Some((
-                format!(
+            is_told: false,
+            run: Some(RunChange::Written {
+                insert: format!(
                     "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) \
-                     SELECT {job}, {attempt}, {token}, {worker}, {pid}, {time} WHERE true"
+                     SELECT {job}, {attempt}, {token}, {worker}, {pid}, {time}"
                 ),
-                "ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time",
-            )),
-        };
-        if self.changed(transaction, "record a start", &change, values).await? {
-            Ok(Written::Applied)
-        } else {
-            self.started_before(transaction, started).await
+                conflict: "ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time",
+            }),
+            values,
         }
-    }
-
-    /// Makes a change, and says whether the run was current.
-    async fn changed(
-        &self,
-        transaction: &Transaction,
-        action: &'static str,
-        change: &Change<'_>,
-        values: Parameters,
-    ) -> Result<bool, Error> {
-        let dialect = self.dialect();
-        if dialect == Dialect::MySql {
-            // What finds its row locked fails at once, as below.
-            let lock = format!("SELECT id FROM jobs WHERE {} FOR UPDATE NOWAIT", change.current);
-            let current = self.ids(transaction, action, lock, values.0.clone()).await?;
-            if !current.is_empty() {
-                for sql in change.statements("") {
-                    transaction.execute(self.statement(sql, values.0.clone())).await.doing(action)?;
-                }
-            }
-            return Ok(!current.is_empty());
-        }
-        let statement = self.statement(change.sql(dialect), values.0);
-        Ok(transaction.execute(statement).await.doing(action)?.rows_affected > 0)
     }
 
     /// The start may have been written before: then the run is in progress, or has been settled since, unless it was
@@ -189,8 +223,8 @@ impl Store {
         Ok(if updated.is_empty() { Written::Fenced } else { Written::Applied })
     }
 
-    pub(super) async fn settle(&self, transaction: &Transaction, settlement: &Settlement) -> Result<Written, Error> {
-        let mut values = Parameters::default();
+    fn end(&self, settlement: &Settlement) -> Change {
+        let mut values = Parameters::of(self.dialect());
         let [job, token] = [values.add(settlement.job.0), values.add(settlement.token.as_str())];
         let [to, worker] = [values.add(settlement.next.status().as_str()), values.add(settlement.worker.as_str())];
         let message = values.add(message(settlement));
@@ -209,23 +243,19 @@ impl Store {
         let run = match settlement.outcome {
             Some(outcome) => Some(settle_run(settlement, outcome, [&job, &token, &worker], &mut values)),
             None if settlement.next == Next::Requeue => {
-                Some((format!("DELETE FROM runs WHERE run_token = {token} AND outcome IS NULL"), ""))
+                Some(RunChange::Forgotten { which: format!("run_token = {token} AND outcome IS NULL") })
             }
             None => None,
         };
         let lapsed = if settlement.lapsed { format!(" AND lease_time < {now}") } else { String::new() };
-        let change = Change {
+        Change {
             current: format!("id = {job} AND run_token = {token} AND {}{lapsed}", self.dialect().of_named(OPEN)),
             event,
             event_rest,
             job: update,
-            told: self.dialect().pick("", TELL_OTHERS, ""),
+            is_told: true,
             run,
-        };
-        if self.changed(transaction, "settle a run", &change, values).await? {
-            Ok(Written::Applied)
-        } else {
-            self.settled_before(transaction, settlement).await
+            values,
         }
     }
 
@@ -245,11 +275,13 @@ impl Store {
             )
         };
         match settlement.next {
-            Next::Final(status) => {
+            Next::Final(_) => {
                 let attempt = attempt();
                 let completed = values.add(settlement.completed_time.unix_millis());
-                let progress = if status == JobStatus::Completed { ", progress = 100" } else { "" };
-                format!("status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}{progress}")
+                format!(
+                    "status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}, \
+                     progress = CASE WHEN {to} = 'COMPLETED' THEN 100 ELSE progress END"
+                )
             }
             Next::RetryAfter(wait) => {
                 let attempt = attempt();
@@ -259,7 +291,7 @@ impl Store {
                 )
             }
             Next::Requeue => {
-                "status = 'PENDING', attempt = CASE WHEN attempt > 0 THEN attempt - 1 ELSE 0 END, worker_id = NULL, \
+                "status = 'PENDING', attempt = CASE WHEN jobs.attempt > 0 THEN jobs.attempt - 1 ELSE 0 END, worker_id = NULL, \
                  run_token = NULL, lease_time = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
                     .to_owned()
             }
@@ -392,74 +424,13 @@ impl Store {
     }
 }
 
-/// The values of a statement, each by the name that it has in the text.
-#[derive(Debug, Default)]
-pub(super) struct Parameters(pub(super) Vec<Value>);
-
-impl Parameters {
-    pub(super) fn add(&mut self, value: impl Into<Value>) -> String {
-        self.0.push(value.into());
-        format!("${}", self.0.len())
-    }
-}
-
-/// What is written about a run that is still current.
-struct Change<'a> {
-    /// Which row of `jobs` it is, where the run is current.
-    current: String,
-    /// A selection of the event's columns up to where that row, called `current`, is to be named; and what comes after.
-    event: String,
-    event_rest: String,
-    /// What is set in `jobs`, and what its update returns.
-    job: String,
-    told: &'a str,
-    /// A statement about `runs` up to the end of its condition, and what comes after.
-    run: Option<(String, &'a str)>,
-}
-
-const EVENT: &str = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message)";
-
-impl Change<'_> {
-    /// The statements one after the other; the last one, about the run, on this condition too.
-    fn statements(&self, condition: &str) -> Vec<String> {
-        let Self { current, event, event_rest, job, told: _, run } = self;
-        let row = format!("(SELECT id, attempt, status FROM jobs WHERE {current}) AS current");
-        let mut statements =
-            vec![format!("{EVENT} {event} {row} {event_rest}"), format!("UPDATE jobs SET {job} WHERE {current}")];
-        statements.extend(run.as_ref().map(|(run, rest)| format!("{run}{condition} {rest}")));
-        statements
-    }
-
-    /// As one text. It changes no rows where the run is not current.
-    fn sql(&self, dialect: Dialect) -> String {
-        let Self { current, event, event_rest, job, told, run } = self;
-        match dialect {
-            // changes(): how many rows the update has changed.
-            Dialect::Sqlite | Dialect::MySql => self.statements(" AND changes() > 0").join("; "),
-            Dialect::Postgres => {
-                let there = "EXISTS (SELECT 1 FROM current)";
-                let run =
-                    run.as_ref().map_or_else(String::new, |(run, rest)| format!(", run AS ({run} AND {there} {rest})"));
-                // A transaction that somebody has forgotten must not hold up the writes about all other runs: what finds its
-                // row locked fails at once, and is asked for again.
-                // The update names the row by its key once more: what it is joined with is unknown to the planner.
-                format!(
-                    "WITH current AS (SELECT id, attempt, status FROM jobs WHERE {current} FOR NO KEY UPDATE NOWAIT), \
-                     event AS ({EVENT} {event} current {event_rest}), \
-                     job AS (UPDATE jobs SET {job} WHERE {current} AND {there} {told}){run} SELECT 1 FROM current"
-                )
-            }
-        }
-    }
-}
-
 /// Makes the row of `runs` say how the run ended, whether or not it has one.
 fn settle_run(
     settlement: &Settlement,
     outcome: Outcome,
     [job, token, worker]: [&str; 3],
     values: &mut Parameters,
-) -> (String, &'static str) {
+) -> RunChange {
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     let usage = settlement.usage;
@@ -482,16 +453,16 @@ fn settle_run(
     let insert = format!(
         "INSERT INTO runs (job_id, run_token, worker_id, attempt, pid, started_time, completed_time, outcome, \
          exit_code, \"signal\", error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
-         SELECT {job}, {token}, {worker}, {} WHERE true",
+         SELECT {job}, {token}, {worker}, {}",
         more.join(", ")
     );
-    let rest = "ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
+    let conflict = "ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
          started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
          outcome = excluded.outcome, exit_code = excluded.exit_code, \"signal\" = excluded.\"signal\", error = excluded.error, \
          user_cpu_ms = excluded.user_cpu_ms, system_cpu_ms = excluded.system_cpu_ms, \
          max_rss_bytes = excluded.max_rss_bytes, io_read_bytes = excluded.io_read_bytes, \
          io_write_bytes = excluded.io_write_bytes";
-    (insert, rest)
+    RunChange::Written { insert, conflict }
 }
 
 /// What the event of a start says.

@@ -9,6 +9,7 @@ use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row as 
 
 use super::connection::{Connection as _, Database};
 use super::place::{Place, Trust};
+use super::postgres::Postgres;
 use super::sql::{Dialect, Doing, Row};
 use super::{ACQUIRE_TIMEOUT, Error, Store, Use, invalid_url, opening};
 use crate::config::{AdoptedTable, OWN_SCHEMA};
@@ -66,6 +67,7 @@ impl Store {
             .connect_with(options.clone())
             .await
             .map_err(opening)?;
+        let runs = Box::new(Postgres::new(options.clone(), trust.clone()));
         let listeners = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -73,7 +75,7 @@ impl Store {
             .max_lifetime(None)
             .connect_lazy_with(options);
         let connection = Database::Pool(pool.into());
-        let place = Place::Server { listeners, instance, trust };
+        let place = Place::Server { runs, listeners, instance, trust };
         let store = Self::new(Dialect::Postgres, connection.clone(), connection, place, adopted);
         let encoding = store.reader().query_one(store.statement("SHOW server_encoding", [])).await.doing("open it")?;
         let encoding = encoding

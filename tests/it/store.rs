@@ -295,6 +295,8 @@ pub fn ids(enqueued: &[Enqueued]) -> Vec<JobId> {
     enqueued.iter().map(|job| job.id).collect()
 }
 
+const ERROR: Next = Next::Final(JobStatus::Error);
+
 /// Waits for a wake-up, and says how long it took.
 async fn woken(wakes: &mut Wakes) -> Duration {
     let start = Instant::now();
@@ -395,6 +397,7 @@ on_every_database!(
     a_run_whose_token_is_not_current_writes_nothing,
     every_write_may_be_repeated,
     a_whole_batch_may_be_repeated,
+    ends_that_share_a_batch_are_told_of_one_by_one,
     a_job_can_be_cancelled_in_every_open_status,
     a_cancel_request_by_sql_is_found_by_the_claim,
     a_settlement_does_not_lose_a_cancel_request,
@@ -438,6 +441,7 @@ on_an_adopted_table!(
     a_run_that_never_started_is_put_back_uncounted,
     a_run_whose_token_is_not_current_writes_nothing,
     a_whole_batch_may_be_repeated,
+    ends_that_share_a_batch_are_told_of_one_by_one,
     a_job_can_be_cancelled_in_every_open_status,
     an_open_unique_key_is_enqueued_once_also_in_a_race,
     times_are_kept_to_the_millisecond_past_2038,
@@ -860,6 +864,54 @@ async fn a_whole_batch_may_be_repeated(db: Db) {
         assert_eq!(db.store.events(job.id).await.unwrap(), events);
         assert_eq!(db.store.runs(job.id).await.unwrap().len(), 1);
     }
+}
+
+async fn ends_that_share_a_batch_are_told_of_one_by_one(db: Db) {
+    let mut jobs = Vec::new();
+    for n in 1..=6 {
+        jobs.push(db.claimed("x", n).await);
+    }
+    let [first, second, third, fourth, fifth, sixth] = jobs.as_slice() else { panic!("{jobs:?}") };
+    let error = Settlement { error: Some("\"quoted\", {braces} and a\0".to_owned()), ..failed(second, ERROR) };
+    let before = Write::Settle(completed(first));
+    assert_eq!(db.apply(before.clone()).await, Written::Applied);
+    let others = Settlement { token: token(99), ..completed(third) };
+    let again = Settlement { exit_code: Some(9), ..failed(fourth, ERROR) };
+    let writes = [
+        before,
+        Write::Settle(error),
+        Write::Settle(others),
+        Write::Settle(completed(fourth)),
+        Write::Settle(again),
+        Write::Settle(failed(fifth, Next::RetryAfter(Duration::from_secs(600)))),
+        started(sixth),
+        Write::Settle(completed(sixth)),
+    ];
+    let answers = db.store.apply(&writes).await.unwrap();
+    let [applied, fenced] = [Written::Applied, Written::Fenced].each_ref();
+    assert_eq!(
+        answers.iter().collect::<Vec<_>>(),
+        [applied, applied, fenced, applied, fenced, applied, applied, applied]
+    );
+    for (job, status, exit_code) in [
+        (first, JobStatus::Completed, Some(0)),
+        (second, JobStatus::Error, Some(3)),
+        (third, JobStatus::InQueue, None),
+        (fourth, JobStatus::Completed, Some(0)),
+        (fifth, JobStatus::Pending, Some(3)),
+        (sixth, JobStatus::Completed, Some(0)),
+    ] {
+        let row = db.row(job.id).await;
+        assert_eq!((row.status, row.exit_code), (status, exit_code), "{row:?}");
+    }
+    assert_eq!(db.row(second.id).await.error.as_deref(), Some("\"quoted\", {braces} and a\u{fffd}"));
+    let ended = steps(&["PENDING", "INQUEUE", "PROGRESS", "COMPLETED"]);
+    for job in [first, fourth, sixth] {
+        assert_eq!(db.steps(job.id).await, ended);
+        assert_eq!(db.store.runs(job.id).await.unwrap().len(), 1);
+    }
+    assert_eq!(db.steps(second.id).await, steps(&["PENDING", "INQUEUE", "ERROR"]));
+    assert_eq!(db.store.runs(third.id).await.unwrap(), []);
 }
 
 async fn a_job_can_be_cancelled_in_every_open_status(db: Db) {
