@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use sea_orm::{DbErr, Value};
 use serde_json::json;
 
+use super::claim::lock_flows_sql;
 use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
@@ -106,8 +107,8 @@ impl Change {
     }
 
     /// One statement for PostgreSQL that carries out every change that is like this one, of the list in `$1`, and tells the tokens
-    /// of the runs that were current.
-    fn of_all(&self) -> String {
+    /// of the runs that were current. Where some were, and `locks`, it also locks the flows of the list in `$2` and counts them.
+    fn of_all(&self, locks: bool) -> String {
         let Self { current, event, event_rest, job, is_told, run, values } = self;
         let columns = values.columns();
         let columns: Vec<_> = columns.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
@@ -124,6 +125,12 @@ impl Change {
         } else {
             ""
         };
+        let (lock, locked) = if locks {
+            let lock = lock_flows_sql(Dialect::Postgres, "$2");
+            (format!(", flow AS MATERIALIZED ({lock})"), ", (SELECT count(*) FROM flow) AS locked")
+        } else {
+            (String::new(), "")
+        };
         // A transaction that somebody has forgotten must not hold up the writes about all other runs: what finds its
         // row locked fails at once, and is asked for again.
         // The rows are named by their keys once more: what they are joined with is unknown to the planner.
@@ -133,18 +140,20 @@ impl Change {
              WHERE id = ANY (ARRAY(SELECT v1 FROM item)) FOR NO KEY UPDATE OF jobs NOWAIT), \
              event AS ({EVENT} {event} current {event_rest}), \
              job AS (UPDATE jobs SET {job} FROM current WHERE jobs.id = current.id \
-             AND jobs.id = ANY (ARRAY(SELECT id FROM current))){run} SELECT v2 AS run_token{told} FROM current"
+             AND jobs.id = ANY (ARRAY(SELECT id FROM current))){run}{lock} SELECT v2 AS run_token{told}{locked} FROM current"
         )
     }
 }
 
 impl Store {
-    /// Carries out changes that are alike, only one but on PostgreSQL, and says of each whether its run was current.
+    /// Carries out changes that are alike, only one but on PostgreSQL, and says of each whether its run was current. PostgreSQL
+    /// locks these flows, too.
     pub(super) async fn carry_out(
         &self,
         transaction: &Transaction,
         action: &'static str,
         changes: &[Change],
+        flows: &BTreeSet<&str>,
     ) -> Result<Vec<bool>, Error> {
         let dialect = self.dialect();
         let Some(first) = changes.first() else { return Ok(Vec::new()) };
@@ -152,9 +161,19 @@ impl Store {
         let is_current = match dialect {
             Dialect::Postgres => {
                 let items = changes.iter().map(|change| change.values.row()).collect::<Result<Vec<_>, _>>();
-                let items = serde_json::Value::from(items.doing(action)?).to_string();
-                let results =
-                    transaction.query_all(self.statement(first.of_all(), [items.into()])).await.doing(action)?;
+                let mut values = vec![serde_json::Value::from(items.doing(action)?).to_string().into()];
+                if !flows.is_empty() {
+                    values.push(json!(flows).to_string().into());
+                }
+                let statement = self.statement(first.of_all(!flows.is_empty()), values);
+                let results = transaction.query_all(statement).await.doing(action)?;
+                let locked = match results.first() {
+                    Some(result) if !flows.is_empty() => Row { result, dialect }.count("locked")?,
+                    _ => 0,
+                };
+                if usize::try_from(locked).unwrap_or(usize::MAX) < flows.len() {
+                    self.lock_flows(transaction, flows).await?;
+                }
                 let tokens = results.iter().map(|result| Row { result, dialect }.text("run_token"));
                 let tokens = tokens.collect::<Result<BTreeSet<_>, _>>()?;
                 let token = |change: &Change| match change.values.values.get(1) {

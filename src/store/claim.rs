@@ -31,26 +31,22 @@ const LOCKED_AGAIN: Duration = Duration::from_secs(1);
 impl Store {
     /// Locks the flows of all claims of a batch, in one order for everybody, so that two batches can't wait for each
     /// other. It must be a statement before the one that counts, which would else not see what it had to wait for.
-    pub(super) async fn lock_flows(&self, transaction: &Transaction, writes: &[Write]) -> Result<(), Error> {
-        let flows: BTreeSet<&str> = writes
-            .iter()
-            .filter_map(|write| if let Write::Claim(claim) = write { Some(claim.flow.as_str()) } else { None })
-            .collect();
-        if flows.is_empty() || !self.dialect().is_shared() {
+    pub(super) async fn lock_flows(&self, transaction: &Transaction, flows: &BTreeSet<&str>) -> Result<(), Error> {
+        if flows.is_empty() {
             return Ok(());
         }
-        let names = json!(flows).to_string();
-        let lock = format!(
-            "SELECT 1 AS locked FROM {} WHERE {} ORDER BY type FOR UPDATE",
-            self.dialect().pick("flows", "flows", "flows FORCE INDEX (PRIMARY)"),
-            self.dialect().among("type", "$1")
-        );
-        let lock = self.statement(lock, [names.into()]);
+        let lock = self.statement(lock_flows_sql(self.dialect(), "$1"), [json!(flows).to_string().into()]);
         if transaction.query_all(lock.clone()).await.doing(ACTION)?.len() < flows.len() {
-            self.register_flows(transaction, flows).await?;
+            self.register_flows(transaction, flows.iter().copied()).await?;
             transaction.query_all(lock).await.doing(ACTION)?;
         }
         Ok(())
+    }
+
+    /// The flows to lock for these writes: none on SQLite.
+    pub(super) fn flows_to_lock<'a>(&self, writes: &'a [Write]) -> BTreeSet<&'a str> {
+        let flow = |write: &'a Write| if let Write::Claim(claim) = write { Some(claim.flow.as_str()) } else { None };
+        writes.iter().filter(|_| self.dialect().is_shared()).filter_map(flow).collect()
     }
 
     pub(super) async fn register_flows<'a>(
@@ -646,6 +642,15 @@ impl Store {
     pub async fn next_due(&self, flow: &FlowType) -> Result<Option<Timestamp>, Error> {
         self.in_time(ACTION, self.due_after(self.reader(), flow, None)).await
     }
+}
+
+/// The lock of the flows in the list in `names`.
+pub(super) fn lock_flows_sql(dialect: Dialect, names: &str) -> String {
+    format!(
+        "SELECT 1 AS locked FROM {} WHERE {} ORDER BY type FOR UPDATE",
+        dialect.pick("flows", "flows", "flows FORCE INDEX (PRIMARY)"),
+        dialect.among("type", names)
+    )
 }
 
 /// How many runs of a flow are one worker's where others could have some: an equal part, rounded up. More than that it

@@ -269,12 +269,17 @@ impl Store {
         begun: Duration,
         looks: &mut Vec<Look>,
     ) -> Result<Vec<Written>, Error> {
-        self.lock_flows(transaction, writes).await?;
+        let mut flows = self.flows_to_lock(writes);
+        // PostgreSQL locks them together with the first changes.
+        let change_first = matches!(writes.first(), Some(Write::Started(_) | Write::Settle(_)));
+        if !(change_first && self.dialect() == Dialect::Postgres) {
+            self.lock_flows(transaction, &std::mem::take(&mut flows)).await?;
+        }
         let mut answers = Vec::with_capacity(writes.len());
         while let Some((first, rest)) = writes.split_first() {
             let answer = match first {
                 Write::Started(_) | Write::Settle(_) => {
-                    let changed = self.change(transaction, writes).await?;
+                    let changed = self.change(transaction, writes, &std::mem::take(&mut flows)).await?;
                     writes = writes.get(changed.len()..).unwrap_or_default();
                     answers.extend(changed);
                     continue;

@@ -46,15 +46,21 @@ impl<'a> Turn<'a> {
 }
 
 impl Store {
-    /// Carries out the starts and ends that these writes begin with, as many as go into one statement, and answers them.
-    pub(super) async fn change(&self, transaction: &Transaction, writes: &[Write]) -> Result<Vec<Written>, Error> {
+    /// Carries out the starts and ends that these writes begin with, as many as go into one statement, and answers them; and
+    /// locks these flows.
+    pub(super) async fn change(
+        &self,
+        transaction: &Transaction,
+        writes: &[Write],
+        flows: &BTreeSet<&str>,
+    ) -> Result<Vec<Written>, Error> {
         let (alike, changes) = self.alike(writes);
         let action = match alike.first() {
             Some(Turn::Start(_)) => "record a start",
             Some(Turn::End(_)) => "settle a run",
             None => return Ok(Vec::new()),
         };
-        let current = self.carry_out(transaction, action, &changes).await?;
+        let current = self.carry_out(transaction, action, &changes, flows).await?;
         let mut answers = Vec::with_capacity(alike.len());
         for (turn, is_current) in alike.into_iter().zip(current) {
             answers.push(match turn {
