@@ -8,7 +8,7 @@
 //! being written in that moment.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +62,16 @@ pub(super) struct LogWatch {
     pub(super) ended: Notify,
 }
 
+/// Where SQLite has a database's log: beside the file itself, whatever link led to it.
+///
+/// # Errors
+/// Where the file can't be looked up.
+pub(super) fn log_of(database: &Path) -> io::Result<PathBuf> {
+    let mut log = database.canonicalize()?.into_os_string();
+    log.push("-wal");
+    Ok(log.into())
+}
+
 #[cfg(target_os = "linux")]
 impl LogWatch {
     /// Asks for word. The log has to be there, which it is once the database has been read.
@@ -70,11 +80,8 @@ impl LogWatch {
     /// What the kernel says.
     pub(super) fn of(database: &Path) -> io::Result<Self> {
         use rustix::fs::inotify::{CreateFlags, init};
-        // SQLite has the log beside the file itself, whatever link led to it.
-        let mut log = database.canonicalize()?.into_os_string();
-        log.push("-wal");
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let watch = Self { inotify, log: log.into(), ended: Notify::new() };
+        let watch = Self { inotify, log: log_of(database)?, ended: Notify::new() };
         watch.listen()?;
         Ok(watch)
     }

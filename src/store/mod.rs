@@ -13,6 +13,7 @@ mod deliveries;
 mod dependencies;
 mod error;
 mod events;
+mod folding;
 mod jobs;
 mod leases;
 mod log_watch;

@@ -7,9 +7,9 @@
 
 use std::fmt;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::{ToSqlOutput, ValueRef};
@@ -19,7 +19,8 @@ use sea_orm::{DbErr, RuntimeErr, Statement, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connection::{Connection, Executed, Record, SqliteRow};
-use super::log_watch::LogWatch;
+use super::folding::Folding;
+use super::log_watch::{LogWatch, log_of};
 use super::wake::tell;
 use super::{ACQUIRE_TIMEOUT, connection_error};
 
@@ -49,6 +50,8 @@ struct Writing {
     version: Option<i64>,
     /// Those who have word of what is written, and need none of our own transactions.
     watches: Vec<Weak<LogWatch>>,
+    /// The log, and when it is folded; `None` where the database is in memory.
+    log: Option<(PathBuf, Folding)>,
 }
 
 impl fmt::Debug for Sqlite {
@@ -67,13 +70,19 @@ impl Sqlite {
         on_a_thread(move || {
             let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
-            Self::of(rusqlite::Connection::open_with_flags(path, flags).and_then(|connection| {
+            let opened = rusqlite::Connection::open_with_flags(&path, flags).and_then(|connection| {
                 connection.busy_timeout(BUSY_TIMEOUT)?;
                 // An answered enqueue or a recorded exit code must outlive a power cut.
-                connection
-                    .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")?;
+                connection.execute_batch(
+                    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
+                     PRAGMA wal_autocheckpoint = 0",
+                )?;
                 Ok(connection)
-            }))
+            });
+            let sqlite = Self::of(opened)?;
+            let log = log_of(&path).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error.into()))))?;
+            sqlite.writing().log = Some((log, Folding::default()));
+            Ok(sqlite)
         })
         .await
     }
@@ -88,10 +97,11 @@ impl Sqlite {
             | OpenFlags::SQLITE_OPEN_URI
             | OpenFlags::SQLITE_OPEN_MEMORY
             | OpenFlags::SQLITE_OPEN_SHARED_CACHE;
-        Self::of(rusqlite::Connection::open_with_flags(name, flags).and_then(|connection| {
+        let opened = rusqlite::Connection::open_with_flags(name, flags).and_then(|connection| {
             connection.execute_batch("PRAGMA foreign_keys = ON")?;
             Ok(connection)
-        }))
+        });
+        Self::of(opened)
     }
 
     fn of(connection: rusqlite::Result<rusqlite::Connection>) -> Result<Self, DbErr> {
@@ -103,6 +113,7 @@ impl Sqlite {
             transactions: 0,
             version: None,
             watches: Vec::new(),
+            log: None,
         };
         Ok(Self {
             writing: Arc::new(Mutex::new(writing)),
@@ -191,6 +202,33 @@ impl Sqlite {
         }
     }
 
+    /// Something was committed, maybe. Where it is time the log is folded, in a turn of its own: the answer does not wait for it.
+    fn committed(&self, writing: &mut Writing) {
+        let Some((log, folding)) = &mut writing.log else { return };
+        let size = std::fs::metadata(log).map_or(0, |log| log.len());
+        if !folding.is_due(size, Instant::now()) {
+            return;
+        }
+        // Without a runtime the next commit sees to it.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        folding.asked();
+        let sqlite = self.clone();
+        runtime.spawn(async move {
+            let turn = sqlite.turn().await;
+            let fold = move || {
+                if let Err(error) = &turn {
+                    tracing::debug!(%error, "no turn to fold the database's log");
+                }
+                sqlite.writing().fold(turn.is_ok(), size);
+                drop(turn);
+                Ok(())
+            };
+            if let Err(error) = on_a_thread(fold).await {
+                tracing::debug!(%error, "folding the database's log");
+            }
+        });
+    }
+
     /// Closes it: what is not closed already is folded into the file where this was the last connection to it.
     pub(super) async fn close(&self) {
         // Whoever has the turn is let finish; one who never does will be refused.
@@ -253,6 +291,26 @@ impl Writing {
         }
     }
 
+    /// Folds as much of the log as nobody reads any more, where it is this one's turn; else that is one more try in vain.
+    fn fold(&mut self, in_turn: bool, size: u64) {
+        let (Some(connection), Some((_, folding))) = (&self.connection, &mut self.log) else { return };
+        // Whether another connection is at it, how many pages there are, and how many of them are folded.
+        let fold = || {
+            connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+            })
+        };
+        let all = match in_turn.then(fold) {
+            Some(Ok((busy, pages, folded))) => busy == 0 && folded == pages,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "folding the database's log");
+                false
+            }
+            None => false,
+        };
+        folding.tried(all, size, Instant::now());
+    }
+
     /// The connection, on which this transaction is open.
     fn within(&self, transaction: u64) -> Result<&rusqlite::Connection, DbErr> {
         let connection = self.connection()?;
@@ -298,6 +356,7 @@ impl SqliteTransaction {
                 take_back(&mut writing, number);
             }
             sqlite.ended(&mut writing);
+            sqlite.committed(&mut writing);
             committed
         };
         self.sqlite.at(self.place, commit).await
@@ -362,7 +421,10 @@ impl Ask for Sqlite {
         let turn = self.turn().await?;
         let work = move |sqlite: &Self| {
             let _turn = turn;
-            carry_out(sqlite.writing().connection()?, &asked, wanted)
+            let mut writing = sqlite.writing();
+            let answer = carry_out(writing.connection()?, &asked, wanted);
+            sqlite.committed(&mut writing);
+            answer
         };
         self.at(Where::Pool, work).await
     }
@@ -553,9 +615,8 @@ pub(super) async fn on_a_thread<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
+    use crate::store::folding::COMMITS;
     use crate::store::sql::{Dialect, Row};
 
     fn statement(sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
@@ -651,6 +712,34 @@ mod tests {
         sqlite.close().await;
         let error = sqlite.execute(statement("DELETE FROM t", [])).await.unwrap_err();
         assert!(crate::store::Error::from_database("delete", error).is_transient());
+    }
+
+    #[tokio::test]
+    async fn the_log_is_folded_after_some_commits_unless_somebody_reads_an_old_snapshot() {
+        let (directory, sqlite) = table().await;
+        let path = directory.path().join("a.db");
+        let reader = rusqlite::Connection::open(&path).unwrap();
+        for held in [false, true] {
+            if held {
+                reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+            }
+            let before = std::fs::metadata(&path).unwrap().len();
+            sqlite.run("INSERT INTO t VALUES (1, hex(zeroblob(1000000)))").await.unwrap();
+            for n in 0..COMMITS {
+                let transaction = sqlite.begin(if n % 2 == 0 { Where::Here } else { Where::Pool }).await.unwrap();
+                transaction.execute(statement("INSERT INTO t VALUES (2, 'two')", [])).await.unwrap();
+                transaction.commit().await.unwrap();
+            }
+            let folded = || std::fs::metadata(&path).unwrap().len() > before + 1_000_000;
+            let tried = || sqlite.writing().log.as_ref().is_some_and(|(_, folding)| folding.is_in_vain());
+            for _ in 0..1000 {
+                if folded() || tried() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!((folded(), tried()), (!held, held));
+        }
     }
 
     #[tokio::test]
