@@ -60,7 +60,7 @@ impl Store {
         let trust = Trust::default();
         let pool = trust
             .kept_by(PgPoolOptions::new(), Duration::MAX)
-            .max_connections(if use_ == Use::Service { 8 } else { 2 })
+            .max_connections(if use_ == Use::Service { 7 } else { 2 })
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A ping before every use would be a round trip for each write; a dead connection is an error to retry.
             .test_before_acquire(false)
