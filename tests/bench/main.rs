@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use callsheet::domain::database_url::DatabaseUrl;
 use callsheet::domain::{FlowType, JobId, JobStatus};
 use callsheet::store::{Due, JobFilter, NewJob, Store, Use};
-use sea_orm::{ConnectionTrait, Database};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection, Statement};
 
 use report::Report;
 
@@ -129,9 +129,10 @@ async fn measure(name: &'static str, directory: &Path, url: String, options: &Op
     }
 
     let mut service = Service::start(directory, &url);
-    latencies(&store, &stamps, name, "idle", LATENCY_JOBS, report).await;
+    let client = Database::connect(&url).await.expect("the database");
+    latencies(&store, &client, &stamps, name, "idle", LATENCY_JOBS, report).await;
     let load = tokio::spawn(keep_busy(Store::connect(&parsed, Use::Tool).await.expect("the database"), half));
-    latencies(&store, &stamps, name, "at half load", LATENCY_JOBS, report).await;
+    latencies(&store, &client, &stamps, name, "at half load", LATENCY_JOBS, report).await;
     load.abort();
     drained(&store, "EIGHT").await;
     let (cpu, resident) = service.idle();
@@ -373,10 +374,19 @@ async fn throughput(store: &Store, directory: &Path, url: &str, flow: &str, coun
     (count as f64 / ((last_end - first_start).max(1) as f64 / 1_000.0), cpu)
 }
 
+/// Whether another client sees that a job has ended, by a statement that costs whoever is being measured little.
+async fn has_ended(client: &DatabaseConnection, job: JobId) -> bool {
+    let select = "SELECT count(*) FROM jobs WHERE id = $1 AND status IN ('COMPLETED', 'ERROR', 'CANCELLED')";
+    let select = Statement::from_sql_and_values(client.get_database_backend(), select, [job.0.into()]);
+    let row = client.query_one_raw(select).await.expect("the database answers").expect("a number");
+    row.try_get_by_index::<i64>(0).expect("a number") > 0
+}
+
 /// From the return of the enqueue call to the first line of the command's `main`, and from there (it ends with its next
 /// breath) to when another client sees the final row, one job at a time.
 async fn latencies(
     store: &Store,
+    client: &DatabaseConnection,
     stamps: &Path,
     name: &'static str,
     when: &'static str,
@@ -396,9 +406,7 @@ async fn latencies(
             // Before the row is asked for, so that asking is a part of what is measured; and not sooner, as it takes time from
             // whoever is being measured.
             started = started.or_else(|| fs::read_to_string(&stamp).ok()?.parse().ok());
-            if started.is_some()
-                && store.job(id).await.expect("the database answers").expect("the job").status.is_final()
-            {
+            if started.is_some() && has_ended(client, id).await {
                 break;
             }
             assert!(begun.elapsed() < Duration::from_secs(60), "{id} does not end");
