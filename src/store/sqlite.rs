@@ -26,6 +26,8 @@ use super::{ACQUIRE_TIMEOUT, connection_error};
 
 /// How long SQLite waits for another process that is writing.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// What is kept of the log's file, in bytes, once all of it is folded: that of an old snapshot may have grown to gigabytes.
+const LOG_KEPT: u64 = 16 << 20;
 /// More than the statements of a job's way, in all their forms.
 const CACHED_STATEMENTS: usize = 200;
 
@@ -73,10 +75,10 @@ impl Sqlite {
             let opened = rusqlite::Connection::open_with_flags(&path, flags).and_then(|connection| {
                 connection.busy_timeout(BUSY_TIMEOUT)?;
                 // An answered enqueue or a recorded exit code must outlive a power cut.
-                connection.execute_batch(
+                connection.execute_batch(&format!(
                     "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-                     PRAGMA wal_autocheckpoint = 0",
-                )?;
+                     PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {LOG_KEPT}"
+                ))?;
                 Ok(connection)
             });
             let sqlite = Self::of(opened)?;
@@ -740,6 +742,14 @@ mod tests {
             }
             assert_eq!((folded(), tried()), (!held, held));
         }
+        // Nor is the room for it kept for ever.
+        let log_size = || std::fs::metadata(directory.path().join("a.db-wal")).unwrap().len();
+        sqlite.run("INSERT INTO t VALUES (1, hex(zeroblob(10000000)))").await.unwrap();
+        assert!(log_size() > LOG_KEPT);
+        reader.execute_batch("COMMIT").unwrap();
+        sqlite.writing().fold(true, log_size());
+        sqlite.run("INSERT INTO t VALUES (2, 'two')").await.unwrap();
+        assert!(log_size() <= LOG_KEPT);
     }
 
     #[tokio::test]
