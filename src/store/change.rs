@@ -125,22 +125,24 @@ impl Change {
         } else {
             ""
         };
-        let (lock, locked) = if locks {
+        // The flows first, as everybody locks them before rows of jobs: a condition on no row is looked at before any row.
+        let (lock, first, locked) = if locks {
             let lock = lock_flows_sql(Dialect::Postgres, "$2");
-            (format!(", flow AS MATERIALIZED ({lock})"), ", (SELECT count(*) FROM flow) AS locked")
+            let first = "(SELECT count(*) FROM flow) >= 0 AND ";
+            (format!("flow AS MATERIALIZED ({lock}), "), first, ", (SELECT count(*) FROM flow) AS locked")
         } else {
-            (String::new(), "")
+            (String::new(), "", "")
         };
         // A transaction that somebody has forgotten must not hold up the writes about all other runs: what finds its
         // row locked fails at once, and is asked for again.
         // The rows are named by their keys once more: what they are joined with is unknown to the planner.
         format!(
-            "WITH item AS MATERIALIZED (SELECT * FROM {items}), \
+            "WITH {lock}item AS MATERIALIZED (SELECT * FROM {items}), \
              current AS MATERIALIZED (SELECT id, attempt, status, item.* FROM jobs JOIN item ON {current} \
-             WHERE id = ANY (ARRAY(SELECT v1 FROM item)) FOR NO KEY UPDATE OF jobs NOWAIT), \
+             WHERE {first}id = ANY (ARRAY(SELECT v1 FROM item)) FOR NO KEY UPDATE OF jobs NOWAIT), \
              event AS ({EVENT} {event} current {event_rest}), \
              job AS (UPDATE jobs SET {job} FROM current WHERE jobs.id = current.id \
-             AND jobs.id = ANY (ARRAY(SELECT id FROM current))){run}{lock} SELECT v2 AS run_token{told}{locked} FROM current"
+             AND jobs.id = ANY (ARRAY(SELECT id FROM current))){run} SELECT v2 AS run_token{told}{locked} FROM current"
         )
     }
 }

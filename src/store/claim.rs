@@ -150,8 +150,9 @@ impl Store {
         if state.oldest.is_none() && look.behind().is_none() {
             return Ok(claimed);
         }
-        // What has been ended just now may be among them.
-        let first_rows = first_rows.filter(|_| claimed.cancelled_pending.is_empty() && claimed.expired.is_empty());
+        // What has been ended just now may be among them, and what has been let go is not.
+        let changed = !claimed.cancelled_pending.is_empty() || !claimed.expired.is_empty();
+        let first_rows = first_rows.filter(|_| !changed && claimed.waited == Waited::default());
         let mut taken = self.next_rows(transaction, claim, state.now, wanted, first_rows, look.place()).await?;
         look.found(&taken);
         for (job, token) in taken.iter_mut().zip(tokens) {
@@ -441,8 +442,11 @@ impl Store {
         let dialect = self.dialect();
         let requested = format!(
             "FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} \
-             AND status = 'PENDING' ORDER BY id LIMIT {AT_MOST} {}",
+             AND {} ORDER BY {} LIMIT {AT_MOST} {}",
             dialect.by_index("jobs_cancel_requested"),
+            // Not by an index of all that wait.
+            dialect.of_named("status = 'PENDING'"),
+            dialect.sorted_by_id(),
             dialect.skip_locked(),
         );
         let update = Update {
@@ -558,10 +562,11 @@ impl Store {
     ) -> Result<Vec<JobId>, Error> {
         let dialect = self.dialect();
         let select = format!(
-            "SELECT id, attempt, {} FROM jobs {} WHERE type = $1 AND {OPEN} AND {} ORDER BY id LIMIT {AT_MOST} {}",
+            "SELECT id, attempt, {} FROM jobs {} WHERE type = $1 AND {OPEN} AND {} ORDER BY {} LIMIT {AT_MOST} {}",
             dialect.text("status"),
             dialect.by_index("jobs_open"),
             nobodys(dialect),
+            dialect.sorted_by_id(),
             dialect.skip_locked(),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
@@ -600,10 +605,11 @@ impl Store {
         // A SQLite database has one worker, whatever it calls itself today.
         let select = format!(
             "SELECT id, {} FROM jobs {} WHERE type = $1 AND cancel_requested_time IS NOT NULL AND {OPEN_OR_PENDING} \
-             AND status <> 'PENDING' AND {} ORDER BY id",
+             AND status <> 'PENDING' AND {} ORDER BY {}",
             dialect.text("run_token"),
             dialect.by_index("jobs_cancel_requested"),
             if dialect.is_shared() { "worker_id = $2" } else { "$2 IS NOT NULL" },
+            dialect.sorted_by_id(),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into()];
         let results = transaction.query_all(self.statement(select, values)).await.doing(ACTION)?;

@@ -2,8 +2,8 @@
 //!
 //! SQLite itself would try at each commit that leaves more than 1000 pages in the log. Each try sorts all pages of the log, and
 //! while another connection holds an old snapshot (a report, a backup, a shell that somebody has forgotten) none gets to the end, so the
-//! log grows and each commit takes longer: 3.7 times as long after 70,000 jobs. So a try that was in vain is made again only once the
-//! log has grown by half, or some time later; and none is made while somebody waits for the commit.
+//! log grows and each commit takes longer: 3.7 times as long after 70,000 jobs. So after two tries in vain there is another one only
+//! once the log has grown by half, or some time later; and none is made while somebody waits for the commit.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,9 @@ pub(super) struct Folding {
     commits: u32,
     /// The size of the log's file at the last try, in bytes. It is written from its start again once all of it is folded.
     size: u64,
-    /// When the last try was made, where that one was in vain.
+    /// Whether the last try did not get to the end, as it may be for somebody who read in that moment.
+    missed: bool,
+    /// When the last try was made, where neither that one nor the one before got to the end.
     in_vain: Option<Instant>,
     /// Whether a try is under way.
     asked: bool,
@@ -51,7 +53,8 @@ impl Folding {
 
     /// It was tried, and all of it was folded or not.
     pub(super) fn tried(&mut self, all: bool, size: u64, now: Instant) {
-        *self = Self { commits: 0, size, in_vain: (!all).then_some(now), asked: false };
+        let in_vain = (!all && self.missed).then_some(now);
+        *self = Self { commits: 0, size, missed: !all, in_vain, asked: false };
     }
 }
 
@@ -81,6 +84,8 @@ mod tests {
     fn a_try_in_vain_is_made_again_later_or_for_a_log_that_has_grown_by_half() {
         let now = Instant::now();
         let mut folding = Folding::default();
+        folding.tried(false, 10 * BYTES, now);
+        assert_eq!(due_after(&mut folding, 10 * BYTES, now), COMMITS);
         folding.tried(false, 10 * BYTES, now);
         assert_eq!(due_after(&mut folding, 16 * BYTES - 1, now), u32::MAX);
         assert!(folding.is_due(16 * BYTES, now));

@@ -48,9 +48,10 @@ impl Store {
         let select = format!(
             "SELECT id, attempt, attempts_before, maximum_attempts, created_time, run_at, schedule_time, heartbeat_time, \
              cancel_requested_time, {} FROM jobs {} WHERE type = $1 AND worker_id <> $2 AND {OPEN} AND lease_time < $3 \
-             ORDER BY id LIMIT {AT_MOST}",
+             ORDER BY {} LIMIT {AT_MOST}",
             texts.join(", "),
             dialect.by_index("jobs_open"),
+            dialect.sorted_by_id(),
         );
         let values = [claim.flow.as_str().into(), claim.worker.as_str().into(), now.unix_millis().into()];
         let results = transaction.query_all(self.statement(select, values)).await.doing(ACTION)?;

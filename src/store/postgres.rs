@@ -5,6 +5,7 @@
 //! do is known, so this session's planner is told what it can't know of tables that grow from nothing to millions of rows
 //! before it has statistics of them: see [`PLANS`].
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,10 +18,13 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::connection::{Connection, Executed, Record};
 use super::place::Trust;
+#[cfg(doc)]
+use super::sql::Dialect;
 use super::{ACQUIRE_TIMEOUT, connection_error};
 
 /// Every statement of a job's way has its index, and is planned once. The planner holds a table that was never analysed for one of
-/// ten pages, and would rather read all of those and sort them: each claim then took as long as there were rows that waited.
+/// ten pages, and would rather read all of those and sort them: each claim then took as long as there were rows that waited. What
+/// has to be sorted all the same must not be by a key, see [`Dialect::sorted_by_id`].
 const PLANS: [(&str, &str); 4] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -29,14 +33,27 @@ const PLANS: [(&str, &str); 4] = [
 ];
 
 /// The connection; clones are the same one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Postgres {
     options: PgConnectOptions,
     trust: Trust,
-    kept: Arc<Mutex<Option<Kept>>>,
+    place: Arc<Mutex<Slot>>,
 }
 
-#[derive(Debug)]
+/// The options have the password in them.
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postgres").finish_non_exhaustive()
+    }
+}
+
+/// Where the connection is between two transactions.
+#[derive(Default)]
+struct Slot {
+    kept: Option<Kept>,
+    is_closed: bool,
+}
+
 struct Kept {
     connection: PgConnection,
     since: Instant,
@@ -45,7 +62,7 @@ struct Kept {
 impl Postgres {
     /// One that is made once it is needed.
     pub(super) fn new(options: PgConnectOptions, trust: Trust) -> Self {
-        Self { options: options.options(PLANS), trust, kept: Arc::default() }
+        Self { options: options.options(PLANS), trust, place: Arc::default() }
     }
 
     /// Starts a transaction, once the one before it is over.
@@ -53,8 +70,11 @@ impl Postgres {
     /// # Errors
     /// What the server says, or that it does not answer.
     pub(super) async fn begin(&self) -> Result<PostgresTransaction, DbErr> {
-        let mut turn = Arc::clone(&self.kept).lock_owned().await;
-        let kept = turn.take().filter(|kept| self.trust.holds(kept.since.elapsed()));
+        let mut turn = Arc::clone(&self.place).lock_owned().await;
+        if turn.is_closed {
+            return Err(connection_error(sqlx::Error::PoolClosed));
+        }
+        let kept = turn.kept.take().filter(|kept| self.trust.holds(kept.since.elapsed()));
         let mut kept = match kept {
             Some(kept) => kept,
             None => self.connect().await?,
@@ -72,9 +92,11 @@ impl Postgres {
         }
     }
 
-    /// Ends the connection, once the transaction on it is over.
+    /// Ends the connection, once the transaction on it is over; there is no other one.
     pub(super) async fn close(&self) {
-        let kept = self.kept.lock().await.take();
+        let mut place = self.place.lock().await;
+        place.is_closed = true;
+        let kept = place.kept.take();
         if let Some(Kept { connection, .. }) = kept
             && let Err(error) = connection.close().await
         {
@@ -85,7 +107,7 @@ impl Postgres {
 
 /// A transaction; one that is dropped takes its connection with it, upon which the server takes it back.
 pub(super) struct PostgresTransaction {
-    turn: OwnedMutexGuard<Option<Kept>>,
+    turn: OwnedMutexGuard<Slot>,
     kept: Mutex<Kept>,
 }
 
@@ -110,7 +132,7 @@ impl PostgresTransaction {
         let Self { mut turn, kept } = self;
         let mut kept = kept.into_inner();
         kept.connection.execute(how).await.map_err(failed)?;
-        *turn = Some(kept);
+        turn.kept = Some(kept);
         Ok(())
     }
 }

@@ -281,13 +281,11 @@ impl Store {
             )
         };
         match settlement.next {
-            Next::Final(_) => {
+            Next::Final(status) => {
                 let attempt = attempt();
                 let completed = values.add(settlement.completed_time.unix_millis());
-                format!(
-                    "status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}, \
-                     progress = CASE WHEN {to} = 'COMPLETED' THEN 100 ELSE progress END"
-                )
+                let progress = if status == JobStatus::Completed { ", progress = 100" } else { "" };
+                format!("status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}{progress}")
             }
             Next::RetryAfter(wait) => {
                 let attempt = attempt();

@@ -91,6 +91,12 @@ impl Dialect {
         }
     }
 
+    /// What to order few rows by that another index finds. Where it may not sort, see [`super::postgres`], PostgreSQL would read the
+    /// whole table by its key to have them in that order.
+    pub(super) const fn sorted_by_id(self) -> &'static str {
+        self.pick("id", "id + 0", "id")
+    }
+
     /// Whichever applies.
     pub(super) const fn pick<'a>(self, sqlite: &'a str, postgres: &'a str, mysql: &'a str) -> &'a str {
         match self {

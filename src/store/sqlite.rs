@@ -727,7 +727,7 @@ mod tests {
             }
             let before = std::fs::metadata(&path).unwrap().len();
             sqlite.run("INSERT INTO t VALUES (1, hex(zeroblob(1000000)))").await.unwrap();
-            for n in 0..COMMITS {
+            for n in 0..COMMITS * if held { 3 } else { 1 } {
                 let transaction = sqlite.begin(if n % 2 == 0 { Where::Here } else { Where::Pool }).await.unwrap();
                 transaction.execute(statement("INSERT INTO t VALUES (2, 'two')", [])).await.unwrap();
                 transaction.commit().await.unwrap();

@@ -229,8 +229,8 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
         ("a start", "SET status = 'PROGRESS'", "wait:1", &straight),
         ("a heartbeat", "SET heartbeat_time = ", "wait:2", &straight),
         ("a progress note", "SET progress = COALESCE", "progress:40+wait:3", &straight),
-        ("an end", ", completed_time = $", "run:0.1", &straight),
-        ("a failure", ", completed_time = $", "run:0.1+exit:7", &["INQUEUE", "PROGRESS", "ERROR"]),
+        ("an end", ", completed_time = v", "run:0.1", &straight),
+        ("a failure", ", completed_time = v", "run:0.1+exit:7", &["INQUEUE", "PROGRESS", "ERROR"]),
         ("a retry", "SET status = 'PENDING', run_at", "run:0.1+exit:3", &retried),
         ("the run's row", "INSERT INTO runs", "run:0.1", &straight),
     ];

@@ -21,7 +21,7 @@ use callsheet::store::{
     CancelResult, Claim, Claimed, ClaimedJob, Confirm, Due, Enqueued, Error, JobFilter, NewJob, ProgressNote,
     Settlement, Started, Store, Use, Wakes, Worker, WorkerNote, WorkerState, Write, Written,
 };
-use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 
 use crate::support::service::{On, connect};
 use crate::support::{eventually, mariadb as mariadb_server, postgres as server};
@@ -398,6 +398,7 @@ on_every_database!(
     every_write_may_be_repeated,
     a_whole_batch_may_be_repeated,
     ends_that_share_a_batch_are_told_of_one_by_one,
+    what_an_end_lets_go_is_there_for_the_claim_that_shares_its_batch,
     a_job_can_be_cancelled_in_every_open_status,
     a_cancel_request_by_sql_is_found_by_the_claim,
     a_settlement_does_not_lose_a_cancel_request,
@@ -912,6 +913,36 @@ async fn ends_that_share_a_batch_are_told_of_one_by_one(db: Db) {
     }
     assert_eq!(db.steps(second.id).await, steps(&["PENDING", "INQUEUE", "ERROR"]));
     assert_eq!(db.store.runs(third.id).await.unwrap(), []);
+}
+
+async fn what_an_end_lets_go_is_there_for_the_claim_that_shares_its_batch(db: Db) {
+    let first = db.running("first", 1).await;
+    let urgent = db.store.enqueue(&[NewJob { priority: 10, ..new("urgent") }, new("other")]).await.unwrap()[0].id;
+    let (waits, after) = (urgent.0, first.id.0);
+    db.sql(&format!("INSERT INTO job_dependencies (job_id, after_id) VALUES ({waits}, {after})")).await.unwrap();
+    let one = Claim { concurrency: 1, worker_concurrency: 1, ..claim(&[token(2)]) };
+    let written = db.store.apply(&[Write::Settle(completed(&first)), Write::Claim(one)]).await.unwrap();
+    let [Written::Applied, Written::Claimed(claimed)] = written.as_slice() else { panic!("{written:?}") };
+    assert_eq!(claimed.jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [urgent]);
+}
+
+/// A user's transaction on a flow and then on its jobs, as people write them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_a_flow_has_no_job_locked() {
+    const WAITING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let Some(db) = Db::postgres().await else { return };
+    let job = db.running("x", 1).await;
+    let foreign = db.foreign.begin().await.unwrap();
+    foreign.execute_unprepared("SET LOCAL lock_timeout = '5s'").await.unwrap();
+    foreign.execute_unprepared("UPDATE flows SET paused = paused").await.unwrap();
+    let (store, writes) = (db.store.clone(), [Write::Settle(completed(&job)), Write::Claim(claim(&[token(2)]))]);
+    let applied = tokio::spawn(async move { store.apply(&writes).await });
+    eventually("the batch to wait for the flow", async || db.number(WAITING).await == 1).await;
+    foreign.execute_unprepared("UPDATE jobs SET priority = 7").await.unwrap();
+    foreign.commit().await.unwrap();
+    let written = applied.await.unwrap().unwrap();
+    assert_eq!(written[0], Written::Applied);
+    assert_eq!((db.row(job.id).await.status, db.row(job.id).await.priority), (JobStatus::Completed, 7));
 }
 
 async fn a_job_can_be_cancelled_in_every_open_status(db: Db) {
