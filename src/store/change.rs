@@ -14,9 +14,11 @@ use super::claim::lock_flows_sql;
 use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
+use crate::domain::{JobId, RunToken};
 
-/// What is written about a run that is still current. The first value is its job, the second one its token.
+/// What is written about a run that is still current.
 pub(super) struct Change {
+    pub(super) token: RunToken,
     /// Which row of `jobs` it is, where the run is current.
     pub(super) current: String,
     /// A selection of the event's columns up to where that row, called `current`, is to be named; and what comes after.
@@ -54,38 +56,53 @@ impl Default for Parameters {
 }
 
 impl Parameters {
-    /// For a change: on PostgreSQL, where a statement has the values of several, they are columns.
-    pub(super) fn of(dialect: Dialect) -> Self {
+    /// For a change, with the names of its run's job and token: [`JOB`] and [`TOKEN`] on PostgreSQL, where a statement has the values
+    /// of several changes, so that they are columns.
+    pub(super) fn of(dialect: Dialect, job: JobId, token: &RunToken) -> (Self, [String; 2]) {
         let name = if dialect == Dialect::Postgres { 'v' } else { '$' };
-        Self { name, ..Self::default() }
+        let mut values = Self { name, ..Self::default() };
+        let names = [values.add(job.0), values.add(token.as_str())];
+        (values, names)
     }
 
     pub(super) fn add(&mut self, value: impl Into<Value>) -> String {
         self.values.push(value.into());
-        format!("{}{}", self.name, self.values.len())
+        self.name(self.values.len())
+    }
+
+    fn name(&self, number: usize) -> String {
+        format!("{}{number}", self.name)
+    }
+
+    /// Each by its name.
+    fn named(&self) -> impl Iterator<Item = (String, &Value)> {
+        self.values.iter().zip(1..).map(|(value, number)| (self.name(number), value))
     }
 
     /// As the columns of a table.
     fn columns(&self) -> Vec<(String, &'static str)> {
         let kind = |value: &Value| if matches!(value, Value::String(_)) { "text" } else { "bigint" };
-        self.values.iter().enumerate().map(|(at, value)| (format!("{}{}", self.name, at + 1), kind(value))).collect()
+        self.named().map(|(name, value)| (name, kind(value))).collect()
     }
 
     /// As a row of that table.
     fn row(&self) -> Result<serde_json::Value, DbErr> {
-        let columns = self.values.iter().enumerate().map(|(at, value)| {
-            let value = match value {
-                Value::String(text) => json!(text),
-                Value::BigInt(number) => json!(number),
-                other => return Err(DbErr::Type(format!("no column for {other:?}"))),
-            };
-            Ok((format!("{}{}", self.name, at + 1), value))
+        let columns = self.named().map(|(name, value)| match value {
+            Value::String(text) => Ok((name, json!(text))),
+            Value::BigInt(number) => Ok((name, json!(number))),
+            other => Err(DbErr::Type(format!("no column for {other:?}"))),
         });
         columns.collect::<Result<serde_json::Map<_, _>, _>>().map(serde_json::Value::Object)
     }
 }
 
-const EVENT: &str = "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message)";
+/// The first two columns of PostgreSQL's list of changes.
+const JOB: &str = "v1";
+const TOKEN: &str = "v2";
+
+/// Up to where its values are selected.
+pub(super) const EVENT: &str =
+    "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message)";
 
 impl Change {
     /// Whether one statement can carry out both.
@@ -107,9 +124,9 @@ impl Change {
     }
 
     /// One statement for PostgreSQL that carries out every change that is like this one, of the list in `$1`, and tells the tokens
-    /// of the runs that were current. Where some were, and `locks`, it also locks the flows of the list in `$2` and counts them.
+    /// of the runs that were current. Where `locks` is set it locks the flows of the list in `$2` before, and counts them in each row.
     fn of_all(&self, locks: bool) -> String {
-        let Self { current, event, event_rest, job, is_told, run, values } = self;
+        let Self { current, event, event_rest, job, is_told, run, values, token: _ } = self;
         let columns = values.columns();
         let columns: Vec<_> = columns.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
         let items = Dialect::Postgres.items("$1", &columns);
@@ -139,10 +156,10 @@ impl Change {
         format!(
             "WITH {lock}item AS MATERIALIZED (SELECT * FROM {items}), \
              current AS MATERIALIZED (SELECT id, attempt, status, item.* FROM jobs JOIN item ON {current} \
-             WHERE {first}id = ANY (ARRAY(SELECT v1 FROM item)) FOR NO KEY UPDATE OF jobs NOWAIT), \
+             WHERE {first}id = ANY (ARRAY(SELECT {JOB} FROM item)) FOR NO KEY UPDATE OF jobs NOWAIT), \
              event AS ({EVENT} {event} current {event_rest}), \
              job AS (UPDATE jobs SET {job} FROM current WHERE jobs.id = current.id \
-             AND jobs.id = ANY (ARRAY(SELECT id FROM current))){run} SELECT v2 AS run_token{told}{locked} FROM current"
+             AND jobs.id = ANY (ARRAY(SELECT id FROM current))){run} SELECT {TOKEN} AS run_token{told}{locked} FROM current"
         )
     }
 }
@@ -176,13 +193,10 @@ impl Store {
                 if usize::try_from(locked).unwrap_or(usize::MAX) < flows.len() {
                     self.lock_flows(transaction, flows).await?;
                 }
-                let tokens = results.iter().map(|result| Row { result, dialect }.text("run_token"));
-                let tokens = tokens.collect::<Result<BTreeSet<_>, _>>()?;
-                let token = |change: &Change| match change.values.values.get(1) {
-                    Some(Value::String(token)) => token.clone(),
-                    _ => None,
-                };
-                return Ok(changes.iter().map(|change| tokens.contains(&token(change))).collect());
+                let tokens = results.iter().map(|result| Row { result, dialect }.token());
+                let current = tokens.collect::<Result<Vec<_>, _>>()?;
+                let is_current = |change: &Change| current.iter().flatten().any(|token| *token == change.token);
+                return Ok(changes.iter().map(is_current).collect());
             }
             // changes(): how many rows the update has changed.
             Dialect::Sqlite => {

@@ -11,14 +11,15 @@ use sea_orm::Value;
 use serde_json::json;
 
 use super::connection::{Connection, Transaction};
-use super::leases::{claimers, lease_millis, next_lapse, others_live};
+use super::leases::{claimers, next_lapse, others_live};
 use super::looks::{FOUND_SQL, Look, Place, open_since_sql};
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
+use super::take::Taking;
 use super::update::{Rows, Update};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
 use crate::domain::heartbeat::Lease;
 use crate::domain::labels::Labels;
-use crate::domain::trace::{TraceContext, TraceState};
+use crate::domain::trace::TraceContext;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
 const ACTION: &str = "claim jobs";
@@ -168,7 +169,7 @@ impl Store {
         }
         if !taken.is_empty() {
             let lease = claim.terms.untouched(claimed.lease);
-            self.take(transaction, claim, &taken, (state.now, lease)).await?;
+            self.take(transaction, &Taking { claim, jobs: &taken, now: state.now, lease }).await?;
             claimed.open = claimed.open.saturating_add(u32::try_from(taken.len()).unwrap_or(u32::MAX));
             claimed.jobs.append(&mut taken);
         }
@@ -200,12 +201,11 @@ impl Store {
         if with_rows {
             let wanted = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
             values.extend([wanted, claim.concurrency.into(), claim.worker_concurrency.into()].map(Value::from));
-            statement = match dialect {
-                Dialect::Sqlite => format!("{statement}; {}", first_rows_sql()),
-                Dialect::Postgres | Dialect::MySql => {
-                    values.push(i64::from(claim.beyond_share).into());
-                    with_first_rows_sql(&statement)
-                }
+            statement = if dialect == Dialect::Sqlite {
+                format!("{statement}; {}", first_rows_sql())
+            } else {
+                values.push(i64::from(claim.beyond_share).into());
+                with_first_rows_sql(&statement)
             };
         }
         let results = transaction.query_all(self.statement(statement, values)).await.doing(ACTION)?;
@@ -349,88 +349,6 @@ impl Store {
         let select = self.statement(select, [flow.as_str().into(), bound.into(), now.unix_millis().into()]);
         let result = transaction.query_one(select).await.doing(ACTION)?;
         result.map_or(Ok(None), |result| Row { result: &result, dialect: self.dialect() }.maybe_int("priority"))
-    }
-
-    async fn take(
-        &self,
-        transaction: &Transaction,
-        claim: &Claim,
-        jobs: &[ClaimedJob],
-        (now, lease): (Timestamp, Duration),
-    ) -> Result<(), Error> {
-        let dialect = self.dialect();
-        let worker = claim.worker.as_str();
-        let message = format!("claimed by {worker}");
-        if dialect == Dialect::Postgres {
-            let items: Vec<_> = jobs
-                .iter()
-                .map(|job| {
-                    json!({
-                        "id": job.id.0,
-                        "token": job.token.as_str(),
-                        "attempt": job.attempt.0,
-                        "schedule_time": job.schedule_time.unix_millis(),
-                        "parent": traceparent(job),
-                        "state": tracestate(job),
-                    })
-                })
-                .collect();
-            let values = [
-                serde_json::Value::from(items).to_string().into(),
-                worker.into(),
-                now.unix_millis().into(),
-                lease_millis(lease).into(),
-                message.into(),
-            ];
-            let taken = transaction.execute(self.statement(take_all_sql(), values)).await.doing(ACTION)?;
-            return all_taken(taken.rows_affected, jobs.len());
-        }
-        // A statement for each row: joined with a list, the planner may choose to read all pending rows. The event goes with it: on
-        // SQLite as a second statement, where changes() is how many rows the first one has changed. On MySQL, which takes one
-        // statement at a time, the events of all rows follow in one.
-        let lease = match dialect {
-            Dialect::Sqlite => String::new(),
-            Dialect::Postgres | Dialect::MySql => format!(", lease_time = $5 + {}", lease_millis(lease)),
-        };
-        let names = ["$2", "$3", "$4", "$5", "$6", "$7", "$9"];
-        let job = format!("UPDATE jobs SET {}{lease} WHERE id = $1 AND status = 'PENDING'", taken_sql(names));
-        let statement = match dialect {
-            Dialect::Sqlite => {
-                format!(
-                    "{job}; INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-                     SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8 WHERE changes() > 0"
-                )
-            }
-            Dialect::Postgres | Dialect::MySql => job,
-        };
-        for job in jobs {
-            let values = [
-                job.id.0.into(),
-                worker.into(),
-                job.token.as_str().into(),
-                i64::from(job.attempt.0).into(),
-                now.unix_millis().into(),
-                job.schedule_time.unix_millis().into(),
-                traceparent(job).into(),
-                message.as_str().into(),
-                tracestate(job).into(),
-            ];
-            let taken = transaction.execute(self.statement(statement.as_str(), values)).await.doing(ACTION)?;
-            // With its event there may be two.
-            all_taken(taken.rows_affected.min(1), 1)?;
-        }
-        if dialect == Dialect::MySql {
-            let taken: Vec<_> = jobs.iter().map(|job| json!({ "id": job.id.0, "attempt": job.attempt.0 })).collect();
-            let events = format!(
-                "INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-                 SELECT item.id, item.attempt, 'PENDING', 'INQUEUE', $2, $3, $4 FROM {}",
-                dialect.items("$1", &[("id", "bigint"), ("attempt", "bigint")])
-            );
-            let taken = serde_json::Value::from(taken).to_string();
-            let values = [taken.into(), now.unix_millis().into(), worker.into(), message.into()];
-            transaction.execute(self.statement(events, values)).await.doing(ACTION)?;
-        }
-        Ok(())
     }
 
     async fn cancel_pending(
@@ -809,57 +727,6 @@ fn rows_sql(dialect: Dialect, which: &str, limit: &str) -> String {
         dialect.pick("priority DESC", "priority DESC", "priority_down"),
         dialect.skip_locked(),
     )
-}
-
-/// What a claimed row becomes; its trace goes from the payload to where whoever finds the run later looks for it. By the names of
-/// worker, token, attempt, time, schedule time, traceparent and tracestate.
-fn taken_sql([worker, token, attempt, now, schedule_time, parent, state]: [&str; 7]) -> String {
-    format!(
-        "status = 'INQUEUE', worker_id = {worker}, run_token = {token}, attempt = {attempt}, queued_time = {now}, \
-         schedule_time = {schedule_time}, tracestate = CASE WHEN traceparent IS NULL THEN {state} ELSE tracestate END, \
-         traceparent = COALESCE(traceparent, {parent}), progress = NULL, status_message = NULL, error = NULL, exit_code = NULL, \
-         execution_ms = NULL, started_time = NULL, heartbeat_time = NULL, completed_time = NULL"
-    )
-}
-
-/// All rows of the list in `$1`, with their events, on PostgreSQL. They are named by their keys once more, since the planner would
-/// not know how few the list has.
-fn take_all_sql() -> String {
-    let dialect = Dialect::Postgres;
-    let columns = [
-        ("id", "bigint"),
-        ("token", "text"),
-        ("attempt", "bigint"),
-        ("schedule_time", "bigint"),
-        ("parent", "text"),
-        ("state", "text"),
-    ];
-    format!(
-        "WITH item AS MATERIALIZED (SELECT * FROM {}), job AS (UPDATE jobs SET {}, lease_time = $3 + $4 FROM item \
-         WHERE jobs.id = item.id AND jobs.id = ANY (ARRAY(SELECT id FROM item)) AND {} RETURNING jobs.id, jobs.attempt) \
-         INSERT INTO job_events (job_id, attempt, from_status, to_status, time, worker_id, message) \
-         SELECT id, attempt, 'PENDING', 'INQUEUE', $3, $2, $5 FROM job",
-        dialect.items("$1", &columns),
-        taken_sql(["$2", "item.token", "item.attempt", "$3", "item.schedule_time", "item.parent", "item.state"]),
-        dialect.of_named("status = 'PENDING'"),
-    )
-}
-
-fn traceparent(job: &ClaimedJob) -> Option<String> {
-    job.trace.as_ref().map(|trace| trace.parent.to_string())
-}
-
-fn tracestate(job: &ClaimedJob) -> Option<&str> {
-    job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str)
-}
-
-/// The rows are locked, or nobody else writes: where one was not taken it would be a fault of ours, and nothing may be started.
-fn all_taken(taken: u64, wanted: usize) -> Result<(), Error> {
-    if usize::try_from(taken) == Ok(wanted) {
-        Ok(())
-    } else {
-        Err(Error::from_database(ACTION, sea_orm::DbErr::RecordNotUpdated))
-    }
 }
 
 /// The first rows, as many as there is room for: `$4` is how many are wanted, `$5` and `$6` how many may be open, in all

@@ -81,6 +81,11 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_somebody_has_left_behind_is_folded_with_the_first_commit() {
+        assert!(Folding::default().is_due(100 * BYTES, Instant::now()));
+    }
+
+    #[test]
     fn a_try_in_vain_is_made_again_later_or_for_a_log_that_has_grown_by_half() {
         let now = Instant::now();
         let mut folding = Folding::default();

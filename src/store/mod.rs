@@ -35,6 +35,7 @@ mod sessions;
 mod spelling;
 mod sql;
 mod sqlite;
+mod take;
 mod trial;
 mod update;
 mod wake;

@@ -18,13 +18,11 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::connection::{Connection, Executed, Record};
 use super::place::Trust;
-#[cfg(doc)]
-use super::sql::Dialect;
 use super::{ACQUIRE_TIMEOUT, connection_error};
 
 /// Every statement of a job's way has its index, and is planned once. The planner holds a table that was never analysed for one of
 /// ten pages, and would rather read all of those and sort them: each claim then took as long as there were rows that waited. What
-/// has to be sorted all the same must not be by a key, see [`Dialect::sorted_by_id`].
+/// has to be sorted all the same must not be by a key, see [`super::sql::Dialect::sorted_by_id`].
 const PLANS: [(&str, &str); 4] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -37,7 +35,7 @@ const PLANS: [(&str, &str); 4] = [
 pub(super) struct Postgres {
     options: PgConnectOptions,
     trust: Trust,
-    place: Arc<Mutex<Slot>>,
+    between: Arc<Mutex<Between>>,
 }
 
 /// The options have the password in them.
@@ -47,9 +45,9 @@ impl fmt::Debug for Postgres {
     }
 }
 
-/// Where the connection is between two transactions.
+/// What there is between two transactions.
 #[derive(Default)]
-struct Slot {
+struct Between {
     kept: Option<Kept>,
     is_closed: bool,
 }
@@ -62,7 +60,7 @@ struct Kept {
 impl Postgres {
     /// One that is made once it is needed.
     pub(super) fn new(options: PgConnectOptions, trust: Trust) -> Self {
-        Self { options: options.options(PLANS), trust, place: Arc::default() }
+        Self { options: options.options(PLANS), trust, between: Arc::default() }
     }
 
     /// Starts a transaction, once the one before it is over.
@@ -70,7 +68,7 @@ impl Postgres {
     /// # Errors
     /// What the server says, or that it does not answer.
     pub(super) async fn begin(&self) -> Result<PostgresTransaction, DbErr> {
-        let mut turn = Arc::clone(&self.place).lock_owned().await;
+        let mut turn = Arc::clone(&self.between).lock_owned().await;
         if turn.is_closed {
             return Err(connection_error(sqlx::Error::PoolClosed));
         }
@@ -94,9 +92,9 @@ impl Postgres {
 
     /// Ends the connection, once the transaction on it is over; there is no other one.
     pub(super) async fn close(&self) {
-        let mut place = self.place.lock().await;
-        place.is_closed = true;
-        let kept = place.kept.take();
+        let mut between = self.between.lock().await;
+        between.is_closed = true;
+        let kept = between.kept.take();
         if let Some(Kept { connection, .. }) = kept
             && let Err(error) = connection.close().await
         {
@@ -107,7 +105,7 @@ impl Postgres {
 
 /// A transaction; one that is dropped takes its connection with it, upon which the server takes it back.
 pub(super) struct PostgresTransaction {
-    turn: OwnedMutexGuard<Slot>,
+    turn: OwnedMutexGuard<Between>,
     kept: Mutex<Kept>,
 }
 

@@ -95,14 +95,14 @@ impl Store {
     }
 
     fn start(&self, started: &Started) -> Change {
-        let mut values = Parameters::of(self.dialect());
-        let [job, token] = [values.add(started.job.0), values.add(started.token.as_str())];
+        let (mut values, [job, token]) = Parameters::of(self.dialect(), started.job, &started.token);
         let worker = values.add(started.worker.as_str());
         let message = values.add(start_message(started.pid));
         let time = values.add(started.started_time.unix_millis());
         let [attempt, pid] = [values.add(i64::from(started.attempt.0)), values.add(i64::from(started.pid))];
         let now = self.dialect().now();
         Change {
+            token: started.token.clone(),
             current: format!(
                 "id = {job} AND run_token = {token} AND {}",
                 self.dialect().of_named("status = 'INQUEUE'")
@@ -230,8 +230,7 @@ impl Store {
     }
 
     fn end(&self, settlement: &Settlement) -> Change {
-        let mut values = Parameters::of(self.dialect());
-        let [job, token] = [values.add(settlement.job.0), values.add(settlement.token.as_str())];
+        let (mut values, [job, token]) = Parameters::of(self.dialect(), settlement.job, &settlement.token);
         let [to, worker] = [values.add(settlement.next.status().as_str()), values.add(settlement.worker.as_str())];
         let message = values.add(message(settlement));
         let start = values.add(settlement.started_time.and(settlement.pid).map(start_message));
@@ -255,6 +254,7 @@ impl Store {
         };
         let lapsed = if settlement.lapsed { format!(" AND lease_time < {now}") } else { String::new() };
         Change {
+            token: settlement.token.clone(),
             current: format!("id = {job} AND run_token = {token} AND {}{lapsed}", self.dialect().of_named(OPEN)),
             event,
             event_rest,

@@ -82,7 +82,7 @@ impl Sqlite {
                 Ok(connection)
             });
             let sqlite = Self::of(opened)?;
-            let log = log_of(&path).map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error.into()))))?;
+            let log = log_of(&path).map_err(|error| connection_error(error.into()))?;
             sqlite.writing().log = Some((log, Folding::default()));
             Ok(sqlite)
         })
@@ -750,6 +750,28 @@ mod tests {
         sqlite.writing().fold(true, log_size());
         sqlite.run("INSERT INTO t VALUES (2, 'two')").await.unwrap();
         assert!(log_size() <= LOG_KEPT);
+    }
+
+    /// As it is left by one that was killed.
+    #[tokio::test]
+    async fn a_large_log_that_was_left_behind_is_folded_with_the_first_commit() {
+        let (directory, sqlite) = table().await;
+        let path = directory.path().join("a.db");
+        let killed = rusqlite::Connection::open(&path).unwrap();
+        killed
+            .execute_batch("PRAGMA wal_autocheckpoint = 0; INSERT INTO t VALUES (1, hex(zeroblob(3000000)))")
+            .unwrap();
+        drop(sqlite);
+        let before = std::fs::metadata(&path).unwrap().len();
+        let sqlite = Sqlite::open(&path, false).await.unwrap();
+        sqlite.run("INSERT INTO t VALUES (2, 'two')").await.unwrap();
+        for _ in 0..1000 {
+            if std::fs::metadata(&path).unwrap().len() > before + 6_000_000 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it is not folded");
     }
 
     #[tokio::test]
