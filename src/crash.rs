@@ -119,6 +119,8 @@ steps! {
     ZygoteSpawn = "zygote-spawn",
     /// An order is sent to the zygote.
     OrderSend = "order-send",
+    /// A shim whose order was held is told to start the command.
+    StartSend = "start-send",
 
     /// The zygote takes an order.
     OrderReceive = "order-receive",
@@ -129,6 +131,8 @@ steps! {
     ShimSession = "shim-session",
     /// The shim binds its command's notify socket.
     NotifyBind = "notify-bind",
+    /// The shim takes the word to start the command.
+    StartReceive = "start-receive",
     /// The shim records that it starts the command.
     StartingRecord = "starting-record",
     /// The command is started.

@@ -23,7 +23,7 @@ use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, conclude};
 use crate::domain::trace::JobTrace;
 use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role};
-use crate::process;
+use crate::process::{self, CommandSpec};
 use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, FailedWaiter, LapsedRun, Settlement, Write, Written};
 
 /// The most rows that one claim asks for, so that its transaction stays short.
@@ -124,6 +124,58 @@ pub struct DispatcherState {
     retry: Option<AbortOnDrop>,
     retry_wait: Duration,
     spawn_again: Vec<AbortOnDrop>,
+}
+
+/// What makes runs of the rows that a claim brings.
+struct Claims {
+    shared: Arc<Shared>,
+    flow: Arc<FlowConfig>,
+    port: Port<DispatcherMessage>,
+    noticed: Instant,
+}
+
+impl Claims {
+    fn job_args(&self, job: ClaimedJob, claimed: &Claimed) -> JobArgs {
+        let (flow, now) = (&self.flow, claimed.now);
+        let request = Request {
+            identifier: job.identifier.as_deref().map_err(|unreadable| unreadable.0.as_str()),
+            payload: job.payload.as_ref().map(|_| ()).map_err(|unreadable| unreadable.0.as_str()),
+            schedule_deadline: job.schedule_time.plus(flow.schedule_to_close_timeout),
+        };
+        let start = match admit(request, &flow.identifier_pattern, now) {
+            Ok(()) => JobStart::Launch {
+                noticed: self.noticed,
+                claimed: now,
+                waited: false,
+                begun: claimed.begun,
+                lease: claimed.lease,
+            },
+            Err(reason) => JobStart::Refuse(reason),
+        };
+        JobArgs {
+            shared: Arc::clone(&self.shared),
+            flow: Arc::clone(flow),
+            run: OwnedRun {
+                job: job.id,
+                token: job.token,
+                attempt: job.attempt,
+                status: JobStatus::InQueue,
+                identifier: job.identifier.unwrap_or_default(),
+                payload: job.payload.unwrap_or_default(),
+                attempts_before: job.attempts_before,
+                maximum_attempts: job.maximum_attempts.unwrap_or_else(|| flow.retry.maximum_attempts()),
+                schedule_time: job.schedule_time,
+                runnable_since: job.run_at.max(job.created_time),
+                trace: JobTrace::of(job.id, job.created_time, job.trace),
+                created_time: job.created_time,
+                claimed_time: now,
+                cancel_requested: job.cancel_requested,
+            },
+            start,
+            settle: settle_through(&self.port),
+            slot_freed: wake_through(&self.port),
+        }
+    }
 }
 
 impl Actor for DispatcherActor {
@@ -264,7 +316,7 @@ impl DispatcherState {
                 None => drop(end.reply),
             }
         });
-        let mut together = vec![Pending { writes: end.writes, reply }];
+        let mut together = vec![Pending { writes: end.writes, reply, ahead: None }];
         // Where a claim is under way it may share that one's transaction; if not, there is another after it.
         if self.phase == Phase::Idle && self.prepare_claim()? {
             together.push(self.pending_claim(myself));
@@ -373,13 +425,17 @@ impl DispatcherState {
         // Answered after every end in its transaction or an earlier one.
         let ended = Arc::clone(&self.ended);
         let claimed = move |answer| DispatcherMessage::Claimed(answer, ended.load(Ordering::Acquire));
-        Pending { writes: vec![claim], reply: Reply::to(myself, claimed) }
+        let claims = self.claims();
+        let ahead = move |claimed: &Claimed| -> Vec<CommandSpec> {
+            claimed.jobs.iter().filter_map(|job| claims.job_args(job.clone(), claimed).ahead()).collect()
+        };
+        Pending { writes: vec![claim], reply: Reply::to(myself, claimed), ahead: Some(Arc::new(ahead)) }
     }
 
     async fn claimed(
         &mut self,
         myself: &ActorRef<DispatcherMessage>,
-        claimed: Claimed,
+        mut claimed: Claimed,
     ) -> Result<(), ActorProcessingErr> {
         for job in &claimed.cancelled_pending {
             self.note(*job, Attempt(0), None, JobStatus::Cancelled, "cancelled before its command was started");
@@ -399,21 +455,14 @@ impl DispatcherState {
             || self.tokens.len() >= usize::try_from(self.claiming.worker_concurrency.get()).unwrap_or(usize::MAX);
         self.woken |= used_up && !full;
         if self.args.claims {
-            for run in claimed.lapsed {
+            for run in std::mem::take(&mut claimed.lapsed) {
                 self.take_over(myself, run, claimed.now);
             }
         }
-        for job in claimed.jobs {
+        let claims = self.claims();
+        for job in std::mem::take(&mut claimed.jobs) {
             self.note(job.id, job.attempt, Some(&job.token), JobStatus::InQueue, "claimed");
-            let claim = JobStart::Launch {
-                noticed: self.noticed,
-                claimed: claimed.now,
-                waited: false,
-                begun: claimed.begun,
-                lease: claimed.lease,
-            };
-            let args = self.job_args(job, claimed.now, claim);
-            self.start(myself, args).await?;
+            self.start(myself, claims.job_args(job, &claimed)).await?;
         }
         for waiter in &claimed.waited.failed {
             self.note_failed(waiter);
@@ -469,39 +518,9 @@ impl DispatcherState {
         }
     }
 
-    fn job_args(&self, job: ClaimedJob, now: Timestamp, claim: JobStart) -> JobArgs {
-        let request = Request {
-            identifier: job.identifier.as_deref().map_err(|unreadable| unreadable.0.as_str()),
-            payload: job.payload.as_ref().map(|_| ()).map_err(|unreadable| unreadable.0.as_str()),
-            schedule_deadline: job.schedule_time.plus(self.claiming.schedule_to_close_timeout),
-        };
-        let start = match admit(request, &self.claiming.identifier_pattern, now) {
-            Ok(()) => claim,
-            Err(reason) => JobStart::Refuse(reason),
-        };
-        JobArgs {
-            shared: Arc::clone(&self.args.shared),
-            flow: Arc::clone(&self.claiming),
-            run: OwnedRun {
-                job: job.id,
-                token: job.token,
-                attempt: job.attempt,
-                status: JobStatus::InQueue,
-                identifier: job.identifier.unwrap_or_default(),
-                payload: job.payload.unwrap_or_default(),
-                attempts_before: job.attempts_before,
-                maximum_attempts: job.maximum_attempts.unwrap_or_else(|| self.claiming.retry.maximum_attempts()),
-                schedule_time: job.schedule_time,
-                runnable_since: job.run_at.max(job.created_time),
-                trace: JobTrace::of(job.id, job.created_time, job.trace),
-                created_time: job.created_time,
-                claimed_time: now,
-                cancel_requested: job.cancel_requested,
-            },
-            start,
-            settle: settle_through(&self.args.port),
-            slot_freed: wake_through(&self.args.port),
-        }
+    fn claims(&self) -> Claims {
+        let (shared, port) = (Arc::clone(&self.args.shared), self.args.port.clone());
+        Claims { shared, flow: Arc::clone(&self.claiming), port, noticed: self.noticed }
     }
 
     /// Settles a run as lost whose worker has not confirmed it for so long that its command has been ended wherever it was.
@@ -618,11 +637,8 @@ pub fn wake_through(port: &Port<DispatcherMessage>) -> Upward<JobId> {
 }
 
 fn fresh_tokens(count: u32) -> Result<Vec<RunToken>, getrandom::Error> {
-    (0..count)
-        .map(|_| {
-            let mut random = [0; 12];
-            getrandom::fill(&mut random)?;
-            Ok(RunToken::new(random, process::boot_mark()))
-        })
-        .collect()
+    // One question to the kernel for all of them.
+    let mut random = vec![[0; 12]; usize::try_from(count).unwrap_or(0)];
+    getrandom::fill(random.as_flattened_mut())?;
+    Ok(random.into_iter().map(|random| RunToken::new(random, process::boot_mark())).collect())
 }

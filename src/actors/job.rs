@@ -7,6 +7,9 @@
 //! Order of effects, and what a kill between any two leaves behind: the claim is committed (recovery: never started) →
 //! the run directory is made and locked (never started) → the shim notes that it starts the command (lost, and swept)
 //! → the command runs (re-attached) → the shim writes the verdict (finished while away) → the end is committed.
+//!
+//! The first two go on at the same time where nothing is in the way ([`super::ahead`]): then the shim waits for word that the
+//! claim is committed, and a run directory may be left that is no claim's, which goes with the old ones.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +48,8 @@ const WORK_AGAIN: Duration = Duration::from_secs(1);
 const START_HELD: Duration = Duration::from_millis(5);
 /// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);
+/// The largest payload that is written before the claim of its job counts, in bytes.
+const LARGEST_AHEAD: usize = 64 * 1024;
 /// How long the slot of a run is held whose command was not started, for no fault of its own.
 const NEVER_STARTED_WAIT: Duration = Duration::from_secs(1);
 /// The longest of these waits; each is twice the one before.
@@ -175,6 +180,96 @@ pub struct JobArgs {
     pub settle: Upward<Pending>,
     /// Told that the run's slot is about to be free, where the dispatcher does not know.
     pub slot_freed: Upward<JobId>,
+}
+
+impl JobArgs {
+    /// What to order ahead of the claim's commit: its command, unless it is not to be started or needs a closer look first.
+    pub(super) fn ahead(&self) -> Option<CommandSpec> {
+        let launches = matches!(self.start, JobStart::Launch { .. }) && !self.run.cancel_requested;
+        let is_small = self.run.payload.as_ref().is_none_or(|payload| payload.len() <= LARGEST_AHEAD);
+        (launches && is_small && self.flow.slots.is_none()).then(|| self.command_spec(None, Duration::ZERO))
+    }
+
+    /// The flow's command with this run's values in its placeholders, so long after its claim, on this device.
+    pub(super) fn command_spec(&self, slot: Option<Slot>, since: Duration) -> CommandSpec {
+        let (flow, run, shared) = (&self.flow, &self.run, &self.shared);
+        let (job, attempt) = (run.job.to_string(), run.attempt.to_string());
+        let run_dir = shared.launcher.run_dir(run.job, run.attempt, &run.token);
+        let run_dir = run_dir.to_string_lossy();
+        let value = |placeholder, signal| match placeholder {
+            Placeholder::Identifier => run.identifier.as_str(),
+            Placeholder::JobId => &job,
+            Placeholder::Type => flow.flow.as_str(),
+            Placeholder::Attempt => &attempt,
+            Placeholder::RunToken => run.token.as_str(),
+            Placeholder::WorkerId => shared.worker.as_str(),
+            Placeholder::RunDir => &run_dir,
+            Placeholder::Signal => signal,
+        };
+        let words = |words: &[Template], signal| -> Vec<String> {
+            words.iter().map(|word| word.fill(|placeholder| value(placeholder, signal))).collect()
+        };
+        let text = |template: &Template| template.fill(|placeholder| value(placeholder, ""));
+        // By the clock that set both times, so that this machine's own does not matter.
+        let now = match self.start {
+            JobStart::Launch { claimed, .. } => claimed.plus(since),
+            JobStart::Refuse(_) | JobStart::Recover => shared.clock.now(),
+        };
+        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(now);
+        CommandSpec {
+            flow: flow.flow.clone(),
+            job: run.job,
+            attempt: run.attempt,
+            token: run.token.clone(),
+            argv: words(&flow.command, ""),
+            cancel: flow
+                .cancel_command
+                .as_ref()
+                .map(|cancel| CancelSpec { term: words(cancel, "TERM"), kill: words(cancel, "KILL") }),
+            working_dir: flow.working_dir.as_ref().map(|path| text(path).into()),
+            env: flow.env.iter().map(|(name, value)| (name.clone(), text(value))).chain(self.trace_context()).collect(),
+            slot,
+            identifier: run.identifier.clone(),
+            worker: shared.worker.clone(),
+            payload: run.payload.clone(),
+            time_limit: flow.start_to_close_timeout.min(left),
+            time_limit_is: if left < flow.start_to_close_timeout {
+                Timeout::ScheduleToClose
+            } else {
+                Timeout::StartToClose
+            },
+            watchdog: flow.watchdog.then_some(flow.heartbeat_timeout),
+            silence_timeout: flow.silence_timeout,
+            kill_grace: flow.kill_grace,
+            start_by: match self.start {
+                JobStart::Launch { begun: Some(begun), .. } => begun.saturating_add(flow.heartbeat_timeout),
+                JobStart::Launch { begun: None, .. } | JobStart::Refuse(_) | JobStart::Recover => Duration::MAX,
+            },
+            lease: self.first_lease(),
+            output_limit: flow.output_limit,
+            limits: flow.limits,
+        }
+    }
+
+    /// The variables that tell a command which trace it is a part of (W3C Trace Context, by their usual names in an
+    /// environment). Without an exporter its parent is who asked for the job, since nobody would ever see our span.
+    fn trace_context(&self) -> Vec<(String, String)> {
+        let trace = &self.run.trace;
+        let parent = match (self.shared.telemetry.is_on(), trace.parent) {
+            (true, _) => trace.for_command(&self.run.token),
+            (false, Some(span)) => TraceParent { trace: trace.id, span, sampled: trace.sampled },
+            (false, None) => return Vec::new(),
+        };
+        let state = trace.state.as_ref().map(|state| ("TRACESTATE".to_owned(), state.as_str().to_owned()));
+        [("TRACEPARENT".to_owned(), parent.to_string())].into_iter().chain(state).collect()
+    }
+
+    /// The lease that the command is started with.
+    fn first_lease(&self) -> Option<LeaseUntil> {
+        let JobStart::Launch { begun: Some(begun), lease, .. } = self.start else { return None };
+        let timeout = self.flow.lease_terms().runs_on(lease)?;
+        Some(LeaseUntil { until: begun.saturating_add(timeout), timeout })
+    }
 }
 
 /// What a JobActor knows.
@@ -373,6 +468,9 @@ impl JobState {
             }
             Some(_) => {
                 tracing::warn!("a claim was outdated before its launch");
+                if let Some(link) = self.args.shared.launcher.released(&self.args.run.token) {
+                    link.control.stop_now();
+                }
                 self.release();
                 self.phase = RunPhase::Closed;
                 myself.stop(None);
@@ -382,6 +480,11 @@ impl JobState {
 
     /// Starts the launch as a task of its own: it can't be called back, so it must outlive this actor.
     fn launch(&mut self, myself: &ActorRef<JobMessage>) {
+        // One that was got ready has been started with the commit of its claim.
+        if let Some(link) = self.args.shared.launcher.released(&self.args.run.token) {
+            self.leased = self.args.first_lease().is_some();
+            return self.launched(myself, Some(Ok(link)));
+        }
         if self.args.run.cancel_requested {
             return self.ended(myself, RunEnd::CancelledBeforeStart);
         }
@@ -450,78 +553,8 @@ impl JobState {
         self.work_wait = longer(self.work_wait);
     }
 
-    /// The flow's command with this run's values in its placeholders.
     fn command_spec(&self) -> CommandSpec {
-        let (flow, run, shared) = (&self.args.flow, &self.args.run, &self.args.shared);
-        let (job, attempt) = (run.job.to_string(), run.attempt.to_string());
-        let run_dir = shared.launcher.run_dir(run.job, run.attempt, &run.token);
-        let run_dir = run_dir.to_string_lossy();
-        let value = |placeholder, signal| match placeholder {
-            Placeholder::Identifier => run.identifier.as_str(),
-            Placeholder::JobId => &job,
-            Placeholder::Type => flow.flow.as_str(),
-            Placeholder::Attempt => &attempt,
-            Placeholder::RunToken => run.token.as_str(),
-            Placeholder::WorkerId => shared.worker.as_str(),
-            Placeholder::RunDir => &run_dir,
-            Placeholder::Signal => signal,
-        };
-        let words = |words: &[Template], signal| -> Vec<String> {
-            words.iter().map(|word| word.fill(|placeholder| value(placeholder, signal))).collect()
-        };
-        let text = |template: &Template| template.fill(|placeholder| value(placeholder, ""));
-        // By the clock that set both times, so that this machine's own does not matter.
-        let now = match self.args.start {
-            JobStart::Launch { claimed, .. } => claimed.plus(self.since.elapsed()),
-            JobStart::Refuse(_) | JobStart::Recover => shared.clock.now(),
-        };
-        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(now);
-        CommandSpec {
-            flow: flow.flow.clone(),
-            job: run.job,
-            attempt: run.attempt,
-            token: run.token.clone(),
-            argv: words(&flow.command, ""),
-            cancel: flow
-                .cancel_command
-                .as_ref()
-                .map(|cancel| CancelSpec { term: words(cancel, "TERM"), kill: words(cancel, "KILL") }),
-            working_dir: flow.working_dir.as_ref().map(|path| text(path).into()),
-            env: flow.env.iter().map(|(name, value)| (name.clone(), text(value))).chain(self.trace_context()).collect(),
-            slot: self.slot.clone(),
-            identifier: run.identifier.clone(),
-            worker: shared.worker.clone(),
-            payload: run.payload.clone(),
-            time_limit: flow.start_to_close_timeout.min(left),
-            time_limit_is: if left < flow.start_to_close_timeout {
-                Timeout::ScheduleToClose
-            } else {
-                Timeout::StartToClose
-            },
-            watchdog: flow.watchdog.then_some(flow.heartbeat_timeout),
-            silence_timeout: flow.silence_timeout,
-            kill_grace: flow.kill_grace,
-            start_by: match self.args.start {
-                JobStart::Launch { begun: Some(begun), .. } => begun.saturating_add(flow.heartbeat_timeout),
-                JobStart::Launch { begun: None, .. } | JobStart::Refuse(_) | JobStart::Recover => Duration::MAX,
-            },
-            lease: self.first_lease(),
-            output_limit: flow.output_limit,
-            limits: flow.limits,
-        }
-    }
-
-    /// The variables that tell a command which trace it is a part of (W3C Trace Context, by their usual names in an
-    /// environment). Without an exporter its parent is who asked for the job, since nobody would ever see our span.
-    fn trace_context(&self) -> Vec<(String, String)> {
-        let trace = &self.args.run.trace;
-        let parent = match (self.args.shared.telemetry.is_on(), trace.parent) {
-            (true, _) => trace.for_command(&self.args.run.token),
-            (false, Some(span)) => TraceParent { trace: trace.id, span, sampled: trace.sampled },
-            (false, None) => return Vec::new(),
-        };
-        let state = trace.state.as_ref().map(|state| ("TRACESTATE".to_owned(), state.as_str().to_owned()));
-        [("TRACEPARENT".to_owned(), parent.to_string())].into_iter().chain(state).collect()
+        self.args.command_spec(self.slot.clone(), self.since.elapsed())
     }
 
     fn terms(&self) -> LeaseTerms {
@@ -530,13 +563,6 @@ impl JobState {
 
     fn claimed_lease(&self) -> Lease {
         if let JobStart::Launch { lease, .. } = self.args.start { lease } else { Lease::Long }
-    }
-
-    /// The lease that the command is started with.
-    fn first_lease(&self) -> Option<LeaseUntil> {
-        let JobStart::Launch { begun: Some(begun), lease, .. } = self.args.start else { return None };
-        let timeout = self.terms().runs_on(lease)?;
-        Some(LeaseUntil { until: begun.saturating_add(timeout), timeout })
     }
 
     fn tell_lease(&mut self, lease: Option<LeaseUntil>) {
@@ -905,7 +931,7 @@ impl JobState {
     fn pending_end(&self, myself: &ActorRef<JobMessage>) -> Option<Pending> {
         let end = Write::Settle(self.settlement()?);
         let writes = self.last_words().map(Write::Progress).into_iter().chain([end]).collect();
-        Some(Pending { writes, reply: Reply::to(myself, JobMessage::EndRecorded) })
+        Some(Pending { writes, reply: Reply::to(myself, JobMessage::EndRecorded), ahead: None })
     }
 
     /// What the command said last: while nobody was there to hear it, maybe.

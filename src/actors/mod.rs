@@ -19,6 +19,7 @@
 //! What no actor here does: own a process (its shim does), hold the only copy of a fact (the store or the run
 //! directory does), or wait inside a handler for a command, a retry or the database.
 
+pub mod ahead;
 pub mod dispatcher;
 pub mod flow;
 mod handle;
@@ -50,7 +51,7 @@ use crate::clock::Clock;
 use crate::domain::labels::Labels;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, WorkerId};
 use crate::metrics::{MailboxGauge, Metrics};
-use crate::process::{self, CommandSpec, Disk, Evidence, Processes, RunLink};
+use crate::process::{self, CommandSpec, Disk, Evidence, HeldLaunch, Processes, RunLink};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 
@@ -109,6 +110,10 @@ pub struct Shared {
 pub trait Launcher: Send + Sync + 'static {
     /// Starts a run; an error means that no command was or will be started.
     fn launch(&self, spec: CommandSpec) -> BoxFuture<'_, Result<RunLink, process::Error>>;
+    /// Has everything of a run ready but its command; `None` where it is to be launched like any other. Blocks.
+    fn hold(&self, spec: &CommandSpec) -> Option<Box<dyn HeldRun>>;
+    /// A run that was held and has been released since, to the first who asks.
+    fn released(&self, token: &RunToken) -> Option<RunLink>;
     /// Finds out what became of a run whose owner is gone.
     fn inspect(&self, job: JobId, attempt: Attempt, token: RunToken)
     -> BoxFuture<'_, Result<Evidence, process::Error>>;
@@ -124,9 +129,35 @@ pub trait Launcher: Send + Sync + 'static {
     fn disk(&self) -> Result<Disk, process::Error>;
 }
 
+/// A run of which everything is ready but its command; given up where it is dropped.
+pub trait HeldRun: Send {
+    /// Has the command started.
+    fn release(self: Box<Self>);
+    /// Has nothing started, ever. Blocks.
+    fn give_up(self: Box<Self>);
+}
+
+impl HeldRun for HeldLaunch {
+    fn release(self: Box<Self>) {
+        (*self).release();
+    }
+
+    fn give_up(self: Box<Self>) {
+        (*self).give_up();
+    }
+}
+
 impl Launcher for Processes {
     fn launch(&self, spec: CommandSpec) -> BoxFuture<'_, Result<RunLink, process::Error>> {
         Box::pin(self.launch(spec))
+    }
+
+    fn hold(&self, spec: &CommandSpec) -> Option<Box<dyn HeldRun>> {
+        self.hold(spec).map(|held| Box::new(held) as Box<dyn HeldRun>)
+    }
+
+    fn released(&self, token: &RunToken) -> Option<RunLink> {
+        self.released(token)
     }
 
     fn inspect(

@@ -166,6 +166,7 @@ impl Actor for RootActor {
         let mut state = RootState {
             status: StatusArgs {
                 store: shared.store.clone(),
+                launcher: Arc::clone(&shared.launcher),
                 port: shared.status.clone(),
                 gate: Arc::default(),
                 metrics: Arc::clone(&shared.metrics),

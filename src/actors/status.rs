@@ -15,7 +15,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
-use super::{AbortOnDrop, Health, Port, Reply, after};
+use super::ahead::{Ahead, Readying};
+use super::{AbortOnDrop, Health, Launcher, Port, Reply, after};
 use crate::metrics::{Metrics, Role};
 use crate::store::{ConfirmedRun, Error, Store, Write, Written};
 
@@ -58,6 +59,8 @@ pub struct Pending {
     pub writes: Vec<Write>,
     /// Told what the store answered to each.
     pub reply: Reply<Vec<Written>>,
+    /// What is got ready for each claim of these while it is being committed.
+    pub ahead: Option<Readying>,
 }
 
 impl Pending {
@@ -76,6 +79,8 @@ enum Entry {
 pub struct StatusArgs {
     /// Where the writes go.
     pub store: Store,
+    /// What gets runs ready while their claims are being committed.
+    pub launcher: Arc<dyn Launcher>,
     /// How it is found.
     pub port: Port<StatusMessage>,
     /// Held by each transaction while it runs.
@@ -120,7 +125,7 @@ impl Actor for StatusActor {
         match message {
             StatusMessage::Write(writes, reply) => {
                 state.args.port.taken();
-                state.queue.push_back(Entry::Write(Pending { writes, reply }));
+                state.queue.push_back(Entry::Write(Pending { writes, reply, ahead: None }));
             }
             StatusMessage::WriteTogether(together) => {
                 state.args.port.taken();
@@ -251,7 +256,8 @@ async fn commit(args: StatusArgs, batch: Vec<Pending>, gate: Option<OwnedMutexGu
 async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Error> {
     let (writes, confirmed) = combine(batch);
     let started = Instant::now();
-    let result = args.store.apply(&writes).await;
+    let ahead = Ahead::of(&args.launcher, batch.iter().filter_map(|pending| pending.ahead.clone()).collect());
+    let result = args.store.apply_foreseen(&writes, ahead).await;
     args.metrics.store_up(result.is_ok());
     match &result {
         Ok(_) => {

@@ -24,7 +24,7 @@ use super::retention::RetentionMessage;
 use super::root::{RootActor, RootArgs, RootMessage};
 use super::scheduler::{SchedulerActor, SchedulerArgs, SchedulerMessage};
 use super::status::{Pending, StatusActor, StatusArgs, StatusMessage};
-use super::{Health, Launcher, Launches, Port, Reply, Shared, Watched};
+use super::{Health, HeldRun, Launcher, Launches, Port, Reply, Shared, Watched};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::domain::heartbeat::LeaseTerms;
@@ -54,6 +54,8 @@ struct FakeCommands {
     inspected: u32,
     /// How many launches are to fail before one succeeds, as on a full disk.
     failing_launches: u32,
+    /// What was got ready and has been released, until somebody asks for it.
+    released: HashMap<RunToken, RunLink>,
     most_at_once: usize,
 }
 
@@ -87,6 +89,19 @@ impl FakeLauncher {
         run.reports.send(RunReport::Ended(verdict)).ok();
     }
 
+    fn start(&self, spec: &CommandSpec) -> RunLink {
+        let (sender, reports) = mpsc::unbounded_channel();
+        {
+            let mut commands = self.0.lock().unwrap();
+            *commands.launched.entry(spec.job).or_default() += 1;
+            let run = FakeRun { job: spec.job, reports: sender.clone(), verdict: None };
+            assert!(commands.runs.insert(spec.token.clone(), run).is_none(), "a run was launched twice");
+            let live = commands.runs.values().filter(|run| run.verdict.is_none()).count();
+            commands.most_at_once = commands.most_at_once.max(live);
+        }
+        RunLink { reports, control: self.attach(spec.token.clone(), sender) }
+    }
+
     fn attach(&self, token: RunToken, reports: UnboundedSender<RunReport>) -> RunControl {
         let (control, mut stops) = RunControl::for_tests();
         let launcher = self.clone();
@@ -106,24 +121,41 @@ impl FakeLauncher {
     }
 }
 
+struct FakeHeld {
+    launcher: FakeLauncher,
+    spec: CommandSpec,
+}
+
+impl HeldRun for FakeHeld {
+    fn release(self: Box<Self>) {
+        let link = self.launcher.start(&self.spec);
+        self.launcher.0.lock().unwrap().released.insert(self.spec.token.clone(), link);
+    }
+
+    fn give_up(self: Box<Self>) {}
+}
+
 impl Launcher for FakeLauncher {
     fn launch(&self, spec: CommandSpec) -> super::BoxFuture<'_, Result<RunLink, process::Error>> {
         Box::pin(async move {
-            let (sender, reports) = mpsc::unbounded_channel();
             {
                 let mut commands = self.0.lock().unwrap();
                 if let Some(left) = commands.failing_launches.checked_sub(1) {
                     commands.failing_launches = left;
                     return Err(process::Error::Unsupported { what: "this test" });
                 }
-                *commands.launched.entry(spec.job).or_default() += 1;
-                let run = FakeRun { job: spec.job, reports: sender.clone(), verdict: None };
-                assert!(commands.runs.insert(spec.token.clone(), run).is_none(), "a run was launched twice");
-                let live = commands.runs.values().filter(|run| run.verdict.is_none()).count();
-                commands.most_at_once = commands.most_at_once.max(live);
             }
-            Ok(RunLink { reports, control: self.attach(spec.token, sender) })
+            Ok(self.start(&spec))
         })
+    }
+
+    fn hold(&self, spec: &CommandSpec) -> Option<Box<dyn HeldRun>> {
+        let fails = self.0.lock().unwrap().failing_launches > 0;
+        (!fails).then(|| Box::new(FakeHeld { launcher: self.clone(), spec: spec.clone() }) as Box<dyn HeldRun>)
+    }
+
+    fn released(&self, token: &RunToken) -> Option<RunLink> {
+        self.0.lock().unwrap().released.remove(token)
     }
 
     fn inspect(&self, _: JobId, _: Attempt, token: RunToken) -> super::BoxFuture<'_, Result<Evidence, process::Error>> {
@@ -132,6 +164,9 @@ impl Launcher for FakeLauncher {
             {
                 let mut commands = self.0.lock().unwrap();
                 commands.inspected += 1;
+                if let Some(link) = commands.released.remove(&token) {
+                    return Ok(Evidence::Alive(link));
+                }
                 match commands.runs.get_mut(&token) {
                     None => return Ok(Evidence::NeverStarted),
                     Some(FakeRun { verdict: Some(verdict), .. }) => return Ok(Evidence::Finished(verdict.clone())),
@@ -709,6 +744,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
 async fn status_actor(store: Store) -> (ActorRef<StatusMessage>, StatusArgs) {
     let args = StatusArgs {
         store,
+        launcher: Arc::new(FakeLauncher::default()),
         port: Port::default(),
         gate: Arc::default(),
         metrics: Arc::new(Metrics::new("test").unwrap()),
@@ -797,7 +833,7 @@ async fn a_claim_has_the_room_that_an_end_in_its_transaction_leaves() {
     let (answers, mut answered) = mpsc::unbounded_channel();
     let pending = |write: Write| {
         let answers = answers.clone();
-        Pending { writes: vec![write], reply: Reply::new(move |answer| answers.send(answer).unwrap()) }
+        Pending { writes: vec![write], reply: Reply::new(move |answer| answers.send(answer).unwrap()), ahead: None }
     };
     args.port.cast(StatusMessage::WriteTogether(vec![pending(claim(2)), pending(end)]));
     assert_eq!(answered.recv().await.unwrap().unwrap(), [Written::Applied], "the end is answered first");

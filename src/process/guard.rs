@@ -135,6 +135,8 @@ impl Shared {
                     && let Some(order) = state.order()
                 {
                     match order {
+                        // Heard before there was a command, and a guard.
+                        ToShim::Start => {}
                         ToShim::Lease(lease) => state.lease = lease,
                         ToShim::Stop => state.strike(Struck::Requested, guarded, now),
                         ToShim::StopNow => {

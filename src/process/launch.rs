@@ -1,5 +1,6 @@
 //! The service's side: ordering runs from the zygote, and following their shims.
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::held::{Held, HeldLaunch};
 use super::helper::{Waiting, Zygote, hand_over, packet_sockets};
 use super::link::{CancelOrder, LARGEST_ORDER, LARGEST_REPORT, LeaseOrder, Order, ToService, ToShim};
 use super::run_dir::{self, Ended, FORMAT, Look, Record, SpecRecord};
@@ -54,6 +56,8 @@ pub(super) struct Launcher {
     waiting: Mutex<Waiting>,
     /// For the run that is ordered next.
     spare: Mutex<Option<Spare>>,
+    /// Runs that were held and have been let go, until their owner takes them.
+    released: Mutex<HashMap<RunToken, Held>>,
     looks: Semaphore,
 }
 
@@ -80,9 +84,9 @@ impl Launcher {
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
         let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
-        let (waiting, spare) = (Mutex::default(), Mutex::default());
+        let (waiting, spare, released) = (Mutex::default(), Mutex::default(), Mutex::default());
         let looks = Semaphore::new(LOOKS);
-        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, waiting, spare, looks })
+        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, waiting, spare, released, looks })
     }
 
     /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
@@ -100,12 +104,9 @@ impl Launcher {
         let (launcher, token, directory) = (Arc::clone(self), spec.token.clone(), run_dir.clone());
         // Before the order, which may get a shim of a later generation, but of no earlier one.
         let generation = self.waiting().generation;
-        let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec)).await;
+        let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec, false)).await;
         let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
-        if let Some(runs) = run_dir.parent().map(Path::to_owned) {
-            let launcher = Arc::clone(self);
-            tokio::task::spawn_blocking(move || launcher.make_spare(&runs));
-        }
+        self.make_spare_later(&run_dir);
         Ok(match launched {
             Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation),
             Launched::Refused { reason } => {
@@ -117,8 +118,54 @@ impl Launcher {
         })
     }
 
+    /// Has everything of a run ready but the start of its command. Blocks.
+    ///
+    /// `None` where that fails, upon which nothing of it is left and it can be launched like any other.
+    pub(super) fn hold(self: &Arc<Self>, run_dir: PathBuf, spec: &CommandSpec) -> Option<HeldLaunch> {
+        let generation = self.waiting().generation;
+        match self.order(&run_dir, spec, true) {
+            Ok(Launched::Ordered { link }) => {
+                Some(HeldLaunch::new(Arc::clone(self), spec.token.clone(), Held { run_dir, link, generation }))
+            }
+            Ok(Launched::Refused { .. }) => {
+                let _ = std::fs::remove_dir_all(&run_dir);
+                None
+            }
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "a run can't be got ready ahead of its claim"
+                );
+                None
+            }
+        }
+    }
+
+    /// Follows a run that was held and has been let go, where nobody does yet.
+    pub(super) fn released(self: &Arc<Self>, token: &RunToken) -> Option<RunLink> {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(token);
+        released.map(|Held { run_dir, link, generation }| {
+            self.make_spare_later(&run_dir);
+            self.follow(run_dir, token.clone(), Some(link), generation)
+        })
+    }
+
+    /// Has the run's command started; from now on it is there for whoever asks for it.
+    pub(super) fn release(&self, token: RunToken, run: Held) {
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        run.tell();
+        released.insert(token, run);
+    }
+
+    fn make_spare_later(self: &Arc<Self>, run_dir: &Path) {
+        if let Some(runs) = run_dir.parent().map(Path::to_owned) {
+            let launcher = Arc::clone(self);
+            tokio::task::spawn_blocking(move || launcher.make_spare(&runs));
+        }
+    }
+
     /// Everything of a launch that may block.
-    fn order(&self, run_dir: &Path, spec: &CommandSpec) -> Result<Launched, Error> {
+    fn order(&self, run_dir: &Path, spec: &CommandSpec, held: bool) -> Result<Launched, Error> {
         let spare = self.spare().take();
         let mut journal = run_dir::create(run_dir, &self.spec_record(spec), spec.payload.as_deref(), spare)?;
         if let Some(slot) = spec.slot.clone() {
@@ -150,6 +197,7 @@ impl Launcher {
             pids_limit: spec.limits.pids,
             boot_id: self.boot_id.clone(),
             in_memory: self.in_memory.clone().map(Into::into),
+            held,
         };
         let sent =
             serde_json::to_vec(&order).map_err(|error| SendError::Zygote(started(error.into()))).and_then(|order| {
@@ -254,6 +302,9 @@ impl Launcher {
         let begun = tokio::time::Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
+            if let Some(link) = self.released(token) {
+                return Ok(Evidence::Alive(link));
+            }
             let (look, link) = match self.look(&run_dir, token).await {
                 // It will not get better by itself, and nothing in there can be believed.
                 Err(error @ Error::Refused { .. }) => return Ok(Evidence::Gone { reason: error.to_string() }),
@@ -475,7 +526,7 @@ impl Follower {
                 }
                 ready = link.readable() => {
                     let Ok(mut ready) = ready else { return Goes::On };
-                    match ready.try_io(|link| receive(link.get_ref())) {
+                    match ready.try_io(|link| receive(link.get_ref(), RecvFlags::DONTWAIT)) {
                         Err(_would_block) => {}
                         Ok(Ok(Some(message))) => match self.pass_on(message) {
                             Goes::On => {}
@@ -578,9 +629,14 @@ fn ask(link: &OwnedFd, wanted: Wanted) {
         StopLevel::StopNow => Some(ToShim::StopNow),
     };
     for message in stop.into_iter().chain(lease) {
-        if let Ok(packet) = serde_json::to_vec(&message) {
-            let _ = send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-        }
+        tell(link, message);
+    }
+}
+
+/// Never waits.
+pub(super) fn tell(link: &OwnedFd, message: ToShim) {
+    if let Ok(packet) = serde_json::to_vec(&message) {
+        let _ = send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 
@@ -589,12 +645,12 @@ fn lease_order(lease: LeaseUntil) -> LeaseOrder {
 }
 
 /// The next message that is understood; `None` where the other end is closed.
-fn receive(link: &OwnedFd) -> io::Result<Option<ToService>> {
+pub(super) fn receive(link: &OwnedFd, how: RecvFlags) -> io::Result<Option<ToService>> {
     // Here rather than in the task, whose memory lasts as long as the run.
     let mut packet = [0_u8; LARGEST_REPORT];
     let mut reset = false;
     loop {
-        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+        match recv(link, &mut packet, how) {
             Ok((0, _)) => return Ok(None),
             Ok((length, _)) => {
                 if let Some(message) = packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {

@@ -40,6 +40,9 @@ pub(super) struct Order {
     pub(super) boot_id: String,
     /// Where files may be that are of use only while the machine runs.
     pub(super) in_memory: Option<OsString>,
+    /// Everything is to be got ready, but the command is not started before [`ToShim::Start`] comes, and never where the link
+    /// breaks first.
+    pub(super) held: bool,
 }
 
 /// See [`CancelSpec`](super::CancelSpec).
@@ -83,6 +86,8 @@ pub(super) enum ToService {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ToShim {
+    /// To one whose order is held: its claim is committed.
+    Start,
     Stop,
     StopNow,
     /// End the command then; `None` for never. A shim of an earlier release does not know it and says nothing.

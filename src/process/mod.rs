@@ -25,6 +25,8 @@ mod environment;
 #[cfg(target_os = "linux")]
 mod guard;
 #[cfg(target_os = "linux")]
+mod held;
+#[cfg(target_os = "linux")]
 mod helper;
 #[cfg(target_os = "linux")]
 mod launch;
@@ -66,6 +68,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 pub use self::error::Error;
+#[cfg(target_os = "linux")]
+pub use self::held::HeldLaunch;
+#[cfg(not(target_os = "linux"))]
+pub use self::launch::HeldLaunch;
 use self::launch::Launcher;
 pub use self::slots::LastHolder;
 pub use self::spec::{CancelSpec, CommandSpec, LeaseUntil};
@@ -281,6 +287,20 @@ impl Processes {
     pub async fn launch(&self, spec: CommandSpec) -> Result<RunLink, Error> {
         let run_dir = self.run_dir(spec.job, spec.attempt, &spec.token);
         self.launcher.launch(run_dir, spec).await
+    }
+
+    /// Has everything of a run ready but its command, which starts with [`HeldLaunch::release`], and never where this service
+    /// dies first. Blocks. `None` where that fails; then nothing of it is left, and [`Self::launch`] says why.
+    #[must_use]
+    pub fn hold(&self, spec: &CommandSpec) -> Option<HeldLaunch> {
+        self.launcher.hold(self.run_dir(spec.job, spec.attempt, &spec.token), spec)
+    }
+
+    /// A run that was held and has been released, to whoever asks first: a run is [launched](Self::launch) where this has
+    /// nothing. Needs a tokio runtime with I/O and time.
+    #[must_use]
+    pub fn released(&self, token: &RunToken) -> Option<RunLink> {
+        self.launcher.released(token)
     }
 
     /// Finds out what has become of a run, and adopts its shim where that lives. Cancel safe.

@@ -237,7 +237,7 @@ impl Shim {
         link: OwnedFd,
         surroundings: &Surroundings,
     ) -> Result<Self, (OwnedFd, Refusal)> {
-        match Self::try_start(order, journal, surroundings) {
+        match Self::try_start(order, journal, &link, surroundings) {
             Ok(mut shim) => {
                 shim.link = Some(link);
                 Ok(shim)
@@ -246,7 +246,12 @@ impl Shim {
         }
     }
 
-    fn try_start(mut order: Order, journal: &mut Journal, surroundings: &Surroundings) -> Result<Self, Refusal> {
+    fn try_start(
+        mut order: Order,
+        journal: &mut Journal,
+        link: &OwnedFd,
+        surroundings: &Surroundings,
+    ) -> Result<Self, Refusal> {
         let not_set_up = |error: std::io::Error| Refusal::new(format!("its shim can't be set up: {error}"), &error);
         // The zygote has its shims reaped by the kernel; a shim has to wait for its command itself.
         spawn::ignore(libc::SIGCHLD, false);
@@ -292,6 +297,11 @@ impl Shim {
         let environment = surroundings.environment.with(added)?;
         let prepared = Prepared::new(&order, &environment)?;
         let canceller = Canceller::new(&order, &environment)?;
+        if order.held {
+            crash::before(Step::StartReceive);
+            wait_for_word(link)?;
+            crash::after(Step::StartReceive);
+        }
 
         let starting = StartingRecord {
             shim_pid: own_pid,
@@ -833,7 +843,7 @@ impl Shim {
                     Some(ToShim::Stop) => self.end(EndCause::Requested, false),
                     Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
                     Some(ToShim::Lease(lease)) => self.renew(lease),
-                    None => {}
+                    Some(ToShim::Start) | None => {}
                 }
             }
             Ok(_) | Err(_) => {
@@ -966,6 +976,28 @@ impl Shim {
             crash::after(Step::ControlUnlink);
         }
         link
+    }
+}
+
+/// Waits until the service says that the run's claim is committed. A service that is gone, or has let go of the link, never will.
+fn wait_for_word(link: &OwnedFd) -> Result<(), Refusal> {
+    let mut packet = [0_u8; 256];
+    loop {
+        // Where it could not wait it is as if nothing had come.
+        let _ = poll(&mut [PollFd::new(link, PollFlags::IN)], None);
+        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Ok((length, _)) if length > 0 => {
+                let message = packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok());
+                if message == Some(ToShim::Start) {
+                    return Ok(());
+                }
+            }
+            Ok(_) | Err(_) => {
+                let reason = "its service was gone, or took it back, before its claim was committed".to_owned();
+                return Err(Refusal { reason, shortage: true });
+            }
+        }
     }
 }
 

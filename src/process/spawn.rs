@@ -537,6 +537,7 @@ mod tests {
             pids_limit: None,
             boot_id: String::new(),
             in_memory: None,
+            held: false,
         };
         Prepared::new(&order, &Environment::inherited([("PATH".into(), path.into())])).unwrap_err()
     }

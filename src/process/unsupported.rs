@@ -1,5 +1,6 @@
 //! What stands in for the service's side on systems without subreapers, pidfds and `/proc`.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,22 @@ use crate::domain::limits::Limits;
 
 #[derive(Debug)]
 pub(super) struct Launcher;
+
+/// There is none.
+#[derive(Debug)]
+pub struct HeldLaunch(Infallible);
+
+impl HeldLaunch {
+    /// Nothing can be released.
+    pub fn release(self) {
+        match self.0 {}
+    }
+
+    /// Nothing can be given up.
+    pub fn give_up(self) {
+        match self.0 {}
+    }
+}
 
 const UNSUPPORTED: Error = Error::Unsupported { what: "running commands" };
 
@@ -34,6 +51,14 @@ impl Launcher {
 
     pub(super) async fn launch(self: &Arc<Self>, _run_dir: PathBuf, _spec: CommandSpec) -> Result<RunLink, Error> {
         Err(UNSUPPORTED)
+    }
+
+    pub(super) fn hold(self: &Arc<Self>, _run_dir: PathBuf, _spec: &CommandSpec) -> Option<HeldLaunch> {
+        None
+    }
+
+    pub(super) fn released(self: &Arc<Self>, _token: &RunToken) -> Option<RunLink> {
+        None
     }
 
     pub(super) async fn inspect(self: &Arc<Self>, _run_dir: PathBuf, _token: &RunToken) -> Result<Evidence, Error> {

@@ -213,16 +213,28 @@ impl Store {
     /// # Errors
     /// Where the database fails; [`Error::is_transient`] tells whether to repeat.
     pub async fn apply(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
+        self.apply_foreseen(writes, None).await
+    }
+
+    /// The same, and somebody hears of the answers before they count.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn apply_foreseen(
+        &self,
+        writes: &[Write],
+        foresight: Option<Arc<dyn Foresight>>,
+    ) -> Result<Vec<Written>, Error> {
         if writes.is_empty() {
             return Ok(Vec::new());
         }
         if self.place().sqlite().is_none() || self.carried_out == Where::Here {
-            return self.in_time(BATCH, self.retrying(|| self.apply_once(writes))).await;
+            return self.in_time(BATCH, self.retrying(|| self.apply_once(writes, foresight.as_deref()))).await;
         }
         // All of it on one thread of the blocking pool, where no answer is waited for.
         let (here, writes) = (self.here(), writes.to_vec());
         let runtime = tokio::runtime::Handle::current();
-        let batch = sqlite::on_a_thread(move || Ok(runtime.block_on(here.apply_once(&writes))));
+        let batch = sqlite::on_a_thread(move || Ok(runtime.block_on(here.apply_once(&writes, foresight.as_deref()))));
         self.in_time(BATCH, async { batch.await.doing(BATCH)? }).await
     }
 
@@ -231,7 +243,7 @@ impl Store {
         Self { carried_out: Where::Here, ..self.clone() }
     }
 
-    async fn apply_once(&self, writes: &[Write]) -> Result<Vec<Written>, Error> {
+    async fn apply_once(&self, writes: &[Write], foresight: Option<&dyn Foresight>) -> Result<Vec<Written>, Error> {
         // What is written below says how long from later on a run is this worker's.
         let begun = crate::clock::boottime();
         let transaction = match self.place() {
@@ -250,9 +262,16 @@ impl Store {
             }
         };
         let steps: Vec<Step> = writes.iter().zip(&answers).filter_map(|(write, answer)| step(write, answer)).collect();
+        let foreseen = foresight.and_then(|foresight| foresight.foresee(&answers));
         steps.iter().copied().for_each(crash::before);
-        transaction.commit().await.doing(BATCH)?;
-        steps.into_iter().for_each(crash::after);
+        let committed = transaction.commit().await;
+        if committed.is_ok() {
+            steps.into_iter().for_each(crash::after);
+        }
+        if let Some(foreseen) = foreseen {
+            foreseen.committed(committed.is_ok()).await;
+        }
+        committed.doing(BATCH)?;
         self.inner.looks.keep(looks);
         if answers
             .iter()

@@ -1,5 +1,6 @@
 //! What can be written, and what the store answers: the words between the status actor and the database.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use super::Waited;
@@ -44,6 +45,18 @@ pub enum Written {
     Fenced,
     /// The answer to [`Write::Confirm`]: the runs that are still this worker's; one that is missing here is not.
     Confirmed(Vec<ConfirmedRun>),
+}
+
+/// Hears of the answers to a batch while it is being committed, so that what they call for can be got ready meanwhile.
+pub trait Foresight: Send + Sync + 'static {
+    /// These will be the answers if the commit succeeds. Must not wait.
+    fn foresee(&self, answers: &[Written]) -> Option<Box<dyn Foreseen>>;
+}
+
+/// What was got ready for answers that are yet to count.
+pub trait Foreseen: Send {
+    /// They count now; or the commit failed, or nobody knows, as where this is dropped.
+    fn committed(self: Box<Self>, committed: bool) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 }
 
 /// Confirms a run.

@@ -996,3 +996,106 @@ async fn what_commands_may_not_see_any_more_no_waiting_shim_shows_them() {
     let (_, verdict) = parent_of(&stage, shows).await;
     assert_eq!(verdict.end, CommandEnd::Exited(0));
 }
+
+/// When the command of this script was started, by the machine's clock in nanoseconds.
+const STAMP: &str = "date +%s%N >> stamps";
+
+fn stamps(stage: &Stage) -> Vec<u128> {
+    let stamps = fs::read_to_string(stage.path("stamps")).unwrap_or_default();
+    stamps.lines().map(|stamp| stamp.parse().unwrap()).collect()
+}
+
+fn nanoseconds() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos()
+}
+
+#[tokio::test]
+async fn a_held_command_starts_with_its_release_and_not_before() {
+    let stage = Stage::new();
+    // By a shim of its own, and by one that has had another run.
+    for _ in 0..20 {
+        let spec = stage.script(STAMP);
+        let held = stage.processes.hold(&spec).expect("it is held");
+        // As long as it may take to start a command.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(stage.processes.released(&spec.token).is_none());
+        let released = nanoseconds();
+        held.release();
+        let mut link = stage.processes.released(&spec.token).expect("it is there");
+        assert!(stage.processes.released(&spec.token).is_none(), "it is two owners'");
+        assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(0));
+        assert!(stamps(&stage).last().is_some_and(|started| *started >= released), "it was started before");
+    }
+    assert_eq!(stamps(&stage).len(), 20);
+}
+
+#[tokio::test]
+async fn a_held_command_that_is_given_up_is_never_started_and_leaves_nothing() {
+    let stage = Stage::new();
+    for way in 0..20_usize {
+        let spec = stage.script(STAMP);
+        let held = stage.processes.hold(&spec).expect("it is held");
+        if way % 2 == 0 {
+            held.give_up();
+        } else {
+            drop(held);
+            wait_until("its directory to be gone", || (!stage.run_dir(&spec).exists()).then_some(())).await;
+        }
+        assert!(!stage.run_dir(&spec).exists());
+        assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+        assert_eq!(stamps(&stage).len(), way.div_ceil(2));
+        // By the same token, as where the answer to a commit was lost.
+        if way % 2 == 0 {
+            assert_eq!(stage.run(&spec).await.verdict().end, CommandEnd::Exited(0));
+        }
+    }
+    assert_eq!(stamps(&stage).len(), 10);
+}
+
+#[tokio::test]
+async fn a_released_run_is_found_alive_by_whoever_looks_first() {
+    let stage = Stage::new();
+    let spec = stage.script("read -r word < go; exit 3");
+    assert!(Command::new("mkfifo").arg(stage.path("go")).status().unwrap().success());
+    stage.processes.hold(&spec).expect("it is held").release();
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    assert!(stage.processes.released(&spec.token).is_none(), "it is two owners'");
+    started(&mut link).await;
+    fs::write(stage.path("go"), "on\n").unwrap();
+    assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(3));
+}
+
+#[tokio::test]
+async fn a_held_command_whose_shim_is_killed_never_started() {
+    let stage = Stage::new();
+    let spec = stage.script(STAMP);
+    let held = stage.processes.hold(&spec).expect("it is held");
+    let run_dir = stage.run_dir(&spec);
+    let shim = wait_until("its shim", || {
+        let holds = |pid: &i32| {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            open.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == run_dir))
+        };
+        processes().into_keys().find(holds)
+    })
+    .await;
+    kill(shim);
+    held.release();
+    let mut link = stage.processes.released(&spec.token).expect("it is there");
+    assert!(matches!(told(&mut link).await.last, RunReport::LinkLost { .. }));
+    assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+    assert_eq!(stamps(&stage).len(), 0);
+}
+
+#[tokio::test]
+async fn what_can_not_be_held_leaves_nothing_and_says_why_when_it_is_launched() {
+    let stage = Stage::new();
+    let mut spec = stage.script(STAMP);
+    spec.argv.push("x".repeat(300_000));
+    assert!(stage.processes.hold(&spec).is_none());
+    assert!(!stage.run_dir(&spec).exists());
+    assert!(matches!(stage.run(&spec).await.last, RunReport::SpawnFailed { .. }));
+    // One that is there already is somebody's.
+    assert!(stage.processes.hold(&spec).is_none());
+    assert!(stage.run_dir(&spec).exists());
+}

@@ -70,6 +70,42 @@ async fn what_ended_while_the_service_was_away_keeps_its_exit_code(on: On) {
 }
 on_each_database!(what_ended_while_the_service_was_away_keeps_its_exit_code, mariadb);
 
+async fn a_death_around_the_word_to_start_costs_no_run_and_makes_no_second_one(on: On) {
+    // Each is held while its claim is committed, and told to start after that.
+    for (point, starts) in [
+        ("before-claim-commit", 0),
+        ("after-claim-commit", 0),
+        ("before-start-send", 0),
+        ("after-start-send", 1),
+        ("before-start-receive", 0),
+        ("after-start-receive", 0),
+    ] {
+        let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
+        let marks = service.path("marks");
+        std::fs::create_dir(&marks).unwrap();
+        let marks = marks.display().to_string();
+        service.env =
+            vec![("CALLSHEET_CRASH_AT".to_owned(), point.to_owned()), ("CALLSHEET_CRASH_MARKS".to_owned(), marks)];
+        service.serve().await;
+        let job = service.insert("ONE", &["run:0.3"]).await[0];
+        if point.ends_with("receive") {
+            eventually("a shim to die", async || service.path("marks").join(point).exists()).await;
+        } else {
+            eventually("the service to die", async || service.is_dead()).await;
+            if starts == 1 {
+                service.begun(job, 1).await;
+            }
+            assert_eq!(service.evidence().len(), starts, "{point}");
+            service.serve().await;
+        }
+        let row = service.until(job, JobStatus::Completed).await;
+        // What was never started is no attempt.
+        assert_eq!((row.attempt.0, service.evidence().len()), (1, 1), "{point}");
+        service.nothing_alive().await;
+    }
+}
+on_each_database!(a_death_around_the_word_to_start_costs_no_run_and_makes_no_second_one, mariadb);
+
 async fn the_timeout_holds_while_the_service_is_down(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
     let job = service.insert("SHORT", &["run:600"]).await[0];
