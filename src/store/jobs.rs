@@ -20,8 +20,12 @@ use crate::domain::labels::{Label, Labels};
 use crate::domain::trace::{JobTrace, TraceContext, TraceState};
 use crate::domain::{FlowType, JobId, JobStatus, Timestamp, WorkerId};
 
-/// Rows of one statement.
+/// Rows that are asked for by one statement.
 const CHUNK: usize = 500;
+/// Rows that one statement inserts at most. One of 5,000 rows takes PostgreSQL a fifth less for each than ten of 500.
+const LARGEST_INSERT: usize = 5_000;
+/// The same on MySQL, where each value is a parameter and a statement has 65,535 at most.
+const LARGEST_MYSQL_INSERT: usize = 500;
 /// Bytes of texts that one statement brings at most.
 const CHUNK_BYTES: usize = 8 << 20;
 
@@ -112,10 +116,11 @@ impl Store {
         let keyed = new.iter().filter(|job| job.unique_key.is_some()).map(|job| job.flow.as_str()).collect();
         self.lock_keys(&transaction, keyed).await?;
         let mut enqueued = Vec::with_capacity(new.len());
+        let most_rows = if self.dialect() == Dialect::MySql { LARGEST_MYSQL_INSERT } else { LARGEST_INSERT };
         let at_once = self.at_once(&transaction, new).await?;
         let mut rest = new;
         while !rest.is_empty() {
-            let (jobs, others) = rest.split_at(of_one_statement(rest, at_once));
+            let (jobs, others) = rest.split_at(of_one_statement(rest, most_rows, at_once));
             rest = others;
             let ids = self.insert(&transaction, jobs).await?;
             match jobs {
@@ -704,13 +709,13 @@ fn worker_row(row: &Row<'_>) -> Result<WorkerRow, Error> {
 
 /// How many of these, from the first on, go into one statement. A job with a key is alone in its own, since the rows that a
 /// statement did not insert can't be told apart.
-fn of_one_statement(jobs: &[NewJob], at_once: usize) -> usize {
+fn of_one_statement(jobs: &[NewJob], most_rows: usize, at_once: usize) -> usize {
     let mut bytes = 0;
     let mut fits = |job: &&NewJob| {
         bytes += bytes_of(job);
         job.unique_key.is_none() && bytes <= at_once
     };
-    jobs.iter().take(CHUNK).take_while(|job| fits(job)).count().max(1)
+    jobs.iter().take(most_rows).take_while(|job| fits(job)).count().max(1)
 }
 
 fn bytes_of(job: &NewJob) -> usize {
