@@ -48,6 +48,8 @@ const FLOW_RESTARTS: RestartPolicy = RestartPolicy {
 const NAMES_ARE_FREE: Duration = Duration::from_millis(20);
 /// How often a worker shows that it lives, and looks for a request to drain at least.
 const LIFE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long nothing may have been started before memory is given back, at least; up to twice as long.
+const REST_AFTER: Duration = Duration::from_secs(5);
 /// How often it looks for that at most.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
@@ -133,7 +135,7 @@ pub struct RootState {
     since: Instant,
     timers: Vec<AbortOnDrop>,
     _webhooks: Vec<AbortOnDrop>,
-    _background: [AbortOnDrop; 6],
+    _background: [AbortOnDrop; 7],
 }
 
 impl Actor for RootActor {
@@ -161,6 +163,7 @@ impl Actor for RootActor {
             watch_slots(&shared),
             show_life(&shared, args.worker.clone()),
             watch_drain(&shared, args.worker),
+            rest_when_idle(&shared),
         ];
         let webhooks = args.receivers.iter().map(|receiver| webhooks::deliver(&shared, receiver)).collect();
         let mut state = RootState {
@@ -589,6 +592,29 @@ async fn look_for_another(shared: &Shared, name: &WorkerId, incarnation: &str) {
         tracing::error!(worker_id = %name, hostname = row.hostname, "another service has this worker's name by now; this one ends once its runs have");
         shared.drain_requested.send_replace(Some(format!("the service on {} that has its name", row.hostname)));
     }
+}
+
+/// Gives memory back once nothing was started for a while: what is kept for work that is over, or was needed to come up.
+fn rest_when_idle(shared: &Arc<Shared>) -> AbortOnDrop {
+    let shared = Arc::clone(shared);
+    keep_running("giving memory back", move || {
+        let shared = Arc::clone(&shared);
+        async move {
+            let (mut before, mut rested) = (None, None);
+            loop {
+                tokio::time::sleep(REST_AFTER).await;
+                let started = Some(shared.tree.started());
+                if started == before && started != rested {
+                    rested = started;
+                    shared.store.give_memory_back().await;
+                    if let Err(failure) = tokio::task::spawn_blocking(crate::process::give_memory_back).await {
+                        tracing::error!(%failure, "memory was not given back");
+                    }
+                }
+                before = started;
+            }
+        }
+    })
 }
 
 /// Looks whether somebody has asked this worker to drain, and tells it until the service has heard.

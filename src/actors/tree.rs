@@ -33,6 +33,8 @@ struct State {
     /// How often an actor was started in the place of one that did not end by itself.
     starts: HashMap<Place, u32>,
     mailboxes: Vec<Depth>,
+    /// How many actors were started so far.
+    started: u64,
 }
 
 /// Tells whose mailbox it is and how many messages are in it; `None` while there is no such actor.
@@ -133,8 +135,15 @@ impl Tree {
         found
     }
 
+    /// How many actors were started so far; as each run has some, nothing was done where this stays the same.
+    #[must_use]
+    pub fn started(&self) -> u64 {
+        self.state().started
+    }
+
     fn enter(&self, id: ActorId, place: Place) -> Guard {
         let mut state = self.state();
+        state.started += 1;
         let starts = state.starts.entry(place.clone()).or_default();
         *starts += 1;
         let entry = Arc::new(Entry {

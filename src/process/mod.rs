@@ -35,6 +35,8 @@ mod link;
 #[cfg(target_os = "linux")]
 mod lost;
 #[cfg(target_os = "linux")]
+mod memory;
+#[cfg(target_os = "linux")]
 mod memory_dir;
 #[cfg(target_os = "linux")]
 mod notify;
@@ -83,6 +85,13 @@ use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};
 pub fn allocate_in_two_places() {
     #[cfg(target_os = "linux")]
     spawn::allocate_in_two_places();
+}
+
+/// Gives the system back what this process holds of memory and does not need while it is idle: what was freed, and the parts
+/// of its program that only some work needs, which stay in the page cache. Blocks for a moment.
+pub fn give_memory_back() {
+    #[cfg(target_os = "linux")]
+    memory::give_back();
 }
 
 /// Owns the runs directory and the zygote; one per service, cheap to clone.

@@ -327,6 +327,13 @@ impl Store {
         Ok(answers)
     }
 
+    /// Gives back what SQLite keeps of pages that were written, up to 2 MiB; a server has its own memory.
+    pub async fn give_memory_back(&self) {
+        if let Some(sqlite) = self.place().sqlite() {
+            sqlite.give_memory_back().await;
+        }
+    }
+
     /// Closes the connections; on SQLite this also folds the log into the database file. Every clone is closed with it.
     pub async fn close(&self) {
         // The writing one last, which does the folding.

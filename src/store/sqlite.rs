@@ -169,6 +169,16 @@ impl Sqlite {
         self.at(Where::Pool, Self::look).await
     }
 
+    /// Gives up the pages that it keeps, which the system may have, too (<https://www.sqlite.org/pragma.html#pragma_shrink_memory>).
+    pub(super) async fn give_memory_back(&self) {
+        let shrunk = self.at(Where::Pool, |sqlite| {
+            sqlite.writing().connection()?.execute_batch("PRAGMA shrink_memory").map_err(failed)
+        });
+        if let Err(error) = shrunk.await {
+            tracing::debug!(%error, "giving back the database's memory");
+        }
+    }
+
     /// [`Self::look`] where the connection is idle; a transaction that is open looks when it ends.
     pub(super) fn look_if_idle(&self) {
         if let Ok(mut writing) = self.writing.try_lock()

@@ -1,4 +1,4 @@
-//! A service starts under many running commands.
+//! A service starts under many running commands, and rests when it has nothing to do.
 
 use callsheet::domain::JobStatus;
 
@@ -50,3 +50,21 @@ async fn every_one_of_many_running_commands_is_taken_over_and_ends_as_it_did(on:
     assert_eq!(service.evidence().len(), RUNS, "each was started once");
 }
 on_each_database!(every_one_of_many_running_commands_is_taken_over_and_ends_as_it_did);
+
+/// So many KiB of its program's and its libraries' files a process has mapped (proc_pid_status(5)).
+fn mapped_files(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+    line.trim_end_matches("kB").trim().parse().unwrap()
+}
+
+async fn a_service_at_rest_gives_memory_back_and_works_on(on: On) {
+    let Some(service) = Service::start(on, "[flows.ONE]\n{job}\n").await else { return };
+    for _ in 0..2 {
+        let job = service.insert("ONE", &["exit:0"]).await[0];
+        service.until(job, JobStatus::Completed).await;
+        let working = mapped_files(service.pid());
+        eventually("memory to be given back", async || mapped_files(service.pid()) < working * 9 / 10).await;
+    }
+}
+on_each_database!(a_service_at_rest_gives_memory_back_and_works_on);
