@@ -1,18 +1,27 @@
 //! Launches that are got ready while their claims are being committed: what the disk takes for a commit is what a shim needs
 //! to come up.
 //!
-//! Nothing is started before the commit has succeeded, and where nobody knows whether it has, nothing is started by this.
+//! Nothing is started before the commit has succeeded, and where nobody knows whether it has, nothing is started by this. The
+//! one writer of statuses does not wait for it: what is not ready in a moment is launched like any other.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use super::{HeldRun, Launcher};
 use crate::process::CommandSpec;
 use crate::store::{Claimed, Foreseen, Foresight, Written};
+
+/// How long after its commit a launch that is being got ready is waited for, as where a disk is slow.
+const READY_WITHIN: Duration = Duration::from_millis(50);
+/// How long those that are given up are waited for, so that their claims, asked for again, find nothing of them.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// The runs that a claim will bring and that can be got ready before it counts.
 pub type Readying = Arc<dyn Fn(&Claimed) -> Vec<CommandSpec> + Send + Sync>;
@@ -21,13 +30,14 @@ pub type Readying = Arc<dyn Fn(&Claimed) -> Vec<CommandSpec> + Send + Sync>;
 pub struct Ahead {
     launcher: Arc<dyn Launcher>,
     /// For each claim, in their order.
-    claims: Vec<Readying>,
+    claims: Vec<Option<Readying>>,
 }
 
 impl Ahead {
-    /// For these claims, whose answers come in this order; `None` where there are none.
-    pub fn of(launcher: &Arc<dyn Launcher>, claims: Vec<Readying>) -> Option<Arc<dyn Foresight>> {
-        (!claims.is_empty()).then(|| Arc::new(Self { launcher: Arc::clone(launcher), claims }) as Arc<dyn Foresight>)
+    /// For these claims, whose answers come in this order; `None` where nothing is got ready for any.
+    pub fn of(launcher: &Arc<dyn Launcher>, claims: Vec<Option<Readying>>) -> Option<Arc<dyn Foresight>> {
+        let any = claims.iter().any(Option::is_some);
+        any.then(|| Arc::new(Self { launcher: Arc::clone(launcher), claims }) as Arc<dyn Foresight>)
     }
 }
 
@@ -37,17 +47,25 @@ impl Foresight for Ahead {
             Written::Claimed(claimed) => Some(claimed.as_ref()),
             _ => None,
         });
-        let specs: Vec<CommandSpec> =
-            self.claims.iter().zip(claimed).flat_map(|(ready, claimed)| ready(claimed)).collect();
+        let of = |(ready, claimed): (&Option<Readying>, _)| ready.as_ref().map(|ready| ready(claimed));
+        let specs: Vec<CommandSpec> = self.claims.iter().zip(claimed).filter_map(of).flatten().collect();
         if specs.is_empty() {
             return None;
         }
         let (launcher, is_over) = (Arc::clone(&self.launcher), Arc::new(AtomicBool::new(false)));
+        let (ready, held) = mpsc::unbounded_channel();
         let over = Arc::clone(&is_over);
-        let held = tokio::task::spawn_blocking(move || {
-            // What the commit leaves no time for is launched by its actors, side by side.
-            let in_time = specs.into_iter().take_while(|_| !over.load(Ordering::Relaxed));
-            in_time.filter_map(|spec| launcher.hold(&spec)).collect()
+        tokio::task::spawn_blocking(move || {
+            for spec in specs {
+                // What the commit leaves no time for is launched by its actors, side by side.
+                if over.load(Ordering::Relaxed) {
+                    return;
+                }
+                if let Some(run) = launcher.hold(&spec) {
+                    // Given up where nobody waits for it any more.
+                    drop(ready.send(run));
+                }
+            }
         });
         Some(Box::new(Held { held, is_over }))
     }
@@ -55,27 +73,34 @@ impl Foresight for Ahead {
 
 /// Runs that are being held, or soon will be. Dropped, they are given up.
 struct Held {
-    held: JoinHandle<Vec<Box<dyn HeldRun>>>,
+    held: mpsc::UnboundedReceiver<Box<dyn HeldRun>>,
     /// Whether the commit is.
     is_over: Arc<AtomicBool>,
 }
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Foreseen for Held {
-    fn committed(self: Box<Self>, committed: bool) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    fn committed(mut self: Box<Self>, committed: bool) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.is_over.store(true, Ordering::Relaxed);
         Box::pin(async move {
-            let held = match self.held.await {
-                Ok(held) => held,
-                // Whatever was held has been given up, and is launched like any other.
-                Err(failure) => return tracing::error!(%failure, "launches were not got ready"),
-            };
-            if committed {
-                held.into_iter().for_each(HeldRun::release);
-                return;
+            let (until, mut given_up) = (Instant::now() + READY_WITHIN, JoinSet::new());
+            while let Ok(Some(run)) = timeout_at(until, self.held.recv()).await {
+                if committed {
+                    run.release();
+                } else {
+                    given_up.spawn_blocking(move || run.give_up());
+                }
             }
-            let given_up = tokio::task::spawn_blocking(move || held.into_iter().for_each(HeldRun::give_up));
-            if let Err(failure) = given_up.await {
-                tracing::error!(%failure, "launches that were got ready were not given up");
+            let until = Instant::now() + GIVEN_UP_WITHIN;
+            while let Ok(Some(gone)) = timeout_at(until, given_up.join_next()).await {
+                if let Err(failure) = gone {
+                    tracing::error!(%failure, "a launch that was got ready was not given up");
+                }
             }
         })
     }

@@ -28,6 +28,8 @@ use crate::store::{Claim, Claimed, ClaimedJob, DISOWNED, FailedWaiter, LapsedRun
 
 /// The most rows that one claim asks for, so that its transaction stays short.
 const LARGEST_CLAIM: u32 = 64;
+/// The largest payload that is written before the claim of its job counts, in bytes.
+const LARGEST_AHEAD: usize = 64 * 1024;
 /// The wait before a claim or a recovery that was not answered is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The longest of these waits; each is twice the one before.
@@ -135,6 +137,16 @@ struct Claims {
 }
 
 impl Claims {
+    /// Whether a row's command may start as soon as the claim is committed. Where an earlier run of the job has an actor, its
+    /// command may be alive, whatever the row says: then the next one waits until that actor has left.
+    fn may_go_ahead(&self, job: &ClaimedJob) -> bool {
+        let is_small = |payload: &Vec<u8>| payload.len() <= LARGEST_AHEAD;
+        let is_handy = job.payload.as_ref().is_ok_and(|payload| payload.as_ref().is_none_or(is_small));
+        is_handy
+            && self.flow.slots.is_none()
+            && ractor::registry::where_is(self.flow.flow.workflow_id(job.id)).is_none()
+    }
+
     fn job_args(&self, job: ClaimedJob, claimed: &Claimed) -> JobArgs {
         let (flow, now) = (&self.flow, claimed.now);
         let request = Request {
@@ -427,7 +439,8 @@ impl DispatcherState {
         let claimed = move |answer| DispatcherMessage::Claimed(answer, ended.load(Ordering::Acquire));
         let claims = self.claims();
         let ahead = move |claimed: &Claimed| -> Vec<CommandSpec> {
-            claimed.jobs.iter().filter_map(|job| claims.job_args(job.clone(), claimed).ahead()).collect()
+            let jobs = claimed.jobs.iter().filter(|job| claims.may_go_ahead(job));
+            jobs.filter_map(|job| claims.job_args(job.clone(), claimed).ahead()).collect()
         };
         Pending { writes: vec![claim], reply: Reply::to(myself, claimed), ahead: Some(Arc::new(ahead)) }
     }

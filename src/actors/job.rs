@@ -9,7 +9,7 @@
 //! → the command runs (re-attached) → the shim writes the verdict (finished while away) → the end is committed.
 //!
 //! The first two go on at the same time where nothing is in the way ([`super::ahead`]): then the shim waits for word that the
-//! claim is committed, and a run directory may be left that is no claim's, which goes with the old ones.
+//! claim is committed, and a run directory may be left that is no claim's, which goes with the old ones (`retention.logs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,8 +48,6 @@ const WORK_AGAIN: Duration = Duration::from_secs(1);
 const START_HELD: Duration = Duration::from_millis(5);
 /// A run that is over by then needs nobody to confirm it; its start is its first confirmation.
 const FIRST_HEARTBEAT: Duration = Duration::from_millis(100);
-/// The largest payload that is written before the claim of its job counts, in bytes.
-const LARGEST_AHEAD: usize = 64 * 1024;
 /// How long the slot of a run is held whose command was not started, for no fault of its own.
 const NEVER_STARTED_WAIT: Duration = Duration::from_secs(1);
 /// The longest of these waits; each is twice the one before.
@@ -183,11 +181,10 @@ pub struct JobArgs {
 }
 
 impl JobArgs {
-    /// What to order ahead of the claim's commit: its command, unless it is not to be started or needs a closer look first.
+    /// The command that is ordered while the claim is being committed; `None` where none is to be started.
     pub(super) fn ahead(&self) -> Option<CommandSpec> {
         let launches = matches!(self.start, JobStart::Launch { .. }) && !self.run.cancel_requested;
-        let is_small = self.run.payload.as_ref().is_none_or(|payload| payload.len() <= LARGEST_AHEAD);
-        (launches && is_small && self.flow.slots.is_none()).then(|| self.command_spec(None, Duration::ZERO))
+        launches.then(|| self.command_spec(None, Duration::ZERO))
     }
 
     /// The flow's command with this run's values in its placeholders, so long after its claim, on this device.
@@ -285,9 +282,9 @@ pub struct JobState {
     heartbeat_restarts: RestartBudget,
     spawned: Instant,
     reports: Option<AbortOnDrop>,
-    /// An inspection or a sweep, or the wait for another: a run does one of these at a time.
     /// When this actor was started.
     since: Instant,
+    /// An inspection or a sweep, or the wait for another: a run does one of these at a time.
     work: Option<AbortOnDrop>,
     work_wait: Duration,
     /// The wait before a write is asked for again.
@@ -369,6 +366,10 @@ impl Actor for JobActor {
 
     async fn post_start(&self, myself: ActorRef<Self::Msg>, state: &mut JobState) -> Result<(), ActorProcessingErr> {
         state.span.clone().in_scope(|| match state.args.start.clone() {
+            // One that was got ready has been started with the commit of its claim, and needs an owner whatever has come since.
+            JobStart::Launch { .. } if let Some(link) = state.args.shared.launcher.released(&state.args.run.token) => {
+                state.launched(&myself, Some(Ok(link)));
+            }
             JobStart::Launch { waited: true, .. } => state.confirm_claim(&myself),
             JobStart::Launch { waited: false, .. } => state.launch(&myself),
             JobStart::Refuse(reason) => state.ended(&myself, RunEnd::Refused(reason)),
@@ -445,7 +446,7 @@ impl JobState {
         self.phase
     }
 
-    /// A claim whose actor had to wait may have been given up meanwhile: nothing is launched for a token that is not
+    /// A claim whose actor had to wait may have been given up meanwhile: this launches nothing for a token that is not
     /// current.
     fn confirm_claim(&mut self, myself: &ActorRef<JobMessage>) {
         let untouched = self.terms().untouched(self.claimed_lease());
@@ -468,9 +469,6 @@ impl JobState {
             }
             Some(_) => {
                 tracing::warn!("a claim was outdated before its launch");
-                if let Some(link) = self.args.shared.launcher.released(&self.args.run.token) {
-                    link.control.stop_now();
-                }
                 self.release();
                 self.phase = RunPhase::Closed;
                 myself.stop(None);
@@ -480,11 +478,6 @@ impl JobState {
 
     /// Starts the launch as a task of its own: it can't be called back, so it must outlive this actor.
     fn launch(&mut self, myself: &ActorRef<JobMessage>) {
-        // One that was got ready has been started with the commit of its claim.
-        if let Some(link) = self.args.shared.launcher.released(&self.args.run.token) {
-            self.leased = self.args.first_lease().is_some();
-            return self.launched(myself, Some(Ok(link)));
-        }
         if self.args.run.cancel_requested {
             return self.ended(myself, RunEnd::CancelledBeforeStart);
         }

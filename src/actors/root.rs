@@ -48,10 +48,10 @@ const FLOW_RESTARTS: RestartPolicy = RestartPolicy {
 const NAMES_ARE_FREE: Duration = Duration::from_millis(20);
 /// How often a worker shows that it lives, and looks for a request to drain at least.
 const LIFE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long nothing may have been started before memory is given back, at least; up to twice as long.
-const REST_AFTER: Duration = Duration::from_secs(5);
 /// How often it looks for that at most.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
+/// How long nothing may have been started before memory is given back, at least; up to twice as long.
+const REST_AFTER: Duration = Duration::from_secs(5);
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 /// How often the gauges of the backlog are read at most, and at least.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(500);

@@ -256,7 +256,9 @@ async fn commit(args: StatusArgs, batch: Vec<Pending>, gate: Option<OwnedMutexGu
 async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Error> {
     let (writes, confirmed) = combine(batch);
     let started = Instant::now();
-    let ahead = Ahead::of(&args.launcher, batch.iter().filter_map(|pending| pending.ahead.clone()).collect());
+    let ahead = batch.iter().flat_map(|pending| pending.writes.iter().map(|write| (write, &pending.ahead)));
+    let ahead = ahead.filter(|(write, _)| matches!(write, Write::Claim(_))).map(|(_, ahead)| ahead.clone());
+    let ahead = Ahead::of(&args.launcher, ahead.collect());
     let result = args.store.apply_foreseen(&writes, ahead).await;
     args.metrics.store_up(result.is_ok());
     match &result {

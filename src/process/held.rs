@@ -35,6 +35,8 @@ pub(super) struct Held {
     pub(super) link: OwnedFd,
     /// See [`Waiting`](super::helper::Waiting).
     pub(super) generation: u64,
+    /// When the shim ends its command that nobody confirms; by [`boottime`](crate::clock::boottime).
+    pub(super) leased: Option<Duration>,
 }
 
 impl HeldLaunch {
@@ -42,14 +44,15 @@ impl HeldLaunch {
         Self { launcher, token, held: Some(held) }
     }
 
-    /// Has the command started, which from now on is the run that [`Processes::released`](super::Processes::released) finds.
+    /// Has the command started, which from now on is the run that [`Processes::released`](super::Processes::released) finds. Given up
+    /// where its environment is one that no command may have any more.
     pub fn release(mut self) {
         if let Some(held) = self.held.take() {
             self.launcher.release(self.token.clone(), held);
         }
     }
 
-    /// Has nothing started, ever, and removes what was made for it. Blocks for a moment.
+    /// Has nothing started by this, and removes what was made for it. Blocks for a moment.
     pub fn give_up(mut self) {
         if let Some(held) = self.held.take() {
             held.give_up();
@@ -59,10 +62,8 @@ impl HeldLaunch {
 
 impl Drop for HeldLaunch {
     fn drop(&mut self) {
-        let Some(held) = self.held.take() else { return };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || held.give_up())),
-            Err(_) => held.give_up(),
+        if let Some(held) = self.held.take() {
+            held.give_up_later();
         }
     }
 }
@@ -71,8 +72,19 @@ impl Held {
     /// Has the command started. A shim that is gone is noticed by whoever follows it.
     pub(super) fn tell(&self) {
         crash::before(Step::StartSend);
-        tell(&self.link, ToShim::Start);
+        if !tell(&self.link, ToShim::Start) {
+            // It must not wait for ever for a word that got lost.
+            let _ = shutdown(&self.link, Shutdown::Write);
+        }
         crash::after(Step::StartSend);
+    }
+
+    /// [`Self::give_up`] on a thread that may be kept waiting.
+    pub(super) fn give_up_later(self) {
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || self.give_up())),
+            Err(_) => self.give_up(),
+        }
     }
 
     fn give_up(self) {

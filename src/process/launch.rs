@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -42,6 +42,8 @@ const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
 const LOOKS: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// The link of a run that was released is kept so long for an owner.
+const UNCLAIMED_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Launcher {
@@ -57,7 +59,7 @@ pub(super) struct Launcher {
     /// For the run that is ordered next.
     spare: Mutex<Option<Spare>>,
     /// Runs that were held and have been let go, until their owner takes them.
-    released: Mutex<HashMap<RunToken, Held>>,
+    released: Mutex<HashMap<RunToken, (Instant, Held)>>,
     looks: Semaphore,
 }
 
@@ -108,7 +110,7 @@ impl Launcher {
         let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
         self.make_spare_later(&run_dir);
         Ok(match launched {
-            Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation),
+            Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation, None),
             Launched::Refused { reason } => {
                 let (reports, receiver) = mpsc::unbounded_channel();
                 // The receiver is right here, so this can't fail.
@@ -123,9 +125,10 @@ impl Launcher {
     /// `None` where that fails, upon which nothing of it is left and it can be launched like any other.
     pub(super) fn hold(self: &Arc<Self>, run_dir: PathBuf, spec: &CommandSpec) -> Option<HeldLaunch> {
         let generation = self.waiting().generation;
+        let leased = spec.lease.map(|lease| lease.until);
         match self.order(&run_dir, spec, true) {
             Ok(Launched::Ordered { link }) => {
-                Some(HeldLaunch::new(Arc::clone(self), spec.token.clone(), Held { run_dir, link, generation }))
+                Some(HeldLaunch::new(Arc::clone(self), spec.token.clone(), Held { run_dir, link, generation, leased }))
             }
             Ok(Launched::Refused { .. }) => {
                 let _ = std::fs::remove_dir_all(&run_dir);
@@ -144,17 +147,24 @@ impl Launcher {
     /// Follows a run that was held and has been let go, where nobody does yet.
     pub(super) fn released(self: &Arc<Self>, token: &RunToken) -> Option<RunLink> {
         let released = self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(token);
-        released.map(|Held { run_dir, link, generation }| {
+        released.map(|(_, Held { run_dir, link, generation, leased })| {
             self.make_spare_later(&run_dir);
-            self.follow(run_dir, token.clone(), Some(link), generation)
+            // Its shim says so only where it has had another link before.
+            let first = leased.map(|until| RunReport::Leased { until });
+            self.follow(run_dir, token.clone(), Some(link), generation, first)
         })
     }
 
     /// Has the run's command started; from now on it is there for whoever asks for it.
     pub(super) fn release(&self, token: RunToken, run: Held) {
+        if run.generation != self.waiting().generation {
+            return run.give_up_later();
+        }
         let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        // The shim of one that nobody has come for listens for another service, and is found by that.
+        released.retain(|_, (since, _)| since.elapsed() < UNCLAIMED_AFTER);
         run.tell();
-        released.insert(token, run);
+        released.insert(token, (Instant::now(), run));
     }
 
     fn make_spare_later(self: &Arc<Self>, run_dir: &Path) {
@@ -319,7 +329,7 @@ impl Launcher {
                     }
                     if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
                         // One that was found waits for nothing when its run is over.
-                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0)));
+                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0, None)));
                     }
                 }
             }
@@ -387,8 +397,19 @@ impl Launcher {
         answer.await.unwrap_or_else(|_| Err("can't be run: its thread ended".to_owned()))
     }
 
-    fn follow(self: &Arc<Self>, run_dir: PathBuf, token: RunToken, link: Option<OwnedFd>, generation: u64) -> RunLink {
+    fn follow(
+        self: &Arc<Self>,
+        run_dir: PathBuf,
+        token: RunToken,
+        link: Option<OwnedFd>,
+        generation: u64,
+        first: Option<RunReport>,
+    ) -> RunLink {
         let (reports, receiver) = mpsc::unbounded_channel();
+        if let Some(first) = first {
+            // The receiver is right here, so this can't fail.
+            let _ = reports.send(first);
+        }
         let sender = watch::Sender::new(Wanted::NOTHING);
         let wanted = sender.subscribe();
         let launcher = Arc::clone(self);
@@ -633,11 +654,10 @@ fn ask(link: &OwnedFd, wanted: Wanted) {
     }
 }
 
-/// Never waits.
-pub(super) fn tell(link: &OwnedFd, message: ToShim) {
-    if let Ok(packet) = serde_json::to_vec(&message) {
-        let _ = send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-    }
+/// Sends without ever waiting; tells whether it was sent.
+pub(super) fn tell(link: &OwnedFd, message: ToShim) -> bool {
+    let packet = serde_json::to_vec(&message).ok();
+    packet.is_some_and(|packet| send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok())
 }
 
 fn lease_order(lease: LeaseUntil) -> LeaseOrder {

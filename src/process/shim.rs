@@ -253,6 +253,10 @@ impl Shim {
         surroundings: &Surroundings,
     ) -> Result<Self, Refusal> {
         let not_set_up = |error: std::io::Error| Refusal::new(format!("its shim can't be set up: {error}"), &error);
+        if order.held && is_broken(link) {
+            // Before it touches anything of a run of the same token that may have come after.
+            return Err(taken_back());
+        }
         // The zygote has its shims reaped by the kernel; a shim has to wait for its command itself.
         spawn::ignore(libc::SIGCHLD, false);
         let children = spawn::child_signals().map_err(not_set_up)?;
@@ -988,16 +992,28 @@ fn wait_for_word(link: &OwnedFd) -> Result<(), Refusal> {
         match recv(link, &mut packet, RecvFlags::DONTWAIT) {
             Err(Errno::INTR | Errno::AGAIN) => {}
             Ok((length, _)) if length > 0 => {
-                let message = packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok());
-                if message == Some(ToShim::Start) {
-                    return Ok(());
+                match packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
+                    Some(ToShim::Start) => return Ok(()),
+                    Some(ToShim::Stop | ToShim::StopNow) => return Err(taken_back()),
+                    Some(ToShim::Lease(_)) | None => {}
                 }
             }
-            Ok(_) | Err(_) => {
-                let reason = "its service was gone, or took it back, before its claim was committed".to_owned();
-                return Err(Refusal { reason, shortage: true });
-            }
+            Ok(_) | Err(_) => return Err(taken_back()),
         }
+    }
+}
+
+fn taken_back() -> Refusal {
+    let reason = "its service was gone, or took it back, before its claim was committed".to_owned();
+    Refusal { reason, shortage: true }
+}
+
+/// Whether nothing can come over this link any more.
+fn is_broken(link: &OwnedFd) -> bool {
+    let mut byte = [0_u8];
+    match recv(link, &mut byte, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
+        Ok((length, _)) => length == 0,
+        Err(error) => !matches!(error, Errno::INTR | Errno::AGAIN),
     }
 }
 

@@ -271,6 +271,28 @@ async fn the_time_limit_holds_while_the_disk_hangs() {
     service.stop().await;
 }
 
+/// A launch that is got ready while its claim is being committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_launch_that_hangs_holds_up_no_other_run() {
+    let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
+    let hanging = service.path("hanging");
+    fs::write(&hanging, "").unwrap();
+    service
+        .serve_with(&[("CALLSHEET_HANG_AT", "before-run-dir:2"), ("CALLSHEET_HANG_WHILE", hanging.to_str().unwrap())])
+        .await;
+    let first = service.insert("FOUR", &["wait"]).await[0];
+    service.begun(first, 1).await;
+    let second = service.insert("ONE", &["say:once"]).await[0];
+    // Its actor does it once more, and is not held up.
+    service.until(second, JobStatus::Completed).await;
+    service.go();
+    service.until(first, JobStatus::Completed).await;
+    fs::remove_file(&hanging).unwrap();
+    service.stop().await;
+    assert_eq!(service.evidence().len(), 2);
+    service.nothing_alive().await;
+}
+
 /// No descriptors: whatever it is that can't be made then, no job pays for it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_has_nothing_left_costs_no_job_an_attempt() {

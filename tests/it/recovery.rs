@@ -106,6 +106,23 @@ async fn a_death_around_the_word_to_start_costs_no_run_and_makes_no_second_one(o
 }
 on_each_database!(a_death_around_the_word_to_start_costs_no_run_and_makes_no_second_one, mariadb);
 
+async fn a_row_that_is_claimed_again_under_its_running_command_waits_for_its_end(on: On) {
+    let Some(service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert("ONE", &["run:600"]).await[0];
+    service.begun(job, 1).await;
+    service.until(job, JobStatus::Progress).await;
+    // By somebody who wants it done again, or a copy of the database that was behind.
+    service.sql("UPDATE jobs SET status = 'PENDING', run_token = NULL, worker_id = NULL").await;
+    let again = service.begun(job, 2).await;
+    let evidence = service.evidence();
+    let (first, pid) = (&evidence[&(job.0, 1)], again.pid);
+    assert!(!processes::is_alive(first.pid), "two commands of one job: {} and {pid}", first.pid);
+    service.cli(&["cancel", &job.to_string()]);
+    service.until(job, JobStatus::Cancelled).await;
+    service.nothing_alive().await;
+}
+on_each_database!(a_row_that_is_claimed_again_under_its_running_command_waits_for_its_end);
+
 async fn the_timeout_holds_while_the_service_is_down(on: On) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
     let job = service.insert("SHORT", &["run:600"]).await[0];
