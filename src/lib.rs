@@ -9,7 +9,8 @@
 //! run token. [`domain::admission`] decides whether it can be run as asked. A [`JobActor`] under the job's workflow
 //! id has [`process`] launch the command: a run directory with a locked journal is made, and a helper process forks
 //! a *shim*, which starts the command, reads its output into files, holds it to its time, ends whatever it leaves
-//! behind, and writes the verdict into the journal. Once the exec has succeeded the row is PROGRESS; a
+//! behind, and writes the verdict into the journal. (All but the command is got ready while the claim is being committed,
+//! [`actors::ahead`]; the shim waits for word of that.) Once the exec has succeeded the row is PROGRESS; a
 //! [`HeartbeatActor`] confirms it and learns of cancel requests. The verdict comes back over the shim's socket,
 //! [`domain::run::conclude`] turns it into outcome, next status and retry time, and the StatusActor writes that,
 //! conditional on the run token.

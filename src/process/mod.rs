@@ -6,6 +6,9 @@
 //! enforces its limits, ends whatever it leaves behind, and writes the verdict into the journal. The shim
 //! needs no service: when the link breaks it goes on, and listens for a new one. [`Processes::inspect`] says
 //! what has become of a run whose link is gone; the lock on the journal tells whether its shim lives.
+//!
+//! [`Processes::hold`] does the same ahead of the commit that the run depends on: the shim starts the command when it is
+//! released, and never where the link breaks before.
 
 mod error;
 pub mod logs;
@@ -299,7 +302,7 @@ impl Processes {
     }
 
     /// Has everything of a run ready but its command, which starts with [`HeldLaunch::release`], and never where this service
-    /// dies first. Blocks. `None` where that fails; then nothing of it is left, and [`Self::launch`] says why.
+    /// dies first. Blocks. `None` where that fails; then nothing of it is left but what was there before, and [`Self::launch`] says why.
     #[must_use]
     pub fn hold(&self, spec: &CommandSpec) -> Option<HeldLaunch> {
         self.launcher.hold(self.run_dir(spec.job, spec.attempt, &spec.token), spec)
