@@ -1,5 +1,6 @@
 //! `notify`: what a job's command calls to report.
 
+#[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
@@ -59,7 +60,10 @@ fn message(args: &Args) -> String {
 fn send(socket: &[u8], message: &[u8]) -> std::io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let address = match socket.strip_prefix(b"@") {
+        #[cfg(target_os = "linux")]
         Some(name) => SocketAddr::from_abstract_name(name)?,
+        #[cfg(not(target_os = "linux"))]
+        Some(_) => return Err(std::io::Error::other("a name that starts with @ needs Linux")),
         None => SocketAddr::from_pathname(std::ffi::OsStr::from_bytes(socket))?,
     };
     UnixDatagram::unbound()?.send_to_addr(message, &address).map(|_| ())

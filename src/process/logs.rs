@@ -18,6 +18,7 @@ use std::str::FromStr;
 use rustix::fs::OFlags;
 
 use self::kept::Kept;
+#[cfg(target_os = "linux")]
 pub(super) use self::kept::segment_name;
 use self::order::{Noted, Order, Span};
 pub(super) use self::shrink::{WORTH_IT as WORTH_COMPRESSING, compress};

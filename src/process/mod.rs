@@ -9,13 +9,16 @@
 //!
 //! [`Processes::hold`] does the same ahead of the commit that the run depends on: the shim starts the command when it is
 //! released, and never where the link breaks before.
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "no command is started there"))]
 
 mod error;
 pub mod logs;
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "no command is started there"))]
+mod run_dir;
 mod slots;
+mod spare;
 mod spec;
 pub(crate) mod text;
+pub mod upkeep;
 
 #[cfg(target_os = "linux")]
 mod arrival;
@@ -48,17 +51,11 @@ mod oom;
 #[cfg(target_os = "linux")]
 mod output;
 #[cfg(target_os = "linux")]
-mod run_dir;
-#[cfg(target_os = "linux")]
 mod shim;
-#[cfg(target_os = "linux")]
-mod spare;
 #[cfg(target_os = "linux")]
 mod spawn;
 #[cfg(target_os = "linux")]
 mod tree;
-#[cfg(target_os = "linux")]
-pub mod upkeep;
 #[cfg(target_os = "linux")]
 mod zygote;
 
