@@ -708,15 +708,25 @@ pub fn database_lock(database: &Path) -> PathBuf {
     database.with_file_name(name)
 }
 
+/// How long a lock is asked for: the helper of a service that was killed while it started that one has it until its exec.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Takes a lock that ends with this process, however it ends.
 fn take_lock(what: &'static str, path: PathBuf) -> Result<File, Error> {
     crash::before(Step::ServiceLock);
     let open = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     let mut file = open.map_err(|source| Error::Lock { path: path.clone(), source })?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(Error::AlreadyRunning { what, path }),
-        Err(std::fs::TryLockError::Error(source)) => return Err(Error::Lock { path, source }),
+    let begun = std::time::Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(std::fs::TryLockError::WouldBlock) if begun.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::AlreadyRunning { what, path }),
+            Err(std::fs::TryLockError::Error(source)) => return Err(Error::Lock { path, source }),
+        }
     }
     crash::after(Step::ServiceLock);
     // For a person who wonders who holds it; the lock itself is what counts.

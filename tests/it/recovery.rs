@@ -87,20 +87,30 @@ async fn a_death_around_the_word_to_start_costs_no_run_and_makes_no_second_one(o
         service.env =
             vec![("CALLSHEET_CRASH_AT".to_owned(), point.to_owned()), ("CALLSHEET_CRASH_MARKS".to_owned(), marks)];
         service.serve().await;
-        let job = service.insert("ONE", &["run:0.3"]).await[0];
-        if point.ends_with("receive") {
-            eventually("a shim to die", async || service.path("marks").join(point).exists()).await;
-        } else {
+        let mark = service.path("marks").join(point);
+        // Where a commit is over before there is time to get anything ready, as on a busy machine, that job has no such word.
+        let mut jobs = Vec::new();
+        while !mark.exists() {
+            assert!(jobs.len() < 100, "nobody came to {point}");
+            let job = service.insert("ONE", &["run:0.3"]).await[0];
+            jobs.push(job);
+            eventually("somebody to die, or the job to end", async || {
+                mark.exists() || service.job(job).await.status == JobStatus::Completed
+            })
+            .await;
+        }
+        let job = *jobs.last().unwrap();
+        if !point.ends_with("receive") {
             eventually("the service to die", async || service.is_dead()).await;
             if starts == 1 {
                 service.begun(job, 1).await;
             }
-            assert_eq!(service.evidence().len(), starts, "{point}");
+            assert_eq!(service.evidence().len(), jobs.len() - 1 + starts, "{point}");
             service.serve().await;
         }
         let row = service.until(job, JobStatus::Completed).await;
         // What was never started is no attempt.
-        assert_eq!((row.attempt.0, service.evidence().len()), (1, 1), "{point}");
+        assert_eq!((row.attempt.0, service.evidence().len()), (1, jobs.len()), "{point}");
         service.nothing_alive().await;
     }
 }
