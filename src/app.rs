@@ -281,6 +281,7 @@ impl Service {
             status: Port::default(),
             retention: Port::default(),
             launches: Launches::default(),
+            readying: Launches::default(),
             slots: SlotPool::new(processes.last_holders()?),
             health: Health::default(),
             tree: Tree::new(Arc::new(SystemClock)),

@@ -2,7 +2,7 @@
 //! to come up.
 //!
 //! Nothing is started before the commit has succeeded, and where nobody knows whether it has, nothing is started by this. The
-//! one writer of statuses does not wait for it: what is not ready in a moment is launched like any other.
+//! one writer of statuses does not wait for what is not ready by then, as on a slow disk; the run's own actor does.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,12 +14,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::{HeldRun, Launcher};
+use super::{HeldRun, LaunchGuard, Launcher, Launches};
 use crate::process::CommandSpec;
 use crate::store::{Claimed, Foreseen, Foresight, Written};
 
-/// How long after its commit a launch that is being got ready is waited for, as where a disk is slow.
-const READY_WITHIN: Duration = Duration::from_millis(50);
 /// How long those that are given up are waited for, so that their claims, asked for again, find nothing of them.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -29,15 +27,22 @@ pub type Readying = Arc<dyn Fn(&Claimed) -> Vec<CommandSpec> + Send + Sync>;
 /// What is got ready for the claims of one transaction.
 pub struct Ahead {
     launcher: Arc<dyn Launcher>,
+    /// Where it is told which runs are being got ready.
+    readying: Launches,
     /// For each claim, in their order.
     claims: Vec<Option<Readying>>,
 }
 
 impl Ahead {
     /// For these claims, whose answers come in this order; `None` where nothing is got ready for any.
-    pub fn of(launcher: &Arc<dyn Launcher>, claims: Vec<Option<Readying>>) -> Option<Arc<dyn Foresight>> {
+    pub fn of(
+        launcher: &Arc<dyn Launcher>,
+        readying: &Launches,
+        claims: Vec<Option<Readying>>,
+    ) -> Option<Arc<dyn Foresight>> {
+        let (launcher, readying) = (Arc::clone(launcher), readying.clone());
         let any = claims.iter().any(Option::is_some);
-        any.then(|| Arc::new(Self { launcher: Arc::clone(launcher), claims }) as Arc<dyn Foresight>)
+        any.then(|| Arc::new(Self { launcher, readying, claims }) as Arc<dyn Foresight>)
     }
 }
 
@@ -55,15 +60,17 @@ impl Foresight for Ahead {
         let (launcher, is_over) = (Arc::clone(&self.launcher), Arc::new(AtomicBool::new(false)));
         let (ready, held) = mpsc::unbounded_channel();
         let over = Arc::clone(&is_over);
+        // Before anybody can know of the claims: whoever launches such a run waits until this is over.
+        let specs: Vec<_> = specs.into_iter().map(|spec| (self.readying.enter(spec.token.clone()), spec)).collect();
         tokio::task::spawn_blocking(move || {
-            for spec in specs {
+            for (guard, spec) in specs {
                 // What the commit leaves no time for is launched by its actors, side by side.
                 if over.load(Ordering::Relaxed) {
                     return;
                 }
                 if let Some(run) = launcher.hold(&spec) {
                     // Given up where nobody waits for it any more.
-                    drop(ready.send(run));
+                    drop(ready.send(Ready { run, guard }));
                 }
             }
         });
@@ -71,9 +78,27 @@ impl Foresight for Ahead {
     }
 }
 
+/// A run that is held. Its owner waits for the guard, which goes after the run is released or given up.
+struct Ready {
+    run: Box<dyn HeldRun>,
+    guard: LaunchGuard,
+}
+
+impl Ready {
+    fn release(self) {
+        self.run.release();
+        drop(self.guard);
+    }
+
+    fn give_up(self) {
+        self.run.give_up();
+        drop(self.guard);
+    }
+}
+
 /// Runs that are being held, or soon will be. Dropped, they are given up.
 struct Held {
-    held: mpsc::UnboundedReceiver<Box<dyn HeldRun>>,
+    held: mpsc::UnboundedReceiver<Ready>,
     /// Whether the commit is.
     is_over: Arc<AtomicBool>,
 }
@@ -88,20 +113,31 @@ impl Foreseen for Held {
     fn committed(mut self: Box<Self>, committed: bool) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         self.is_over.store(true, Ordering::Relaxed);
         Box::pin(async move {
-            let (until, mut given_up) = (Instant::now() + READY_WITHIN, JoinSet::new());
-            while let Ok(Some(run)) = timeout_at(until, self.held.recv()).await {
-                if committed {
-                    run.release();
-                } else {
-                    given_up.spawn_blocking(move || run.give_up());
+            if committed {
+                while let Ok(ready) = self.held.try_recv() {
+                    ready.release();
                 }
+                // At most one is under way still.
+                tokio::spawn(async move {
+                    while let Some(ready) = self.held.recv().await {
+                        ready.release();
+                    }
+                });
+                return;
             }
-            let until = Instant::now() + GIVEN_UP_WITHIN;
-            while let Ok(Some(gone)) = timeout_at(until, given_up.join_next()).await {
-                if let Err(failure) = gone {
-                    tracing::error!(%failure, "a launch that was got ready was not given up");
+            let given_up = tokio::spawn(async move {
+                let mut given_up = JoinSet::new();
+                while let Some(ready) = self.held.recv().await {
+                    given_up.spawn_blocking(move || ready.give_up());
                 }
-            }
+                while let Some(gone) = given_up.join_next().await {
+                    if let Err(failure) = gone {
+                        tracing::error!(%failure, "a launch that was got ready was not given up");
+                    }
+                }
+            });
+            // It goes on without anybody who waits.
+            drop(timeout_at(Instant::now() + GIVEN_UP_WITHIN, given_up).await);
         })
     }
 }

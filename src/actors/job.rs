@@ -482,7 +482,7 @@ impl JobState {
             return self.ended(myself, RunEnd::CancelledBeforeStart);
         }
         let guard = self.args.shared.launches.enter(self.args.run.token.clone());
-        let launcher = Arc::clone(&self.args.shared.launcher);
+        let (launcher, readying) = (Arc::clone(&self.args.shared.launcher), self.args.shared.readying.clone());
         let spec = self.command_spec();
         self.leased = spec.lease.is_some();
         // A panic in there drops it, which answers `None`; the guard, declared after it, is dropped first.
@@ -491,7 +491,12 @@ impl JobState {
             async move {
                 let launched = launched;
                 let guard = guard;
-                let result = launcher.launch(spec).await;
+                // What was not ready at the commit of its claim is released once it is.
+                readying.settled(&spec.token).await;
+                let result = match launcher.released(&spec.token) {
+                    Some(link) => Ok(link),
+                    None => launcher.launch(spec).await,
+                };
                 // Over before anybody hears of it: whoever inspects the run from here on sees what there is to see.
                 drop(guard);
                 launched.send(result);
@@ -610,6 +615,7 @@ impl JobState {
         self.work = Some(AbortOnDrop::spawn(
             async move {
                 shared.launches.settled(&run.token).await;
+                shared.readying.settled(&run.token).await;
                 let launcher = Arc::clone(&shared.launcher);
                 let inspection = tokio::spawn(async move { evidence_of(launcher.as_ref(), &run).await });
                 if myself.cast(JobMessage::Inspected(inspection.await.ok())).is_err() {

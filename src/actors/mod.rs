@@ -35,7 +35,7 @@ pub mod status;
 mod tree;
 mod webhooks;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -90,6 +90,8 @@ pub struct Shared {
     pub retention: Port<RetentionMessage>,
     /// Which runs are being launched at this moment.
     pub launches: Launches,
+    /// Which runs are being got ready while their claims are being committed.
+    pub readying: Launches,
     /// Which run holds which device of this worker.
     pub slots: SlotPool,
     /// What `readyz` tells.
@@ -316,7 +318,10 @@ impl Drop for AbortOnDrop {
 /// A launch can't be called back once it is under way, and it outlives the actor that asked for it. Whoever wants to
 /// find out what became of a run waits here until its launch is over, or it would take "not yet" for "never".
 #[derive(Clone)]
-pub struct Launches(Arc<(Mutex<HashSet<RunToken>>, watch::Sender<()>)>);
+pub struct Launches(Arc<(Mutex<UnderWay>, watch::Sender<()>)>);
+
+/// How many launches of each run are under way.
+type UnderWay = HashMap<RunToken, usize>;
 
 impl Default for Launches {
     fn default() -> Self {
@@ -334,21 +339,21 @@ impl Launches {
     /// Marks a launch as under way.
     #[must_use]
     pub fn enter(&self, token: RunToken) -> LaunchGuard {
-        self.tokens().insert(token.clone());
+        *self.tokens().entry(token.clone()).or_default() += 1;
         LaunchGuard { launches: self.clone(), token }
     }
 
     /// Waits until no launch of this run is under way. Safe to cancel.
     pub async fn settled(&self, token: &RunToken) {
-        self.until(|tokens| !tokens.contains(token)).await;
+        self.until(|tokens| !tokens.contains_key(token)).await;
     }
 
     /// Waits until no launch at all is under way. Safe to cancel.
     pub async fn all_settled(&self) {
-        self.until(HashSet::is_empty).await;
+        self.until(HashMap::is_empty).await;
     }
 
-    async fn until(&self, condition: impl Fn(&HashSet<RunToken>) -> bool) {
+    async fn until(&self, condition: impl Fn(&UnderWay) -> bool) {
         let mut changes = self.0.1.subscribe();
         while !condition(&self.tokens()) {
             if changes.changed().await.is_err() {
@@ -357,14 +362,20 @@ impl Launches {
         }
     }
 
-    fn tokens(&self) -> MutexGuard<'_, HashSet<RunToken>> {
+    fn tokens(&self) -> MutexGuard<'_, UnderWay> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for LaunchGuard {
     fn drop(&mut self) {
-        self.launches.tokens().remove(&self.token);
+        let mut tokens = self.launches.tokens();
+        // A claim whose answer was lost may be made again while its first try is still under way.
+        match tokens.get_mut(&self.token) {
+            Some(under_way) if *under_way > 1 => *under_way -= 1,
+            _ => drop(tokens.remove(&self.token)),
+        }
+        drop(tokens);
         self.launches.0.1.send_replace(());
     }
 }

@@ -170,6 +170,7 @@ impl Actor for RootActor {
             status: StatusArgs {
                 store: shared.store.clone(),
                 launcher: Arc::clone(&shared.launcher),
+                readying: shared.readying.clone(),
                 port: shared.status.clone(),
                 gate: Arc::default(),
                 metrics: Arc::clone(&shared.metrics),

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
 use super::ahead::{Ahead, Readying};
-use super::{AbortOnDrop, Health, Launcher, Port, Reply, after};
+use super::{AbortOnDrop, Health, Launcher, Launches, Port, Reply, after};
 use crate::metrics::{Metrics, Role};
 use crate::store::{ConfirmedRun, Error, Store, Write, Written};
 
@@ -81,6 +81,8 @@ pub struct StatusArgs {
     pub store: Store,
     /// What gets runs ready while their claims are being committed.
     pub launcher: Arc<dyn Launcher>,
+    /// Which runs that are.
+    pub readying: Launches,
     /// How it is found.
     pub port: Port<StatusMessage>,
     /// Held by each transaction while it runs.
@@ -258,7 +260,7 @@ async fn write(args: &StatusArgs, batch: &[Pending]) -> Result<Vec<Written>, Err
     let started = Instant::now();
     let ahead = batch.iter().flat_map(|pending| pending.writes.iter().map(|write| (write, &pending.ahead)));
     let ahead = ahead.filter(|(write, _)| matches!(write, Write::Claim(_))).map(|(_, ahead)| ahead.clone());
-    let ahead = Ahead::of(&args.launcher, ahead.collect());
+    let ahead = Ahead::of(&args.launcher, &args.readying, ahead.collect());
     let result = args.store.apply_foreseen(&writes, ahead).await;
     args.metrics.store_up(result.is_ok());
     match &result {

@@ -230,6 +230,7 @@ impl World {
             status: Port::default(),
             retention: Port::default(),
             launches: Launches::default(),
+            readying: Launches::default(),
             slots: super::slots::SlotPool::new(Vec::new()),
             health: Health::default(),
             tree: super::Tree::new(Arc::new(SystemClock)),
@@ -711,6 +712,7 @@ async fn a_tick_wakes_the_dispatcher_when_the_schedule_is_due_and_only_then() {
         status: Port::default(),
         retention: Port::default(),
         launches: Launches::default(),
+        readying: Launches::default(),
         slots: super::slots::SlotPool::new(Vec::new()),
         health: Health::default(),
         tree: super::Tree::new(Arc::new(SystemClock)),
@@ -745,6 +747,7 @@ async fn status_actor(store: Store) -> (ActorRef<StatusMessage>, StatusArgs) {
     let args = StatusArgs {
         store,
         launcher: Arc::new(FakeLauncher::default()),
+        readying: Launches::default(),
         port: Port::default(),
         gate: Arc::default(),
         metrics: Arc::new(Metrics::new("test").unwrap()),

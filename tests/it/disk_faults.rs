@@ -271,23 +271,30 @@ async fn the_time_limit_holds_while_the_disk_hangs() {
     service.stop().await;
 }
 
-/// A launch that is got ready while its claim is being committed.
+/// A launch that is got ready while its claim is being committed: its directory is there, and it goes on much later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_launch_that_hangs_holds_up_no_other_run() {
+async fn a_launch_that_hangs_holds_up_no_other_run_and_goes_on_afterwards() {
     let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
     let hanging = service.path("hanging");
     fs::write(&hanging, "").unwrap();
     service
-        .serve_with(&[("CALLSHEET_HANG_AT", "before-run-dir:2"), ("CALLSHEET_HANG_WHILE", hanging.to_str().unwrap())])
+        .serve_with(&[
+            ("CALLSHEET_HANG_AT", "before-spec-record:2"),
+            ("CALLSHEET_HANG_WHILE", hanging.to_str().unwrap()),
+        ])
         .await;
     let first = service.insert("FOUR", &["wait"]).await[0];
     service.begun(first, 1).await;
     let second = service.insert("ONE", &["say:once"]).await[0];
-    // Its actor does it once more, and is not held up.
-    service.until(second, JobStatus::Completed).await;
+    service.until(second, JobStatus::InQueue).await;
     service.go();
     service.until(first, JobStatus::Completed).await;
+    // Longer than anybody who waits for it would, were it given up.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(service.job(second).await.status, JobStatus::InQueue);
     fs::remove_file(&hanging).unwrap();
+    service.until(second, JobStatus::Completed).await;
+    assert_eq!(service.changes(second).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
     service.stop().await;
     assert_eq!(service.evidence().len(), 2);
     service.nothing_alive().await;
