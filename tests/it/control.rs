@@ -203,7 +203,10 @@ async fn a_drained_worker_ends_when_its_runs_have_ended(on: On) {
     }
     assert!(prompt, "each time it may have been a confirmation that brought it");
     let mut drain = service.command();
-    let mut drain = drain.args(["drain", "--wait"]).stdout(Stdio::null()).spawn().unwrap();
+    let said = service.path("drain");
+    let mut drain = drain.args(["drain", "--wait"]).stdout(std::fs::File::create(&said).unwrap()).spawn().unwrap();
+    // One that comes when all is over is told that there is nothing to drain.
+    eventually("drain --wait to wait", async || std::fs::metadata(&said).unwrap().len() > 0).await;
     service.go();
     service.ended().await;
     let mut status = None;
