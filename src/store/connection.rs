@@ -10,7 +10,7 @@ use sea_orm::{
 };
 
 use super::postgres::PostgresTransaction;
-use super::sqlite::{Sqlite, SqliteTransaction, Where};
+use super::sqlite::{Aftermath, Sqlite, SqliteTransaction, Where};
 
 /// A database, or a transaction on it.
 pub(super) trait Connection: Sync {
@@ -138,10 +138,16 @@ impl Transaction {
     /// # Errors
     /// What the database says.
     pub(super) async fn commit(self) -> Result<(), DbErr> {
+        self.commit_first().await.0
+    }
+
+    /// The same for whoever has something to do at once; what is to be seen to before the next transaction is when the second
+    /// of these is dropped.
+    pub(super) async fn commit_first(self) -> (Result<(), DbErr>, Option<Aftermath>) {
         match self {
-            Self::Pool(transaction) => transaction.commit().await,
-            Self::Sqlite(transaction) => transaction.commit().await,
-            Self::Postgres(transaction) => transaction.commit().await,
+            Self::Pool(transaction) => (transaction.commit().await, None),
+            Self::Sqlite(transaction) => transaction.commit_first().await,
+            Self::Postgres(transaction) => (transaction.commit().await, None),
         }
     }
 

@@ -295,7 +295,7 @@ mod tests {
         for place in [Where::Here, Where::Pool] {
             let transaction = sqlite.begin(place).await.unwrap();
             transaction.run(insert).await.unwrap();
-            transaction.commit().await.unwrap();
+            transaction.commit_first().await.0.unwrap();
         }
         assert!(!has_word(&watch));
         let other = rusqlite::Connection::open(&path).unwrap();
@@ -312,7 +312,7 @@ mod tests {
                 loop {
                     let transaction = sqlite.begin(Where::Pool).await.unwrap();
                     transaction.run(insert).await.unwrap();
-                    transaction.commit().await.unwrap();
+                    transaction.commit_first().await.0.unwrap();
                     tokio::time::sleep(Duration::from_micros(500)).await;
                 }
             }

@@ -264,13 +264,16 @@ impl Store {
         let steps: Vec<Step> = writes.iter().zip(&answers).filter_map(|(write, answer)| step(write, answer)).collect();
         let foreseen = foresight.and_then(|foresight| foresight.foresee(&answers));
         steps.iter().copied().for_each(crash::before);
-        let committed = transaction.commit().await;
+        let (committed, aftermath) = transaction.commit_first().await;
         if committed.is_ok() {
             steps.into_iter().for_each(crash::after);
         }
+        // Commands that wait for the commit come before anything else; those that are given up may take their time.
+        let aftermath = aftermath.filter(|_| committed.is_ok());
         if let Some(foreseen) = foreseen {
             foreseen.committed(committed.is_ok()).await;
         }
+        drop(aftermath);
         committed.doing(BATCH)?;
         self.inner.looks.keep(looks);
         if answers

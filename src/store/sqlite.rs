@@ -133,7 +133,7 @@ impl Sqlite {
         let turn = self.turn().await?;
         let begin = move |sqlite: &Self| {
             let mut writing = sqlite.writing();
-            writing.connection()?.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+            plainly(writing.connection()?, "BEGIN IMMEDIATE")?;
             writing.began();
             // Given up before it was known where this call is no longer waited for.
             Ok(SqliteTransaction { sqlite: sqlite.clone(), number: writing.transactions, place, turn: Some(turn) })
@@ -353,25 +353,39 @@ pub(super) struct SqliteTransaction {
 }
 
 impl SqliteTransaction {
-    /// Commits it.
+    /// Commits it. What is to be seen to after that is, once the second of these is dropped: on the thread that asks, for a
+    /// transaction that is carried out there, which may have something more urgent to do.
     ///
     /// # Errors
     /// What SQLite says; then nothing of it happened.
-    pub(super) async fn commit(mut self) -> Result<(), DbErr> {
-        let (number, turn) = (self.number, self.turn.take());
+    pub(super) async fn commit_first(mut self) -> (Result<(), DbErr>, Option<Aftermath>) {
+        let (number, place, turn) = (self.number, self.place, self.turn.take());
         let commit = move |sqlite: &Sqlite| {
-            let _turn = turn;
+            let aftermath = Aftermath { sqlite: sqlite.clone(), _turn: turn };
             let mut writing = sqlite.writing();
-            let committed =
-                writing.within(number).and_then(|connection| connection.execute_batch("COMMIT").map_err(failed));
+            let committed = writing.within(number).and_then(|connection| plainly(connection, "COMMIT"));
             if committed.is_err() {
                 take_back(&mut writing, number);
             }
-            sqlite.ended(&mut writing);
-            sqlite.committed(&mut writing);
-            committed
+            drop(writing);
+            Ok((committed, (place == Where::Here).then_some(aftermath)))
         };
-        self.sqlite.at(self.place, commit).await
+        self.sqlite.at(place, commit).await.unwrap_or_else(|error| (Err(error), None))
+    }
+}
+
+/// What is to be seen to after a transaction, whichever way it has ended, and before the next one.
+#[must_use]
+pub(super) struct Aftermath {
+    sqlite: Sqlite,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Aftermath {
+    fn drop(&mut self) {
+        let mut writing = self.sqlite.writing();
+        self.sqlite.ended(&mut writing);
+        self.sqlite.committed(&mut writing);
     }
 }
 
@@ -392,6 +406,11 @@ impl Drop for SqliteTransaction {
             (Where::Here, _) | (_, Err(_)) => take_back(),
         }
     }
+}
+
+/// Carries out a statement that has no values and no answer, and is kept prepared.
+fn plainly(connection: &rusqlite::Connection, statement: &str) -> Result<(), DbErr> {
+    connection.prepare_cached(statement).and_then(|mut statement| statement.raw_execute()).map(drop).map_err(failed)
 }
 
 fn take_back(writing: &mut Writing, transaction: u64) {
@@ -689,7 +708,7 @@ mod tests {
             let transaction = sqlite.begin(place).await.unwrap();
             transaction.execute(statement("INSERT INTO t VALUES (2, 'two')", [])).await.unwrap();
             transaction.execute(statement("DELETE FROM t WHERE a = 2", [])).await.unwrap();
-            transaction.commit().await.unwrap();
+            transaction.commit_first().await.0.unwrap();
         }
     }
 
@@ -705,7 +724,7 @@ mod tests {
         // SQLite itself may end a transaction over an error.
         sqlite.writing().connection().unwrap().execute_batch("ROLLBACK").unwrap();
         second.execute(statement("DELETE FROM t", [])).await.unwrap_err();
-        second.commit().await.unwrap_err();
+        second.commit_first().await.0.unwrap_err();
         assert_eq!(sqlite.writing().transaction, None);
         assert_eq!(rows(&sqlite).await, 1);
     }
@@ -718,7 +737,7 @@ mod tests {
         let asked = Instant::now();
         let (rows, ()) = tokio::join!(rows(&sqlite), async {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            transaction.commit().await.unwrap();
+            transaction.commit_first().await.0.unwrap();
         });
         assert_eq!((rows, asked.elapsed() >= Duration::from_millis(50)), (0, true));
         sqlite.close().await;
@@ -740,7 +759,7 @@ mod tests {
             for n in 0..COMMITS * if held { 3 } else { 1 } {
                 let transaction = sqlite.begin(if n % 2 == 0 { Where::Here } else { Where::Pool }).await.unwrap();
                 transaction.execute(statement("INSERT INTO t VALUES (2, 'two')", [])).await.unwrap();
-                transaction.commit().await.unwrap();
+                transaction.commit_first().await.0.unwrap();
             }
             let folded = || std::fs::metadata(&path).unwrap().len() > before + 1_000_000;
             let tried = || sqlite.writing().log.as_ref().is_some_and(|(_, folding)| folding.is_in_vain());
