@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::actors::root::{RootActor, RootArgs, RootMessage};
 use crate::actors::slots::SlotPool;
 use crate::actors::status::{ErrorChain, StatusMessage};
+use crate::actors::strays::Strays;
 use crate::actors::{AbortOnDrop, Handle, Health, Launches, Port, Reply, Shared, Tree, Watched};
 use crate::clock::SystemClock;
 use crate::config::{self, Changes, Config, FlowConfig, KnownToken, OnStop, Overrides};
@@ -283,6 +284,7 @@ impl Service {
             launches: Launches::default(),
             readying: Launches::default(),
             slots: SlotPool::new(processes.last_holders()?),
+            strays: Strays::new(processes.living()?),
             health: Health::default(),
             tree: Tree::new(Arc::new(SystemClock)),
             changed: watch::Sender::default(),

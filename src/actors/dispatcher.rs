@@ -115,6 +115,8 @@ pub struct DispatcherState {
     tokens: Vec<RunToken>,
     /// The settings that the claim under way was made with; what it brings is run with them.
     claiming: Arc<FlowConfig>,
+    /// How many runs it leaves room for that are none to the database.
+    strays: u32,
     /// Tells of slots that were given back since the claim was made.
     freed: watch::Receiver<()>,
     wait_for_slot: Option<AbortOnDrop>,
@@ -212,6 +214,7 @@ impl Actor for DispatcherActor {
             noticed: Instant::now(),
             tokens: Vec::new(),
             claiming,
+            strays: 0,
             freed,
             wait_for_slot: None,
             held_back: None,
@@ -343,10 +346,10 @@ impl DispatcherState {
             Phase::Idle => {
                 self.noticed = Instant::now();
                 self.woken = false;
-                let most =
-                    if self.takes_rows() { self.args.flow.worker_concurrency.get().min(LARGEST_CLAIM) } else { 0 };
-                self.tokens = fresh_tokens(most)?;
                 self.claiming = Arc::clone(&self.args.flow);
+                self.strays = self.args.shared.strays.of(&self.claiming.flow);
+                let most = if self.takes_rows() { self.worker_concurrency().min(LARGEST_CLAIM) } else { 0 };
+                self.tokens = fresh_tokens(most)?;
                 self.ask_for_slots();
                 self.phase = Phase::Claiming;
                 Ok(true)
@@ -411,6 +414,16 @@ impl DispatcherState {
         self.args.claims && !self.stopped && !self.args.shared.draining.load(Ordering::Relaxed)
     }
 
+    /// How many runs of the flow may be open over all workers, for the database.
+    fn concurrency(&self) -> u32 {
+        self.claiming.concurrency.get().saturating_sub(self.strays)
+    }
+
+    /// How many may be on this one.
+    fn worker_concurrency(&self) -> u32 {
+        self.claiming.worker_concurrency.get().saturating_sub(self.strays)
+    }
+
     fn claim(&mut self, myself: &ActorRef<DispatcherMessage>) {
         let claim = self.pending_claim(myself);
         self.args.shared.status.cast(StatusMessage::WriteTogether(vec![claim]));
@@ -421,8 +434,8 @@ impl DispatcherState {
             flow: self.claiming.flow.clone(),
             worker: self.args.shared.worker.clone(),
             incarnation: self.args.shared.incarnation.clone(),
-            concurrency: self.claiming.concurrency.get(),
-            worker_concurrency: self.claiming.worker_concurrency.get(),
+            concurrency: self.concurrency(),
+            worker_concurrency: self.worker_concurrency(),
             requires: self.claiming.requires.clone(),
             beyond_share: self.held_back.is_some_and(|since| since.elapsed() >= OTHERS_FIRST),
             // Who stops leaves it to others to end what has waited too long.
@@ -464,8 +477,8 @@ impl DispatcherState {
         self.leave_to_others(claimed.held_back);
         // Where every token was used, and there is still room, there may be more at once; else the next row says when.
         let used_up = !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
-        let full = claimed.open >= self.claiming.concurrency.get()
-            || self.tokens.len() >= usize::try_from(self.claiming.worker_concurrency.get()).unwrap_or(usize::MAX);
+        let full = claimed.open >= self.concurrency()
+            || self.tokens.len() >= usize::try_from(self.worker_concurrency()).unwrap_or(usize::MAX);
         self.woken |= used_up && !full;
         if self.args.claims {
             for run in std::mem::take(&mut claimed.lapsed) {

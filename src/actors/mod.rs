@@ -32,6 +32,7 @@ pub mod root;
 pub mod scheduler;
 pub mod slots;
 pub mod status;
+pub mod strays;
 mod tree;
 mod webhooks;
 
@@ -59,6 +60,7 @@ pub use self::handle::Handle;
 use self::retention::RetentionMessage;
 use self::slots::SlotPool;
 use self::status::StatusMessage;
+use self::strays::Strays;
 pub use self::tree::{ActorSnapshot, Tree, Watched, WatchedState};
 
 /// How a child tells its parent of an event without importing it.
@@ -94,6 +96,8 @@ pub struct Shared {
     pub readying: Launches,
     /// Which run holds which device of this worker.
     pub slots: SlotPool,
+    /// Commands that run though the database says otherwise.
+    pub strays: Strays,
     /// What `readyz` tells.
     pub health: Health,
     /// Which actors there are, for people.
@@ -398,6 +402,8 @@ struct FlowHealth {
     failure: Option<String>,
     launch_error: Option<String>,
     recovery_error: Option<String>,
+    /// Commands that the database knows nothing of.
+    unknown: Option<String>,
 }
 
 impl Health {
@@ -446,6 +452,11 @@ impl Health {
         self.flow(flow, |health| health.recovery_error = error);
     }
 
+    /// Commands of a flow run that the database knows nothing of, or no more.
+    pub fn unknown(&self, flow: &FlowType, which: Option<String>) {
+        self.flow(flow, |health| health.unknown = which);
+    }
+
     /// What is wrong, a sentence each; empty where the service is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
@@ -466,6 +477,9 @@ impl Health {
             }
             if let Some(error) = &health.recovery_error {
                 complaints.push(format!("open runs of flow {flow} can't be looked into: {error}"));
+            }
+            if let Some(which) = &health.unknown {
+                complaints.push(format!("commands of flow {flow} run that the database knows nothing of: {which}"));
             }
         }
         complaints

@@ -22,7 +22,7 @@ use super::recovery::{RecoveryActor, RecoveryMessage, mailbox};
 use super::retention::{RetentionActor, RetentionArgs};
 use super::status::{ErrorChain, StatusActor, StatusArgs, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
-use super::{slots, webhooks};
+use super::{slots, strays, webhooks};
 use crate::config::{FlowConfig, RetentionConfig};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::{FlowType, WorkerId};
@@ -135,7 +135,7 @@ pub struct RootState {
     since: Instant,
     timers: Vec<AbortOnDrop>,
     _webhooks: Vec<AbortOnDrop>,
-    _background: [AbortOnDrop; 7],
+    _background: [AbortOnDrop; 8],
 }
 
 impl Actor for RootActor {
@@ -161,6 +161,7 @@ impl Actor for RootActor {
             watch_backlog(&shared, &counted),
             watch_disk(&shared),
             watch_slots(&shared),
+            watch_strays(&shared, &myself),
             show_life(&shared, args.worker.clone()),
             watch_drain(&shared, args.worker),
             rest_when_idle(&shared),
@@ -443,6 +444,16 @@ type Counted = Arc<Mutex<Vec<FlowType>>>;
 
 fn lock(counted: &Counted) -> MutexGuard<'_, Vec<FlowType>> {
     counted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sees to what the last service has left running, so that flows have their room back.
+fn watch_strays(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> AbortOnDrop {
+    let myself = myself.clone();
+    strays::watch(shared, move || {
+        if myself.cast(RootMessage::Wake).is_err() {
+            tracing::debug!("a stray ended with the service");
+        }
+    })
 }
 
 /// Passes the store's wake-ups on, and starts over where watching fails.

@@ -39,6 +39,8 @@ mod launch;
 #[cfg(target_os = "linux")]
 mod link;
 #[cfg(target_os = "linux")]
+mod living;
+#[cfg(target_os = "linux")]
 mod lost;
 #[cfg(target_os = "linux")]
 mod memory;
@@ -79,7 +81,7 @@ pub use self::slots::LastHolder;
 pub use self::spec::{CancelSpec, CommandSpec, LeaseUntil};
 use crate::domain::limits::Limits;
 use crate::domain::run::Verdict;
-use crate::domain::{Attempt, BootMark, JobId, RunToken, Timestamp};
+use crate::domain::{Attempt, BootMark, FlowType, JobId, RunToken, Timestamp};
 
 /// Keeps what the threads of a service allocate close together; to be called before there are any.
 pub fn allocate_in_two_places() {
@@ -117,6 +119,21 @@ pub enum Evidence {
         /// Why nobody can say.
         reason: String,
     },
+}
+
+/// A run whose shim lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LivingRun {
+    /// Which job's.
+    pub job: JobId,
+    /// Which attempt at it.
+    pub attempt: Attempt,
+    /// Its token.
+    pub token: RunToken,
+    /// Which flow's.
+    pub flow: FlowType,
+    /// The command's process id, once it has started.
+    pub pid: Option<i32>,
 }
 
 /// A live connection to a run's shim; dropping `reports` lets go of the run, which goes on.
@@ -329,6 +346,21 @@ impl Processes {
     /// Where the run's files can't be read, or the processes of this machine can't be listed.
     pub async fn is_over(&self, job: JobId, attempt: Attempt, token: &RunToken) -> Result<bool, Error> {
         self.launcher.is_over(self.run_dir(job, attempt, token), token).await
+    }
+
+    /// Every run of this data directory whose shim lives. Blocks.
+    ///
+    /// # Errors
+    /// Where the processes of this machine can't be listed.
+    pub fn living(&self) -> Result<Vec<LivingRun>, Error> {
+        #[cfg(target_os = "linux")]
+        return living::living(&self.runs).map_err(|source| Error::RunFile {
+            action: "list",
+            path: "/proc".into(),
+            source,
+        });
+        #[cfg(not(target_os = "linux"))]
+        Ok(Vec::new())
     }
 
     /// The runs that took slots last; whether they still hold them, [`Self::is_over`] tells.

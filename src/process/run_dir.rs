@@ -25,7 +25,7 @@ use crate::domain::{BootMark, RunToken, Timestamp};
 pub(super) const FORMAT: u32 = 1;
 
 /// A journal is a few records of a few KiB; what is larger was not written by us.
-const LARGEST_JOURNAL: u64 = 1 << 20;
+pub(super) const LARGEST_JOURNAL: u64 = 1 << 20;
 
 pub(super) const JOURNAL: &str = "journal";
 pub(super) const PAYLOAD: &str = "payload.json";

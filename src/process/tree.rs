@@ -91,7 +91,8 @@ fn children_by_scan() -> BTreeMap<i32, Vec<i32>> {
     by_parent
 }
 
-fn all_processes() -> io::Result<Vec<i32>> {
+/// The number of every process of this machine.
+pub(super) fn all_processes() -> io::Result<Vec<i32>> {
     Ok(fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 

@@ -35,6 +35,7 @@ mod sessions;
 mod spelling;
 mod sql;
 mod sqlite;
+mod standing;
 mod take;
 mod trial;
 mod update;
@@ -67,6 +68,7 @@ pub use read::*;
 pub use recurring::{Fire, Fired, RecurringRow};
 pub use search::*;
 pub use sessions::Session;
+pub use standing::Standing;
 pub use wake::Wakes;
 pub use write::*;
 

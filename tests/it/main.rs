@@ -64,6 +64,7 @@ mod soak_engine;
 mod startup;
 mod store;
 mod store_control;
+mod strays;
 mod support;
 mod takeover;
 mod traces;
