@@ -10,6 +10,9 @@ use super::tree::all_processes;
 use super::{LivingRun, ZYGOTE_NAME, ZYGOTE_WORD};
 use crate::domain::{Attempt, JobId};
 
+/// The descriptor that a shim's journal most likely is, since the order is the first that it receives.
+const USUAL: &str = "4";
+
 /// All of them, by a look at every process: a shim has its journal open for as long as it lives, and the words that it was started
 /// with are the zygote's, of which it is a fork. What is of another release's format is left out.
 ///
@@ -18,12 +21,18 @@ use crate::domain::{Attempt, JobId};
 pub(super) fn living(runs: &Path) -> io::Result<Vec<LivingRun>> {
     let runs = runs.canonicalize()?;
     let words = format!("{ZYGOTE_NAME}\0{ZYGOTE_WORD}\0");
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
     let mut found = BTreeMap::new();
-    for pid in all_processes()? {
+    for pid in all_processes()?.into_iter().filter(|pid| *pid != own) {
         // Who has ended meanwhile, and other users' processes, can't be read.
-        if fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == words.as_bytes())
-            && let Some(journal) = journal_of(pid, &runs)
-        {
+        let descriptors = PathBuf::from(format!("/proc/{pid}/fd"));
+        let journal = journal_at(&descriptors.join(USUAL), &runs).or_else(|| {
+            let is_shim = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == words.as_bytes());
+            // Each descriptor takes as long as all the rest.
+            let all = is_shim.then(|| fs::read_dir(&descriptors).ok()).flatten()?;
+            all.flatten().find_map(|descriptor| journal_at(&descriptor.path(), &runs))
+        });
+        if let Some(journal) = journal {
             match run_of(&journal) {
                 Some(run) => drop(found.insert(run.token.clone(), run)),
                 None => {
@@ -35,11 +44,11 @@ pub(super) fn living(runs: &Path) -> io::Result<Vec<LivingRun>> {
     Ok(found.into_values().collect())
 }
 
-/// The journal in one of these run directories that this process has open.
-fn journal_of(pid: i32, runs: &Path) -> Option<PathBuf> {
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let mut open = open.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
-    open.find(|path| path.file_name().is_some_and(|name| name == JOURNAL) && path.ancestors().nth(2) == Some(runs))
+/// What this descriptor is, where that is the journal in one of these run directories.
+fn journal_at(descriptor: &Path, runs: &Path) -> Option<PathBuf> {
+    let path = fs::read_link(descriptor).ok()?;
+    let is_journal = path.file_name().is_some_and(|name| name == JOURNAL) && path.ancestors().nth(2) == Some(runs);
+    is_journal.then_some(path)
 }
 
 fn run_of(journal: &Path) -> Option<LivingRun> {
