@@ -284,7 +284,7 @@ impl Service {
             launches: Launches::default(),
             readying: Launches::default(),
             slots: SlotPool::new(processes.last_holders()?),
-            strays: Strays::new(processes.living()?),
+            strays: Strays::new(processes.living().await?),
             health: Health::default(),
             tree: Tree::new(Arc::new(SystemClock)),
             changed: watch::Sender::default(),
@@ -642,7 +642,7 @@ fn running() -> usize {
 
 /// What the service is doing, for `systemctl status`.
 fn status(shared: &Shared) -> String {
-    let (running, complaints) = (running(), shared.health.complaints());
+    let (running, complaints) = (running(), shared.complaints());
     let what = if shared.draining.load(Ordering::Relaxed) { "stopping" } else { "working" };
     let runs = if running == 1 { "1 run".to_owned() } else { format!("{running} runs") };
     if complaints.is_empty() { format!("{what}: {runs}") } else { format!("{what}: {runs}; {}", complaints.join("; ")) }

@@ -49,7 +49,7 @@ impl Handle {
     /// What keeps the service from working, a sentence each; empty where it is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
-        self.0.health.complaints()
+        self.0.complaints()
     }
 
     /// Where this worker keeps a run's files, whether there are any or not.

@@ -402,8 +402,6 @@ struct FlowHealth {
     failure: Option<String>,
     launch_error: Option<String>,
     recovery_error: Option<String>,
-    /// Commands that the database knows nothing of.
-    unknown: Option<String>,
 }
 
 impl Health {
@@ -452,11 +450,6 @@ impl Health {
         self.flow(flow, |health| health.recovery_error = error);
     }
 
-    /// Commands of a flow run that the database knows nothing of, or no more.
-    pub fn unknown(&self, flow: &FlowType, which: Option<String>) {
-        self.flow(flow, |health| health.unknown = which);
-    }
-
     /// What is wrong, a sentence each; empty where the service is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
@@ -477,9 +470,6 @@ impl Health {
             }
             if let Some(error) = &health.recovery_error {
                 complaints.push(format!("open runs of flow {flow} can't be looked into: {error}"));
-            }
-            if let Some(which) = &health.unknown {
-                complaints.push(format!("commands of flow {flow} run that the database knows nothing of: {which}"));
             }
         }
         complaints
@@ -506,6 +496,11 @@ struct Transition<'a> {
 }
 
 impl Shared {
+    /// What keeps the service from working, a sentence each; empty where it is ready.
+    pub fn complaints(&self) -> Vec<String> {
+        [self.health.complaints(), self.strays.complaints()].concat()
+    }
+
     /// The one place where a status change becomes a log line and a metric.
     fn note(&self, transition: &Transition<'_>) {
         self.metrics.transition(transition.flow, transition.to);

@@ -1,16 +1,19 @@
 //! Strays: commands that the last service has left running and that the database takes for ended, or knows nothing of.
 //!
 //! Somebody may have changed or removed a row while no service was there to fence its run, or have brought an old copy of the
-//! database back. So at its start a service looks which shims live. Each of them counts as one of its flow's runs until the
-//! database says that it is one, which makes it recovery's, or until nothing of it is alive. One that the database says is over is
-//! killed, like any run whose token is no longer current; one that it has never heard of is not, since it may be the
-//! wrong database that was asked. A run that starts later is this service's own, and has an actor that watches its row.
+//! database back. So at its start a service looks which shims live, and no flow of theirs claims anything until the database
+//! has said what they are. A run that is its job's is recovery's. One that is over is killed, like any run whose token is no
+//! longer current, and its flow waits for its end. One that the database has never heard of is not, since it may be the
+//! wrong database that was asked: it counts as a run of its flow for as long as it is alive; and where a job of its number
+//! waits, which may well be its own, the flow waits, too. A run that starts later is this service's own, and has an actor
+//! that watches its row.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::status::ErrorChain;
 use super::{AbortOnDrop, Shared, root};
@@ -20,46 +23,88 @@ use crate::store::Standing;
 
 /// How many runs the database is asked about at a time.
 const TOGETHER: usize = 500;
-/// How long to wait before a stray is looked at again, or the database is asked again.
+/// How long to wait before a stray is looked at again, or the database is asked again; at most [`LONGEST_WAIT`].
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// What holds a flow up for longer than this is told to people.
+const LATE: Duration = Duration::from_secs(10);
+/// So many are named to people.
+const NAMED: usize = 5;
 
 /// The runs that were found alive and that nobody is known to look after; clones are the same.
 #[derive(Clone, Default)]
 pub struct Strays(Arc<Mutex<ByFlow>>);
 
-type ByFlow = BTreeMap<FlowType, BTreeMap<RunToken, LivingRun>>;
+type ByFlow = BTreeMap<FlowType, BTreeMap<RunToken, Stray>>;
+
+struct Stray {
+    run: LivingRun,
+    /// `None` until the database has been asked.
+    standing: Option<Standing>,
+    since: Instant,
+}
 
 impl Strays {
     /// Every run that was alive before this service started its first.
     #[must_use]
     pub fn new(living: Vec<LivingRun>) -> Self {
-        let strays = Self::default();
+        let (strays, since) = (Self::default(), Instant::now());
         for run in living {
-            strays.runs().entry(run.flow.clone()).or_default().insert(run.token.clone(), run);
+            let stray = Stray { run: run.clone(), standing: None, since };
+            strays.runs().entry(run.flow).or_default().insert(run.token, stray);
         }
         strays
     }
 
-    /// How many of a flow's runs the database may not know of.
+    /// How many of a flow's runs the database does not know of; [`u32::MAX`] while the flow has to wait.
     #[must_use]
     pub fn of(&self, flow: &FlowType) -> u32 {
-        self.runs().get(flow).map_or(0, |runs| u32::try_from(runs.len()).unwrap_or(u32::MAX))
+        let runs = self.runs();
+        let Some(strays) = runs.get(flow) else { return 0 };
+        let counts = |stray: &Stray| stray.standing == Some(Standing::Unknown { waits: false });
+        if strays.values().all(counts) { u32::try_from(strays.len()).unwrap_or(u32::MAX) } else { u32::MAX }
+    }
+
+    /// What people should know of, a sentence each.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<String> {
+        let runs = self.runs();
+        let complaint = |stray: &Stray| {
+            let LivingRun { flow, job, attempt, pid, .. } = &stray.run;
+            let pid = pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+            let which = format!("a command of flow {flow} runs, attempt {attempt} at what was job {job}{pid}");
+            match stray.standing {
+                Some(Standing::Unknown { .. }) => Some(format!("{which}, and the database knows nothing of it")),
+                _ if stray.since.elapsed() < LATE => None,
+                Some(Standing::Over) => Some(format!("{which}, whose run is over; it was killed and is not gone yet")),
+                Some(Standing::Open) | None => Some(format!("{which}, and the database does not say whether it may")),
+            }
+        };
+        let mut complaints: Vec<String> = runs.values().flat_map(BTreeMap::values).filter_map(complaint).collect();
+        if complaints.len() > NAMED {
+            let more = complaints.split_off(NAMED).len();
+            complaints.push(format!("{more} more commands run of which the database does not know as it should"));
+        }
+        complaints
     }
 
     fn all(&self) -> Vec<LivingRun> {
-        self.runs().values().flat_map(BTreeMap::values).cloned().collect()
+        self.runs().values().flat_map(BTreeMap::values).map(|stray| stray.run.clone()).collect()
     }
 
-    fn first_of(&self, flow: &FlowType) -> Option<LivingRun> {
-        self.runs().get(flow).and_then(|runs| runs.values().next().cloned())
+    fn change(&self, run: &LivingRun, change: impl FnOnce(&mut Stray)) {
+        if let Some(stray) = self.runs().get_mut(&run.flow).and_then(|strays| strays.get_mut(&run.token)) {
+            change(stray);
+        }
     }
 
     fn remove(&self, run: &LivingRun) {
         let mut runs = self.runs();
-        if let Some(of_flow) = runs.get_mut(&run.flow) {
-            of_flow.remove(&run.token);
+        if let Some(strays) = runs.get_mut(&run.flow) {
+            strays.remove(&run.token);
         }
-        runs.retain(|_, of_flow| !of_flow.is_empty());
+        runs.retain(|_, strays| !strays.is_empty());
     }
 
     fn runs(&self) -> MutexGuard<'_, ByFlow> {
@@ -75,96 +120,162 @@ pub fn watch(shared: &Arc<Shared>, wake: impl Fn() + Send + Sync + 'static) -> A
         async move {
             let mut ending = JoinSet::new();
             for runs in shared.strays.all().chunks(TOGETHER) {
-                let tokens: Vec<_> = runs.iter().map(|run| run.token.clone()).collect();
-                let standings = loop {
-                    match shared.store.standings(&tokens).await {
-                        Ok(standings) => break standings,
-                        Err(error) => {
-                            tracing::warn!(error = %ErrorChain(&error), "can't ask the database about the runs that are alive");
-                            tokio::time::sleep(LOOK_AGAIN).await;
-                        }
-                    }
-                };
+                let standings = standings(&shared, runs).await;
                 for run in runs {
-                    match standings.get(&run.token) {
+                    match standings.get(&run.token).copied() {
                         Some(Standing::Open) => shared.strays.remove(run),
-                        standing => {
-                            let (shared, run, is_over) = (Arc::clone(&shared), run.clone(), standing.is_some());
-                            ending.spawn(async move { until_gone(&shared, &run, is_over).await });
+                        Some(standing) => {
+                            let (shared, wake, run) = (Arc::clone(&shared), Arc::clone(&wake), run.clone());
+                            ending.spawn(async move {
+                                until_gone(&shared, &run, standing, wake.as_ref()).await;
+                                shared.strays.remove(&run);
+                                wake();
+                            });
                         }
+                        None => {}
                     }
                 }
                 wake();
             }
             while let Some(gone) = ending.join_next().await {
-                match gone {
-                    Ok(()) => wake(),
-                    Err(failure) => tracing::error!(%failure, "a stray is looked at once more"),
+                if let Err(failure) = gone {
+                    tracing::error!(%failure, "the strays that are left are looked at once more");
+                    return;
                 }
             }
-            if shared.strays.all().is_empty() {
-                std::future::pending::<()>().await;
-            }
+            std::future::pending::<()>().await;
         }
     })
 }
 
-/// Waits until nothing of the run is alive; has it killed where it `is_over`.
-async fn until_gone(shared: &Shared, run: &LivingRun, is_over: bool) {
-    let (launcher, token) = (&shared.launcher, &run.token);
-    let (job, r#type, attempt, run_token) = (run.job.0, &run.flow, run.attempt.0, token.as_str());
-    let mut is_told = false;
+async fn standings(shared: &Shared, runs: &[LivingRun]) -> BTreeMap<RunToken, Standing> {
+    let runs: Vec<_> = runs.iter().map(|run| (run.job, run.token.clone())).collect();
+    let mut wait = LOOK_AGAIN;
     loop {
-        match launcher.is_over(run.job, run.attempt, token.clone()).await {
-            Ok(true) => break,
-            Ok(false) if is_told => {}
-            Ok(false) if is_over => {
-                is_told = true;
-                tracing::warn!(job, %r#type, attempt, run_token, "the database says that this run is over; its command is killed and nothing is written about it");
-            }
-            Ok(false) => {
-                // One that was only got ready is gone in a moment.
-                tokio::time::sleep(LOOK_AGAIN).await;
-                is_told = launcher.is_over(run.job, run.attempt, token.clone()).await.is_ok_and(|over| !over);
-                if is_told {
-                    shared.health.unknown(r#type, Some(which(run)));
-                    tracing::error!(job, %r#type, attempt, run_token, pid = run.pid, "a command runs that the database knows nothing of; it counts as a run of its flow until it ends, or somebody ends it");
-                }
-            }
+        match shared.store.standings(&runs).await {
+            Ok(standings) => return standings,
             Err(error) => {
-                tracing::warn!(job, run_token, error = %ErrorChain(&error), "can't tell whether a run is alive");
+                tracing::warn!(error = %ErrorChain(&error), "can't ask the database about the runs that are alive");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
             }
         }
-        match launcher.inspect(run.job, run.attempt, token.clone()).await {
+    }
+}
+
+/// Waits until nothing of the run is alive, as far as one may look: what the database does not know is neither killed nor swept.
+async fn until_gone(shared: &Shared, run: &LivingRun, standing: Standing, wake: &(impl Fn() + Sync)) {
+    let LivingRun { job, attempt, token, flow, .. } = run;
+    let (id, attempts, run_token) = (job.0, attempt.0, token.as_str());
+    let is_over = standing == Standing::Over;
+    if is_over {
+        shared.strays.change(run, |stray| stray.standing = Some(standing));
+        tracing::warn!(job = id, r#type = %flow, attempt = attempts, run_token, "the database says that this run is over; its command is killed and nothing is written about it");
+    } else {
+        // One that was only got ready by the last service is gone in a moment.
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    let mut is_told = is_over;
+    let mut wait = LOOK_AGAIN;
+    loop {
+        match shared.launcher.inspect(*job, *attempt, token.clone()).await {
             Ok(Evidence::Alive(mut link)) => {
                 if is_over {
                     link.control.stop_now();
+                } else if !std::mem::replace(&mut is_told, true) {
+                    shared.strays.change(run, |stray| stray.standing = Some(standing));
+                    tracing::error!(job = id, r#type = %flow, attempt = attempts, run_token, pid = run.pid, "a command runs that the database knows nothing of; it counts as a run of its flow until it ends, or somebody ends it");
+                    wake();
                 }
                 while let Some(report) = link.reports.recv().await {
-                    if let RunReport::NotDying { reason } = report {
-                        tracing::error!(
-                            job,
-                            run_token,
-                            reason,
-                            "processes of a run outlive SIGKILL; the run has not ended"
-                        );
+                    match report {
+                        RunReport::Started { pid, .. } => {
+                            shared.strays.change(run, |stray| stray.run.pid = Some(pid));
+                        }
+                        RunReport::NotDying { reason } => {
+                            tracing::error!(
+                                job = id,
+                                run_token,
+                                reason,
+                                "processes of a run outlive SIGKILL; the run has not ended"
+                            );
+                        }
+                        _ => {}
                     }
                 }
+                // Its shim has said its last word, or is gone: that is for the next look to tell.
+                tokio::time::sleep(SOON).await;
+                continue;
             }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(job, run_token, error = %ErrorChain(&error), "can't look into a run"),
+            Ok(_) if !is_over => break,
+            Ok(_) => match shared.launcher.is_over(*job, *attempt, token.clone()).await {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(job = id, run_token, error = %ErrorChain(&error), "can't tell whether a run is alive");
+                }
+            },
+            Err(error) => tracing::warn!(job = id, run_token, error = %ErrorChain(&error), "can't look into a run"),
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
     }
-    shared.strays.remove(run);
-    if is_told && !is_over {
-        let more = shared.strays.first_of(r#type);
-        shared.health.unknown(r#type, more.as_ref().map(which));
+    if is_told {
+        tracing::info!(job = id, r#type = %flow, attempt = attempts, run_token, "nothing is alive any more of a run that was not one to the database");
     }
-    tracing::info!(job, %r#type, attempt, run_token, "nothing of a run that the database did not know as one is alive any more");
 }
 
-fn which(run: &LivingRun) -> String {
-    let pid = run.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
-    format!("attempt {} at job {}{pid}", run.attempt, run.job)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Attempt, JobId};
+
+    fn run(byte: u8, flow: &str) -> LivingRun {
+        let (job, pid) = (JobId(i64::from(byte)), Some(i32::from(byte)));
+        LivingRun {
+            job,
+            attempt: Attempt(1),
+            token: RunToken::from_bytes([byte; 16]),
+            flow: flow.parse().unwrap(),
+            pid,
+        }
+    }
+
+    #[test]
+    fn a_flow_waits_for_what_may_be_its_own_and_leaves_room_for_what_is_not() {
+        let strays = Strays::new(vec![run(1, "A"), run(2, "A"), run(3, "B")]);
+        let flow = |name: &str| name.parse::<FlowType>().unwrap();
+        let set = |byte: u8, standing| strays.change(&run(byte, "A"), |stray| stray.standing = Some(standing));
+        assert_eq!((strays.of(&flow("A")), strays.of(&flow("C"))), (u32::MAX, 0));
+        set(1, Standing::Unknown { waits: false });
+        assert_eq!(strays.of(&flow("A")), u32::MAX, "nobody knows of the other one");
+        set(2, Standing::Unknown { waits: true });
+        assert_eq!(strays.of(&flow("A")), u32::MAX, "its job waits");
+        set(2, Standing::Over);
+        assert_eq!(strays.of(&flow("A")), u32::MAX, "it is to be killed");
+        set(2, Standing::Unknown { waits: false });
+        assert_eq!(strays.of(&flow("A")), 2);
+        strays.remove(&run(2, "A"));
+        assert_eq!(strays.of(&flow("A")), 1);
+        strays.remove(&run(1, "A"));
+        assert_eq!((strays.of(&flow("A")), strays.all()), (0, vec![run(3, "B")]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn people_hear_of_what_is_unknown_and_of_what_takes_long() {
+        let strays = Strays::new((1..=9).map(|byte| run(byte, "A")).collect());
+        let set = |byte: u8, standing| strays.change(&run(byte, "A"), |stray| stray.standing = Some(standing));
+        assert_eq!(strays.complaints(), Vec::<String>::new());
+        set(1, Standing::Unknown { waits: false });
+        set(2, Standing::Over);
+        let unknown =
+            "a command of flow A runs, attempt 1 at what was job 1, pid 1, and the database knows nothing of it";
+        assert_eq!(strays.complaints(), [unknown]);
+        tokio::time::advance(LATE).await;
+        let complaints = strays.complaints();
+        assert_eq!(complaints.len(), NAMED + 1, "{complaints:?}");
+        assert!(complaints[1].contains("job 2, pid 2, whose run is over") && complaints[NAMED].starts_with("4 more"));
+        strays.remove(&run(1, "A"));
+        assert!(!strays.complaints().concat().contains("knows nothing"));
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::run_dir::{History, JOURNAL, LARGEST_JOURNAL};
 use super::tree::all_processes;
-use super::{LivingRun, ZYGOTE_NAME, ZYGOTE_WORD};
+use super::{LivingRun, ZYGOTE_NAME, ZYGOTE_WORD, run_dir_name};
 use crate::domain::{Attempt, JobId};
 
 /// The descriptor that a shim's journal most likely is, since the order is the first that it receives.
@@ -36,7 +36,7 @@ pub(super) fn living(runs: &Path) -> io::Result<Vec<LivingRun>> {
             match run_of(&journal) {
                 Some(run) => drop(found.insert(run.token.clone(), run)),
                 None => {
-                    tracing::warn!(pid, journal = %journal.display(), "a shim's journal does not say which run it is");
+                    tracing::warn!(pid, journal = %journal.display(), "a shim lives whose run can't be told by its directory and journal");
                 }
             }
         }
@@ -51,16 +51,19 @@ fn journal_at(descriptor: &Path, runs: &Path) -> Option<PathBuf> {
     is_journal.then_some(path)
 }
 
+/// The run whose journal this is, where it is in that run's own directory: somebody may have moved it.
 fn run_of(journal: &Path) -> Option<LivingRun> {
     let mut bytes = Vec::new();
     File::open(journal).ok()?.take(LARGEST_JOURNAL).read_to_end(&mut bytes).ok()?;
     let history = History::parse(&bytes).ok()?;
     let spec = history.spec?;
-    Some(LivingRun {
+    let run = LivingRun {
         job: JobId(spec.job),
         attempt: Attempt(spec.attempt),
         token: spec.token.parse().ok()?,
         flow: spec.flow.parse().ok()?,
         pid: history.started.map(|started| started.pid),
-    })
+    };
+    let name = run_dir_name(run.job, run.attempt, &run.token);
+    journal.parent().and_then(Path::file_name).is_some_and(|found| found == name.as_str()).then_some(run)
 }

@@ -348,17 +348,19 @@ impl Processes {
         self.launcher.is_over(self.run_dir(job, attempt, token), token).await
     }
 
-    /// Every run of this data directory whose shim lives. Blocks.
+    /// Every run of this data directory whose shim lives.
     ///
     /// # Errors
     /// Where the processes of this machine can't be listed.
-    pub fn living(&self) -> Result<Vec<LivingRun>, Error> {
+    pub async fn living(&self) -> Result<Vec<LivingRun>, Error> {
         #[cfg(target_os = "linux")]
-        return living::living(&self.runs).map_err(|source| Error::RunFile {
-            action: "list",
-            path: "/proc".into(),
-            source,
-        });
+        {
+            let failed = |source| Error::RunFile { action: "list", path: "/proc".into(), source };
+            let runs = self.runs.clone();
+            // Every process is looked at.
+            let living = tokio::task::spawn_blocking(move || living::living(&runs)).await;
+            living.map_err(|error| failed(error.into()))?.map_err(failed)
+        }
         #[cfg(not(target_os = "linux"))]
         Ok(Vec::new())
     }

@@ -1,55 +1,72 @@
 //! What the database says about runs that are alive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::connection::Connection;
-use super::sql::{Doing, OPEN, Row};
+use super::connection::{Connection, Record};
+use super::sql::{Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::{Error, Store};
-use crate::domain::RunToken;
+use crate::domain::{JobId, RunToken};
 
 const ACTION: &str = "read what is known of runs";
 
-/// What the database says about a run that it knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What the database says about a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It is not its job's any more.
-    Over,
-    /// It is.
+    /// It is its job's.
     Open,
+    /// It was, and its job has ended or gone on.
+    Over,
+    /// It has never been heard of, or was removed with its job.
+    Unknown {
+        /// Whether there is a job of that number that has not ended, which may be the run's.
+        waits: bool,
+    },
 }
 
 impl Store {
-    /// What is known of these runs; one that is missing in the answer has never been heard of, or was removed with its job.
+    /// What is known of each of these runs of jobs.
     ///
     /// # Errors
     /// Where the database fails.
-    pub async fn standings(&self, tokens: &[RunToken]) -> Result<BTreeMap<RunToken, Standing>, Error> {
+    pub async fn standings(&self, runs: &[(JobId, RunToken)]) -> Result<BTreeMap<RunToken, Standing>, Error> {
         let dialect = self.dialect();
-        let names = json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string();
         let (token, these) = (dialect.text("run_token"), dialect.among("run_token", "$1"));
-        let of_jobs = format!(
+        // Before what its job says now. Where the job is of an earlier attempt, another copy of the database was brought back; and
+        // a client that does not keep foreign keys, as is SQLite's default, leaves what belonged to a job that it removes.
+        let before = format!(
+            "SELECT {token} FROM runs WHERE {these} \
+             AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = runs.job_id AND jobs.attempt >= runs.attempt)"
+        );
+        let now = format!(
             "SELECT {token}, CAST(CASE WHEN {OPEN} THEN 1 ELSE 0 END AS bigint) AS open FROM jobs {} WHERE {these}",
             dialect.by_index("jobs_run_token")
         );
-        let of_runs = format!("SELECT {token}, CAST(0 AS bigint) AS open FROM runs WHERE {these}");
+        let waiting = format!("SELECT id FROM jobs WHERE {} AND {OPEN_OR_PENDING}", dialect.among_ids("id", "$1"));
+        let tokens = json!(runs.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>()).to_string();
+        let jobs = json!(runs.iter().map(|(job, _)| job.0).collect::<Vec<_>>()).to_string();
         let query = async {
-            let mut standings = BTreeMap::new();
-            for select in [of_runs, of_jobs] {
-                let statement = self.statement(select, [names.as_str().into()]);
-                for result in &self.reader().query_all(statement).await.doing(ACTION)? {
-                    let row = Row { result, dialect };
-                    if let Some(token) = row.token()? {
-                        let standing = if row.flag("open")? { Standing::Open } else { Standing::Over };
-                        standings
-                            .entry(token)
-                            .and_modify(|known: &mut Standing| *known = standing.max(*known))
-                            .or_insert(standing);
-                    }
-                }
+            let ask = async |select: String, values: &str| -> Result<Vec<Record>, Error> {
+                self.reader().query_all(self.statement(select, [values.into()])).await.doing(ACTION)
+            };
+            let mut known = BTreeMap::new();
+            for result in &ask(before, &tokens).await? {
+                known.extend(Row { result, dialect }.token()?.map(|token| (token, Standing::Over)));
             }
-            Ok(standings)
+            for result in &ask(now, &tokens).await? {
+                let row = Row { result, dialect };
+                let standing = if row.flag("open")? { Standing::Open } else { Standing::Over };
+                known.extend(row.token()?.map(|token| (token, standing)));
+            }
+            let mut waits = BTreeSet::new();
+            for result in &ask(waiting, &jobs).await? {
+                waits.insert(Row { result, dialect }.job("id")?);
+            }
+            let standing = |job: &JobId, token: &RunToken| {
+                known.get(token).copied().unwrap_or(Standing::Unknown { waits: waits.contains(job) })
+            };
+            Ok(runs.iter().map(|(job, token)| (token.clone(), standing(job, token))).collect())
         };
         self.in_time(ACTION, query).await
     }
