@@ -41,8 +41,15 @@ async fn a_command_whose_row_was_changed_meanwhile_is_gone_before_the_next_one_s
         let beside = service.insert("TWO", &["run:0.1"]).await[0];
         service.sql(&format!("UPDATE jobs SET {change} WHERE id IN ({first}, {pair})")).await;
         assert!(pids.iter().all(|pid| processes::is_alive(*pid)));
+        // They can't be killed yet.
+        let shims = pids.iter().map(|pid| Pid::from_raw(processes::parent_of(*pid)).unwrap()).collect::<Vec<_>>();
+        shims.iter().for_each(|shim| kill_process(*shim, Signal::STOP).unwrap());
         service.serve().await;
         service.until(beside, JobStatus::Completed).await;
+        tokio::time::sleep(A_MOMENT).await;
+        assert_eq!(service.job(second).await.status, JobStatus::Pending);
+        assert_eq!(service.evidence().len(), 4, "nothing was started beside a command that is to be gone");
+        shims.iter().for_each(|shim| kill_process(*shim, Signal::CONT).unwrap());
         if change.contains("PENDING") {
             for job in [first, pair] {
                 service.begun(job, 2).await;
