@@ -122,7 +122,7 @@ async fn lose(service: &Service, job: JobId) {
 
 /// `{options}` lead to the test's own sshd.
 const SSH: &str = r#"
-kill_grace = "4s"
+kill_grace = "10s"
 cancel_command = ["ssh", {options}, "127.0.0.1", "kill -{{signal} -- -$(cat {here}/{{run_token})"]
 [flows.SSH]
 command = ["ssh", {options}, "127.0.0.1", "echo $$ >{here}/{{run_token}; exec {job}"]
