@@ -23,10 +23,12 @@ use crate::store::Standing;
 
 /// How many runs the database is asked about at a time.
 const TOGETHER: usize = 500;
-/// How long to wait before a stray is looked at again, or the database is asked again; at most [`LONGEST_WAIT`].
+/// How long to wait before a stray is looked at again, or the database is asked again; twice as long each time, at most
+/// [`LONGEST_WAIT`].
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-const SOON: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long a shim that has said its last word has to be gone.
+const SOON: Duration = Duration::from_millis(20);
 /// What holds a flow up for longer than this is told to people.
 const LATE: Duration = Duration::from_secs(10);
 /// So many are named to people.
