@@ -9,6 +9,7 @@
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /src
 # The dependencies first, with empty programs in place of ours: this layer is made anew only when they change.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 COPY entity/Cargo.toml entity/
 COPY migration/Cargo.toml migration/
