@@ -5,6 +5,7 @@
 //! Where they begin to look on PostgreSQL is told in [`super::looks`].
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use sea_orm::Value;
@@ -191,7 +192,6 @@ impl Store {
             claim.worker.as_str().into(),
             json!(tokens.iter().map(RunToken::as_str).collect::<Vec<_>>()).to_string().into(),
         ];
-        let mut statement = flow_now_sql(dialect, &claim.requires, look);
         if dialect.is_shared() {
             values.push(claim.incarnation.as_str().into());
         }
@@ -201,13 +201,20 @@ impl Store {
         if with_rows {
             let wanted = i64::try_from(tokens.len()).unwrap_or(i64::MAX);
             values.extend([wanted, claim.concurrency.into(), claim.worker_concurrency.into()].map(Value::from));
-            statement = if dialect == Dialect::Sqlite {
-                format!("{statement}; {}", first_rows_sql())
-            } else {
-                values.push(i64::from(claim.beyond_share).into());
-                with_first_rows_sql(&statement)
-            };
         }
+        let statement = match dialect {
+            Dialect::Sqlite => {
+                // It is the same for all claims: nobody requires anything of other workers there, nor looks behind others.
+                static WITH_ROWS: OnceLock<String> = OnceLock::new();
+                let flow_now = || flow_now_sql(dialect, &claim.requires, look);
+                WITH_ROWS.get_or_init(|| format!("{}; {}", flow_now(), first_rows_sql())).clone()
+            }
+            Dialect::Postgres if with_rows => {
+                values.push(i64::from(claim.beyond_share).into());
+                with_first_rows_sql(&flow_now_sql(dialect, &claim.requires, look))
+            }
+            Dialect::Postgres | Dialect::MySql => flow_now_sql(dialect, &claim.requires, look),
+        };
         let results = transaction.query_all(self.statement(statement, values)).await.doing(ACTION)?;
         let Some((result, rest)) = results.split_first() else {
             return Err(Error::UnreadableRow { reason: "a query without a table gave no row".to_owned() });

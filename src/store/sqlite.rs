@@ -565,16 +565,30 @@ fn bound(value: &Value) -> rusqlite::Result<ToSqlOutput<'_>> {
 
 /// The statements of a text of ours: what stands between semicolons that are not in quotes.
 fn pieces(sql: &str) -> impl Iterator<Item = &str> {
-    let mut quote = None;
-    sql.split(move |c| {
-        match (quote, c) {
-            (None, '\'' | '"') => quote = Some(c),
-            (Some(open), _) if open == c => quote = None,
-            _ => {}
-        }
-        quote.is_none() && c == ';'
+    let mut rest = sql;
+    std::iter::from_fn(move || {
+        // By bytes, since kilobytes of text are looked through for each job; none of these is part of a longer character.
+        let mut quote = None;
+        let end = rest.bytes().position(|byte| match (quote, byte) {
+            (None, b';') => true,
+            (None, b'\'' | b'"') => {
+                quote = Some(byte);
+                false
+            }
+            (Some(open), _) => {
+                quote = quote.filter(|_| open != byte);
+                false
+            }
+            (None, _) => false,
+        });
+        let (piece, after) = match end.and_then(|end| rest.split_at_checked(end)) {
+            Some((piece, after)) => (piece, after.get(1..).unwrap_or_default()),
+            None if rest.is_empty() => return None,
+            None => (rest, ""),
+        };
+        rest = after;
+        Some(piece.trim())
     })
-    .map(str::trim)
     .filter(|piece| !piece.is_empty())
 }
 

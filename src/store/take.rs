@@ -1,5 +1,6 @@
 //! How rows that a claim has found become INQUEUE, each with its event.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::json;
@@ -63,13 +64,17 @@ impl Store {
     async fn take_each(&self, transaction: &Transaction, taking: &Taking<'_>) -> Result<(), Error> {
         let &Taking { claim, jobs, now, lease } = taking;
         let (dialect, worker, message) = (self.dialect(), claim.worker.as_str(), message(claim));
-        let lease =
-            if dialect.is_shared() { format!(", lease_time = $5 + {}", lease_millis(lease)) } else { String::new() };
-        let names = ["$2", "$3", "$4", "$5", "$6", "$7", "$9"];
-        let mut statement = format!("UPDATE jobs SET {}{lease} WHERE id = $1 AND status = 'PENDING'", taken_sql(names));
-        if dialect == Dialect::Sqlite {
-            statement += &format!("; {EVENT} SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8 WHERE changes() > 0");
-        }
+        let taken = |lease: &str| {
+            let names = ["$2", "$3", "$4", "$5", "$6", "$7", "$9"];
+            format!("UPDATE jobs SET {}{lease} WHERE id = $1 AND status = 'PENDING'", taken_sql(names))
+        };
+        let statement = if dialect.is_shared() {
+            taken(&format!(", lease_time = $5 + {}", lease_millis(lease)))
+        } else {
+            static TAKEN: OnceLock<String> = OnceLock::new();
+            let event = "SELECT $1, $4, 'PENDING', 'INQUEUE', $5, $2, $8 WHERE changes() > 0";
+            TAKEN.get_or_init(|| format!("{}; {EVENT} {event}", taken(""))).clone()
+        };
         for job in jobs {
             let values = [
                 job.id.0.into(),
