@@ -297,8 +297,18 @@ pub(super) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Signals that end a process by default and that the zygote and its shims must outlive.
-pub(super) const OUTLIVED: [libc::c_int; 5] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE];
+/// What the zygote and its shims ignore: signals that end a process by default and that they must outlive, and the end of a child,
+/// so that the kernel reaps the shims.
+const IGNORED: [libc::c_int; 6] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGCHLD];
+
+/// For the zygote: from here on [`IGNORED`] is what is ignored, and all that a command has to have set back, whatever the service was
+/// started with.
+pub(super) fn outlive_signals() {
+    for signal in 1..=31 {
+        ignore(signal, IGNORED.contains(&signal));
+    }
+}
 
 /// Sets a signal to be ignored, or back to its default.
 #[expect(unsafe_code, reason = "rustix has no safe way to set signal dispositions")]
@@ -388,7 +398,7 @@ fn become_command(start: &Start<'_>) -> Failure {
     if let Err(failure) = set_up().map_err(at(Stage::Setup)) {
         return failure;
     }
-    for signal in 1..=31 {
+    for signal in IGNORED {
         ignore(signal, false);
     }
     if let Some(directory) = &prepared.working_dir

@@ -60,11 +60,7 @@ pub(super) fn serve() -> ExitCode {
         return ExitCode::from(2);
     };
     spawn::allocate_in_one_place();
-    for signal in spawn::OUTLIVED {
-        spawn::ignore(signal, true);
-    }
-    // The kernel reaps the shims.
-    spawn::ignore(libc::SIGCHLD, true);
+    spawn::outlive_signals();
     // Away from the service's terminal; fails only where that is so already.
     let _ = rustix::process::setsid();
     let surroundings = Surroundings {
