@@ -25,7 +25,7 @@ use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use super::{slots, strays, webhooks};
 use crate::config::{FlowConfig, RetentionConfig};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
-use crate::domain::{FlowType, WorkerId};
+use crate::domain::{FlowType, JobId, WorkerId};
 use crate::metrics::{Backlog, Role};
 use crate::outgoing::Receiver;
 use crate::process::upkeep::RunDirectories;
@@ -68,6 +68,8 @@ pub enum RootMessage {
     Wake,
     /// A flow wants unowned runs settled.
     Recover(RecoverRequest),
+    /// This job of this flow has a run that nobody looks after.
+    Found(FlowType, JobId),
     /// Start this child again.
     Restart(Child),
     /// Have every dispatcher claim nothing more; answered once none does.
@@ -220,6 +222,15 @@ impl Actor for RootActor {
             RootMessage::Wake => state.dispatchers(|| DispatcherMessage::Wake),
             RootMessage::Recover(request) => {
                 state.recovery.cast(RecoveryMessage::Recover(request));
+            }
+            RootMessage::Found(flow, job) => {
+                let name = flow.workflow_id(job);
+                if let Some(actor) = state.actors.get(&flow)
+                    && let Err(error) = actor.cast(FlowMessage::SettleOrphan(name))
+                {
+                    // The flow is being started again, and sees to all that is open.
+                    tracing::debug!(r#type = %flow, job = job.0, %error, "a run was found while its flow was away");
+                }
             }
             RootMessage::Restart(child) => {
                 let flow = if let Child::Flow(flow) = &child { Some(flow.clone()) } else { None };
@@ -449,9 +460,9 @@ fn lock(counted: &Counted) -> MutexGuard<'_, Vec<FlowType>> {
 /// Sees to what the last service has left running, so that flows have their room back.
 fn watch_strays(shared: &Arc<Shared>, myself: &ActorRef<RootMessage>) -> AbortOnDrop {
     let myself = myself.clone();
-    strays::watch(shared, move || {
-        if myself.cast(RootMessage::Wake).is_err() {
-            tracing::debug!("a stray ended with the service");
+    strays::watch(shared, move |message| {
+        if myself.cast(message).is_err() {
+            tracing::debug!("there was word of a stray while the service was ending");
         }
     })
 }

@@ -9,14 +9,16 @@
 //! that watches its row.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::root::{self, RootMessage};
 use super::status::ErrorChain;
-use super::{AbortOnDrop, Shared, root};
+use super::{AbortOnDrop, Shared};
 use crate::domain::{FlowType, RunToken};
 use crate::process::{Evidence, LivingRun, RunReport};
 use crate::store::Standing;
@@ -27,6 +29,9 @@ const TOGETHER: usize = 500;
 /// [`LONGEST_WAIT`].
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// When the database is asked again about a run that it did not know: somebody may have brought the right copy of it back, or
+/// seen to the job that waits.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long a shim that has said its last word has to be gone.
 const SOON: Duration = Duration::from_millis(20);
 /// What holds a flow up for longer than this is told to people.
@@ -114,11 +119,12 @@ impl Strays {
     }
 }
 
-/// Finds out about each stray, and sees to those that are some; `wake` is called where there may be room for more runs.
-pub fn watch(shared: &Arc<Shared>, wake: impl Fn() + Send + Sync + 'static) -> AbortOnDrop {
-    let (shared, wake) = (Arc::clone(shared), Arc::new(wake));
+/// Finds out about each stray, and sees to those that are some; the root is told where there may be room for more runs, and of
+/// those that turn out to be a job's.
+pub fn watch(shared: &Arc<Shared>, tell: impl Fn(RootMessage) + Send + Sync + 'static) -> AbortOnDrop {
+    let (shared, tell) = (Arc::clone(shared), Arc::new(tell));
     root::keep_running("looking after strays", move || {
-        let (shared, wake) = (Arc::clone(&shared), Arc::clone(&wake));
+        let (shared, tell) = (Arc::clone(&shared), Arc::clone(&tell));
         async move {
             let mut ending = JoinSet::new();
             for runs in shared.strays.all().chunks(TOGETHER) {
@@ -127,17 +133,18 @@ pub fn watch(shared: &Arc<Shared>, wake: impl Fn() + Send + Sync + 'static) -> A
                     match standings.get(&run.token).copied() {
                         Some(Standing::Open) => shared.strays.remove(run),
                         Some(standing) => {
-                            let (shared, wake, run) = (Arc::clone(&shared), Arc::clone(&wake), run.clone());
+                            let (shared, tell, run) = (Arc::clone(&shared), Arc::clone(&tell), run.clone());
                             ending.spawn(async move {
-                                until_gone(&shared, &run, standing, wake.as_ref()).await;
+                                let is_a_jobs = look_after(&shared, &run, standing, &|| tell(RootMessage::Wake)).await;
+                                // Its row counts, or nothing does.
                                 shared.strays.remove(&run);
-                                wake();
+                                tell(if is_a_jobs { RootMessage::Found(run.flow, run.job) } else { RootMessage::Wake });
                             });
                         }
                         None => {}
                     }
                 }
-                wake();
+                tell(RootMessage::Wake);
             }
             while let Some(gone) = ending.join_next().await {
                 if let Err(failure) = gone {
@@ -165,36 +172,49 @@ async fn standings(shared: &Shared, runs: &[LivingRun]) -> BTreeMap<RunToken, St
     }
 }
 
-/// Waits until nothing of the run is alive, as far as one may look: what the database does not know is neither killed nor swept.
-async fn until_gone(shared: &Shared, run: &LivingRun, standing: Standing, wake: &(impl Fn() + Sync)) {
+/// Waits until nothing of the run is alive, as far as one may look: what the database does not know is neither killed nor swept. Or
+/// until it is its job's again, which is the answer.
+async fn look_after(shared: &Shared, run: &LivingRun, mut standing: Standing, wake: &(impl Fn() + Sync)) -> bool {
     let LivingRun { job, attempt, token, flow, .. } = run;
     let (id, attempts, run_token) = (job.0, attempt.0, token.as_str());
-    let is_over = standing == Standing::Over;
-    if is_over {
-        shared.strays.change(run, |stray| stray.standing = Some(standing));
-        tracing::warn!(job = id, r#type = %flow, attempt = attempts, run_token, "the database says that this run is over; its command is killed and nothing is written about it");
-    } else {
+    if standing != Standing::Over {
         // One that was only got ready by the last service is gone in a moment.
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-    let mut is_told = is_over;
+    let mut told = None;
     let mut wait = LOOK_AGAIN;
     loop {
+        if standing == Standing::Over && told != Some(standing) {
+            told = Some(standing);
+            shared.strays.change(run, |stray| stray.standing = Some(standing));
+            tracing::warn!(job = id, r#type = %flow, attempt = attempts, run_token, "the database says that this run is over; its command is killed and nothing is written about it");
+        }
         match shared.launcher.inspect(*job, *attempt, token.clone()).await {
             Ok(Evidence::Alive(mut link)) => {
-                if is_over {
-                    link.control.stop_now();
-                } else if !std::mem::replace(&mut is_told, true) {
+                if told != Some(standing) {
                     shared.strays.change(run, |stray| stray.standing = Some(standing));
-                    tracing::error!(job = id, r#type = %flow, attempt = attempts, run_token, pid = run.pid, "a command runs that the database knows nothing of; it counts as a run of its flow until it ends, or somebody ends it");
+                    if told.replace(standing).is_none() {
+                        tracing::error!(job = id, r#type = %flow, attempt = attempts, run_token, pid = run.pid, "a command runs that the database knows nothing of; it counts as a run of its flow until it ends, or somebody ends it");
+                    }
                     wake();
                 }
-                while let Some(report) = link.reports.recv().await {
+                if standing == Standing::Over {
+                    link.control.stop_now();
+                }
+                let mut changed = pin!(other_standing(shared, run, standing));
+                loop {
+                    let report = tokio::select! {
+                        report = link.reports.recv() => report,
+                        other = &mut changed, if standing != Standing::Over => {
+                            standing = other;
+                            break;
+                        }
+                    };
                     match report {
-                        RunReport::Started { pid, .. } => {
+                        Some(RunReport::Started { pid, .. }) => {
                             shared.strays.change(run, |stray| stray.run.pid = Some(pid));
                         }
-                        RunReport::NotDying { reason } => {
+                        Some(RunReport::NotDying { reason }) => {
                             tracing::error!(
                                 job = id,
                                 run_token,
@@ -202,14 +222,19 @@ async fn until_gone(shared: &Shared, run: &LivingRun, standing: Standing, wake: 
                                 "processes of a run outlive SIGKILL; the run has not ended"
                             );
                         }
-                        _ => {}
+                        Some(_) => {}
+                        None => break,
                     }
+                }
+                if standing == Standing::Open {
+                    tracing::info!(job = id, r#type = %flow, attempt = attempts, run_token, "the database knows this run again");
+                    return true;
                 }
                 // Its shim has said its last word, or is gone: that is for the next look to tell.
                 tokio::time::sleep(SOON).await;
                 continue;
             }
-            Ok(_) if !is_over => break,
+            Ok(_) if standing != Standing::Over => break,
             Ok(_) => match shared.launcher.is_over(*job, *attempt, token.clone()).await {
                 Ok(true) => break,
                 Ok(false) => {}
@@ -222,8 +247,20 @@ async fn until_gone(shared: &Shared, run: &LivingRun, standing: Standing, wake: 
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
-    if is_told {
+    if told.is_some() {
         tracing::info!(job = id, r#type = %flow, attempt = attempts, run_token, "nothing is alive any more of a run that was not one to the database");
+    }
+    false
+}
+
+/// Waits until the database says something else of a run than this.
+async fn other_standing(shared: &Shared, run: &LivingRun, standing: Standing) -> Standing {
+    loop {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let said = standings(shared, std::slice::from_ref(run)).await;
+        if let Some(other) = said.get(&run.token).copied().filter(|other| *other != standing) {
+            return other;
+        }
     }
 }
 

@@ -122,12 +122,12 @@ impl Store {
         }
     }
 
-    /// The start may have been written before: then the run is in progress, or has been settled since, unless it was
-    /// settled as lost, which is what another worker does with a run that it takes away.
+    /// The start may have been written before: then the run is in progress, whether or not somebody has tidied up `runs`, or has
+    /// been settled since, unless it was settled as lost, which is what another worker does with a run that it takes away.
     async fn started_before(&self, transaction: &Transaction, started: &Started) -> Result<Written, Error> {
-        let query = "SELECT CAST(count(*) AS bigint) AS found FROM runs WHERE run_token = $1 AND job_id = $2 AND started_time IS NOT NULL \
-             AND (outcome <> 'LOST' OR outcome IS NULL AND EXISTS (SELECT 1 FROM jobs \
-             WHERE jobs.id = runs.job_id AND jobs.run_token = runs.run_token AND jobs.status = 'PROGRESS'))";
+        let query = "SELECT CAST(CASE WHEN EXISTS (SELECT 1 FROM jobs WHERE id = $2 AND run_token = $1 AND status = 'PROGRESS') \
+             OR EXISTS (SELECT 1 FROM runs WHERE run_token = $1 AND job_id = $2 AND started_time IS NOT NULL AND outcome <> 'LOST') \
+             THEN 1 ELSE 0 END AS bigint) AS found";
         self.applied_if(transaction, query, [started.token.as_str().into(), started.job.0.into()]).await
     }
 

@@ -125,6 +125,16 @@ async fn a_command_that_the_database_never_heard_of_is_left_alone_and_takes_up_r
 on_each_database!(a_command_that_the_database_never_heard_of_is_left_alone_and_takes_up_room, mariadb);
 
 async fn a_flow_waits_for_a_command_that_may_be_of_a_job_that_waits(on: On) {
+    waits_for_what_may_be_a_jobs(on, false).await;
+}
+on_each_database!(a_flow_waits_for_a_command_that_may_be_of_a_job_that_waits);
+
+async fn a_flow_waits_no_longer_once_that_job_is_cancelled(on: On) {
+    waits_for_what_may_be_a_jobs(on, true).await;
+}
+on_each_database!(a_flow_waits_no_longer_once_that_job_is_cancelled);
+
+async fn waits_for_what_may_be_a_jobs(on: On, is_seen_to: bool) {
     let Some(mut service) = Service::start(on, FLOWS).await else { return };
     let job = service.insert("PAIR", &["run:600"]).await[0];
     let pid = service.begun(job, 1).await.pid;
@@ -140,11 +150,57 @@ async fn a_flow_waits_for_a_command_that_may_be_of_a_job_that_waits(on: On) {
     tokio::time::sleep(A_MOMENT).await;
     assert_eq!(service.job(job).await.status, JobStatus::Pending);
     assert!(processes::is_alive(pid));
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    eventually("its second start", async || service.job(job).await.status == JobStatus::Progress).await;
-    service.cli(&["cancel", &job.to_string()]);
-    service.until(job, JobStatus::Cancelled).await;
-    nobody_was_crowded(&service);
+    if is_seen_to {
+        // Then it is nobody's job, and there is room for one more.
+        let next = service.insert("PAIR", &["run:0.1"]).await[0];
+        service.cli(&["cancel", &job.to_string()]);
+        service.until(next, JobStatus::Completed).await;
+        assert!(processes::is_alive(pid));
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        eventually("readyz to be content", async || get(&service.address(), "/readyz").0 == 200).await;
+    } else {
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        eventually("its second start", async || service.job(job).await.status == JobStatus::Progress).await;
+        service.cli(&["cancel", &job.to_string()]);
+        service.until(job, JobStatus::Cancelled).await;
+        nobody_was_crowded(&service);
+    }
     service.nothing_alive().await;
 }
-on_each_database!(a_flow_waits_for_a_command_that_may_be_of_a_job_that_waits);
+
+async fn a_command_whose_row_is_brought_back_is_its_jobs_again(on: On) {
+    for change in ["", "status = 'ERROR', completed_time = 1795000000000"] {
+        let Some(mut service) = Service::start(on, FLOWS).await else { return };
+        let job = service.insert("ONE", &["run:600"]).await[0];
+        let pid = service.begun(job, 1).await.pid;
+        service.until(job, JobStatus::Progress).await;
+        service.kill_9();
+        for table in ["jobs", "runs"] {
+            service.sql(&format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
+        }
+        service.sql("DELETE FROM jobs").await;
+        let next = service.insert("ONE", &["run:0.1"]).await[0];
+        service.serve().await;
+        eventually("readyz to say so", async || names(&get(&service.address(), "/readyz").1, pid)).await;
+        assert_eq!(service.job(next).await.status, JobStatus::Pending);
+        if !change.is_empty() {
+            service.sql(&format!("UPDATE kept_jobs SET {change}")).await;
+        }
+        // What belongs to it may not have been brought back with it.
+        let runs = if change.is_empty() { "" } else { "INSERT INTO runs SELECT * FROM kept_runs; " };
+        service.sql(&format!("BEGIN; INSERT INTO jobs SELECT * FROM kept_jobs; {runs}COMMIT")).await;
+        if change.is_empty() {
+            eventually("its actor", async || service.log().contains("the database knows this run again")).await;
+            eventually("readyz to be content", async || get(&service.address(), "/readyz").0 == 200).await;
+            assert!(processes::is_alive(pid));
+            assert_eq!(service.job(next).await.status, JobStatus::Pending);
+            service.cli(&["cancel", &job.to_string()]);
+            service.until(job, JobStatus::Cancelled).await;
+        }
+        service.until(next, JobStatus::Completed).await;
+        assert!(!processes::is_alive(pid));
+        nobody_was_crowded(&service);
+        service.nothing_alive().await;
+    }
+}
+on_each_database!(a_command_whose_row_is_brought_back_is_its_jobs_again);
