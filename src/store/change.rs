@@ -5,7 +5,8 @@
 //! else can write meanwhile, a change as statements one after the other. MySQL takes one statement at a time, so there it is a
 //! round trip each.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use sea_orm::{DbErr, Value};
 use serde_json::json;
@@ -14,11 +15,18 @@ use super::claim::lock_flows_sql;
 use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
-use crate::domain::{JobId, RunToken};
+use crate::domain::RunToken;
 
 /// What is written about a run that is still current.
 pub(super) struct Change {
     pub(super) token: RunToken,
+    pub(super) text: Arc<ChangeText>,
+    /// As the text names them; the first two are job and token.
+    pub(super) values: Vec<Value>,
+}
+
+/// What all changes of one shape say in words.
+pub(super) struct ChangeText {
     /// Which row of `jobs` it is, where the run is current.
     pub(super) current: String,
     /// A selection of the event's columns up to where that row, called `current`, is to be named; and what comes after.
@@ -29,11 +37,18 @@ pub(super) struct Change {
     /// Whether the other workers of a shared database are woken: what this row was holding up may go on.
     pub(super) is_told: bool,
     pub(super) run: Option<RunChange>,
-    pub(super) values: Parameters,
+    /// Once they are put together: the statements for one, and the statement for all, which locks flows or not.
+    pub(super) made: Made,
+}
+
+#[derive(Default)]
+pub(super) struct Made {
+    each: OnceLock<String>,
+    all: OnceLock<String>,
+    all_and_flows: OnceLock<String>,
 }
 
 /// What becomes of the row of `runs`.
-#[derive(PartialEq)]
 pub(super) enum RunChange {
     /// It is inserted, by what a selection begins with, or changed where it is there.
     Written { insert: String, conflict: &'static str },
@@ -41,64 +56,83 @@ pub(super) enum RunChange {
     Forgotten { which: String },
 }
 
-/// The values of a statement, each by the name that it has in the text.
-#[derive(Debug)]
-pub(super) struct Parameters {
-    pub(super) values: Vec<Value>,
-    /// What such a name begins with.
-    name: char,
+/// What the words of a change depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Shape {
+    /// A start.
+    Start,
+    /// An end.
+    End {
+        /// What becomes of the job.
+        next: NextShape,
+        /// Whether `runs` has a row of it.
+        has_run: bool,
+        /// Whether it is another worker's, whose lease has to be over.
+        lapsed: bool,
+    },
 }
 
-impl Default for Parameters {
-    fn default() -> Self {
-        Self { values: Vec::new(), name: '$' }
+/// What becomes of a job, as far as words depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum NextShape {
+    Completed,
+    Ended,
+    RetryAfter,
+    Requeue,
+}
+
+impl ChangeText {
+    /// That of this shape, which is put together once: there are a few, each of kilobytes, for every job that there is.
+    pub(super) fn of(dialect: Dialect, shape: Shape, make: impl FnOnce() -> Self) -> Arc<Self> {
+        static ALL: Mutex<BTreeMap<(Dialect, Shape), Arc<ChangeText>>> = Mutex::new(BTreeMap::new());
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry((dialect, shape)).or_insert_with(|| Arc::new(make())))
     }
+
+    /// The names of a change's values: of columns on PostgreSQL, where a statement has the values of several changes.
+    pub(super) fn names<const N: usize>(dialect: Dialect) -> [String; N] {
+        std::array::from_fn(|index| name(if dialect == Dialect::Postgres { COLUMN } else { '$' }, index))
+    }
+}
+
+/// What the names of PostgreSQL's columns begin with.
+const COLUMN: char = 'v';
+/// The first two columns of its list of changes.
+const JOB: &str = "v1";
+const TOKEN: &str = "v2";
+
+fn name(prefix: char, index: usize) -> String {
+    format!("{prefix}{}", index + 1)
+}
+
+/// The values of a statement, each by the name that it has in the text.
+#[derive(Debug, Default)]
+pub(super) struct Parameters {
+    pub(super) values: Vec<Value>,
 }
 
 impl Parameters {
-    /// For a change, with the names of its run's job and token: [`JOB`] and [`TOKEN`] on PostgreSQL, where a statement has the values
-    /// of several changes, so that they are columns.
-    pub(super) fn of(dialect: Dialect, job: JobId, token: &RunToken) -> (Self, [String; 2]) {
-        let name = if dialect == Dialect::Postgres { 'v' } else { '$' };
-        let mut values = Self { name, ..Self::default() };
-        let names = [values.add(job.0), values.add(token.as_str())];
-        (values, names)
-    }
-
     pub(super) fn add(&mut self, value: impl Into<Value>) -> String {
         self.values.push(value.into());
-        self.name(self.values.len())
-    }
-
-    fn name(&self, number: usize) -> String {
-        format!("{}{number}", self.name)
-    }
-
-    /// Each by its name.
-    fn named(&self) -> impl Iterator<Item = (String, &Value)> {
-        self.values.iter().zip(1..).map(|(value, number)| (self.name(number), value))
-    }
-
-    /// As the columns of a table.
-    fn columns(&self) -> Vec<(String, &'static str)> {
-        let kind = |value: &Value| if matches!(value, Value::String(_)) { "text" } else { "bigint" };
-        self.named().map(|(name, value)| (name, kind(value))).collect()
-    }
-
-    /// As a row of that table.
-    fn row(&self) -> Result<serde_json::Value, DbErr> {
-        let columns = self.named().map(|(name, value)| match value {
-            Value::String(text) => Ok((name, json!(text))),
-            Value::BigInt(number) => Ok((name, json!(number))),
-            other => Err(DbErr::Type(format!("no column for {other:?}"))),
-        });
-        columns.collect::<Result<serde_json::Map<_, _>, _>>().map(serde_json::Value::Object)
+        name('$', self.values.len() - 1)
     }
 }
 
-/// The first two columns of PostgreSQL's list of changes.
-const JOB: &str = "v1";
-const TOKEN: &str = "v2";
+/// As the columns of a table.
+fn columns(values: &[Value]) -> Vec<(String, &'static str)> {
+    let kind = |value: &Value| if matches!(value, Value::String(_)) { "text" } else { "bigint" };
+    values.iter().enumerate().map(|(index, value)| (name(COLUMN, index), kind(value))).collect()
+}
+
+/// As a row of that table.
+fn row(values: &[Value]) -> Result<serde_json::Value, DbErr> {
+    let columns = values.iter().enumerate().map(|(index, value)| match value {
+        Value::String(text) => Ok((name(COLUMN, index), json!(text))),
+        Value::BigInt(number) => Ok((name(COLUMN, index), json!(number))),
+        other => Err(DbErr::Type(format!("no column for {other:?}"))),
+    });
+    columns.collect::<Result<serde_json::Map<_, _>, _>>().map(serde_json::Value::Object)
+}
 
 /// Up to where its values are selected.
 pub(super) const EVENT: &str =
@@ -107,9 +141,11 @@ pub(super) const EVENT: &str =
 impl Change {
     /// Whether one statement can carry out both.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        self.job == other.job && self.current == other.current && self.event == other.event && self.run == other.run
+        Arc::ptr_eq(&self.text, &other.text)
     }
+}
 
+impl ChangeText {
     /// The statements one after the other; the last one, about the run, on this condition too.
     fn statements(&self, condition: &str) -> Vec<String> {
         let Self { current, event, event_rest, job, run, .. } = self;
@@ -125,9 +161,9 @@ impl Change {
 
     /// One statement for PostgreSQL that carries out every change that is like this one, of the list in `$1`, and tells the tokens
     /// of the runs that were current. Where `locks` is set it locks the flows of the list in `$2` before, and counts them in each row.
-    fn of_all(&self, locks: bool) -> String {
-        let Self { current, event, event_rest, job, is_told, run, values, token: _ } = self;
-        let columns = values.columns();
+    fn of_all(&self, values: &[Value], locks: bool) -> String {
+        let Self { current, event, event_rest, job, is_told, run, made: _ } = self;
+        let columns = columns(values);
         let columns: Vec<_> = columns.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
         let items = Dialect::Postgres.items("$1", &columns);
         let run = match run {
@@ -176,15 +212,18 @@ impl Store {
     ) -> Result<Vec<bool>, Error> {
         let dialect = self.dialect();
         let Some(first) = changes.first() else { return Ok(Vec::new()) };
-        let values = || first.values.values.clone();
+        let (values, text) = (|| first.values.clone(), &first.text);
         let is_current = match dialect {
             Dialect::Postgres => {
-                let items = changes.iter().map(|change| change.values.row()).collect::<Result<Vec<_>, _>>();
+                let items = changes.iter().map(|change| row(&change.values)).collect::<Result<Vec<_>, _>>();
                 let mut values = vec![serde_json::Value::from(items.doing(action)?).to_string().into()];
                 if !flows.is_empty() {
                     values.push(json!(flows).to_string().into());
                 }
-                let statement = self.statement(first.of_all(!flows.is_empty()), values);
+                let locks = !flows.is_empty();
+                let made = if locks { &text.made.all_and_flows } else { &text.made.all };
+                let sql = made.get_or_init(|| text.of_all(&first.values, locks));
+                let statement = self.statement(sql.as_str(), values);
                 let results = transaction.query_all(statement).await.doing(action)?;
                 let locked = match results.first() {
                     Some(result) if !flows.is_empty() => Row { result, dialect }.count("locked")?,
@@ -200,15 +239,16 @@ impl Store {
             }
             // changes(): how many rows the update has changed.
             Dialect::Sqlite => {
-                let statement = self.statement(first.statements(" AND changes() > 0").join("; "), values());
+                let sql = text.made.each.get_or_init(|| text.statements(" AND changes() > 0").join("; "));
+                let statement = self.statement(sql.as_str(), values());
                 transaction.execute(statement).await.doing(action)?.rows_affected > 0
             }
             Dialect::MySql => {
                 // What finds its row locked fails at once, as above.
-                let lock = format!("SELECT id FROM jobs WHERE {} FOR UPDATE NOWAIT", first.current);
+                let lock = format!("SELECT id FROM jobs WHERE {} FOR UPDATE NOWAIT", text.current);
                 let is_current = !self.ids(transaction, action, lock, values()).await?.is_empty();
                 if is_current {
-                    for sql in first.statements("") {
+                    for sql in text.statements("") {
                         transaction.execute(self.statement(sql, values())).await.doing(action)?;
                     }
                 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sea_orm::Value;
 use serde_json::json;
 
-use super::change::{Change, Parameters, RunChange};
+use super::change::{Change, ChangeText, Made, NextShape, RunChange, Shape};
 use super::connection::{Connection, Transaction};
 use super::leases::{lease_millis, others_live};
 use super::sql::{Dialect, Doing, OPEN, Row, storable};
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::domain::run::Next;
 use crate::domain::slots::Slot;
-use crate::domain::{JobStatus, Outcome, RunToken, Timestamp, WorkerId};
+use crate::domain::{JobStatus, RunToken, Timestamp, WorkerId};
 
 /// A turn in a run's life.
 #[derive(Clone, Copy)]
@@ -95,31 +95,17 @@ impl Store {
     }
 
     fn start(&self, started: &Started) -> Change {
-        let (mut values, [job, token]) = Parameters::of(self.dialect(), started.job, &started.token);
-        let worker = values.add(started.worker.as_str());
-        let message = values.add(start_message(started.pid));
-        let time = values.add(started.started_time.unix_millis());
-        let [attempt, pid] = [values.add(i64::from(started.attempt.0)), values.add(i64::from(started.pid))];
-        let now = self.dialect().now();
-        Change {
-            token: started.token.clone(),
-            current: format!(
-                "id = {job} AND run_token = {token} AND {}",
-                self.dialect().of_named("status = 'INQUEUE'")
-            ),
-            event: format!("SELECT id, attempt, status, 'PROGRESS', {now}, {worker}, {message} FROM"),
-            event_rest: String::new(),
-            job: format!("status = 'PROGRESS', started_time = {time}, heartbeat_time = {now}"),
-            is_told: false,
-            run: Some(RunChange::Written {
-                insert: format!(
-                    "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) \
-                     SELECT {job}, {attempt}, {token}, {worker}, {pid}, {time}"
-                ),
-                conflict: "ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time",
-            }),
-            values,
-        }
+        let values = vec![
+            started.job.0.into(),
+            started.token.as_str().into(),
+            started.worker.as_str().into(),
+            start_message(started.pid).into(),
+            started.started_time.unix_millis().into(),
+            i64::from(started.attempt.0).into(),
+            i64::from(started.pid).into(),
+        ];
+        let text = ChangeText::of(self.dialect(), Shape::Start, || start_text(self.dialect()));
+        Change { token: started.token.clone(), text, values }
     }
 
     /// The start may have been written before: then the run is in progress, whether or not somebody has tidied up `runs`, or has
@@ -230,76 +216,50 @@ impl Store {
     }
 
     fn end(&self, settlement: &Settlement) -> Change {
-        let (mut values, [job, token]) = Parameters::of(self.dialect(), settlement.job, &settlement.token);
-        let [to, worker] = [values.add(settlement.next.status().as_str()), values.add(settlement.worker.as_str())];
-        let message = values.add(message(settlement));
-        let start = values.add(settlement.started_time.and(settlement.pid).map(start_message));
-        let now = self.dialect().now();
-        // A run whose start was not written before its end (it was short, or nobody was there) gets both events here.
-        let event = format!(
-            "SELECT id, attempt, CASE WHEN step.last = 0 OR {start} IS NULL THEN status ELSE 'PROGRESS' END, \
-             CASE WHEN step.last = 0 THEN 'PROGRESS' ELSE {to} END, {now}, {worker}, \
-             CASE WHEN step.last = 0 THEN {start} ELSE {message} END \
-             FROM (SELECT 0 AS last UNION ALL SELECT 1) AS step JOIN"
-        );
-        let event_rest =
-            format!("ON step.last = 1 OR (current.status = 'INQUEUE' AND {start} IS NOT NULL) ORDER BY step.last");
-        let update = self.settle_job(settlement, &to, &mut values);
-        let run = match settlement.outcome {
-            Some(outcome) => Some(settle_run(settlement, outcome, [&job, &token, &worker], &mut values)),
-            None if settlement.next == Next::Requeue => {
-                Some(RunChange::Forgotten { which: format!("run_token = {token} AND outcome IS NULL") })
-            }
-            None => None,
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        let (usage, error) = (settlement.usage, settlement.error.as_deref().map(storable));
+        // To be added to a time.
+        let wait = if let Next::RetryAfter(wait) = settlement.next {
+            Some(milliseconds(wait).min(i64::MAX / 2))
+        } else {
+            None
         };
-        let lapsed = if settlement.lapsed { format!(" AND lease_time < {now}") } else { String::new() };
-        Change {
-            token: settlement.token.clone(),
-            current: format!("id = {job} AND run_token = {token} AND {}{lapsed}", self.dialect().of_named(OPEN)),
-            event,
-            event_rest,
-            job: update,
-            is_told: true,
-            run,
-            values,
-        }
-    }
-
-    /// What is set in `jobs`; `cancel_requested_time` is not in it, so a request that came meanwhile is not lost.
-    fn settle_job(&self, settlement: &Settlement, to: &str, values: &mut Parameters) -> String {
-        let now = self.dialect().now();
-        let mut attempt = || {
-            let [error, exit_code, execution, started] = [
-                values.add(settlement.error.as_deref().map(storable)),
-                values.add(settlement.exit_code.map(i64::from)),
-                values.add(settlement.execution_ms),
-                values.add(settlement.started_time.map(Timestamp::unix_millis)),
-            ];
-            format!(
-                "error = {error}, exit_code = {exit_code}, execution_ms = {execution}, \
-                 started_time = COALESCE({started}, started_time)"
-            )
+        // In the order of the names in [`end_text`].
+        let values = vec![
+            settlement.job.0.into(),
+            settlement.token.as_str().into(),
+            settlement.next.status().as_str().into(),
+            settlement.worker.as_str().into(),
+            message(settlement).into(),
+            settlement.started_time.and(settlement.pid).map(start_message).into(),
+            error.into(),
+            settlement.exit_code.map(i64::from).into(),
+            settlement.execution_ms.into(),
+            settlement.started_time.map(Timestamp::unix_millis).into(),
+            settlement.completed_time.unix_millis().into(),
+            wait.into(),
+            i64::from(settlement.attempt.0).into(),
+            settlement.pid.map(i64::from).into(),
+            settlement.outcome.map(|outcome| outcome.as_str()).into(),
+            settlement.signal.map(i64::from).into(),
+            usage.map(|usage| milliseconds(usage.user_cpu)).into(),
+            usage.map(|usage| milliseconds(usage.system_cpu)).into(),
+            usage.map(|usage| bytes(usage.max_rss_bytes)).into(),
+            usage.and_then(|usage| usage.io_read_bytes).map(bytes).into(),
+            usage.and_then(|usage| usage.io_write_bytes).map(bytes).into(),
+        ];
+        let next = match settlement.next {
+            Next::Final(JobStatus::Completed) => NextShape::Completed,
+            Next::Final(_) => NextShape::Ended,
+            Next::RetryAfter(_) => NextShape::RetryAfter,
+            Next::Requeue => NextShape::Requeue,
         };
-        match settlement.next {
-            Next::Final(status) => {
-                let attempt = attempt();
-                let completed = values.add(settlement.completed_time.unix_millis());
-                let progress = if status == JobStatus::Completed { ", progress = 100" } else { "" };
-                format!("status = {to}, completed_time = {completed}, heartbeat_time = {now}, {attempt}{progress}")
-            }
-            Next::RetryAfter(wait) => {
-                let attempt = attempt();
-                let wait = values.add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX / 2));
-                format!(
-                    "status = 'PENDING', run_at = {now} + {wait}, worker_id = NULL, run_token = NULL, lease_time = NULL, {attempt}"
-                )
-            }
-            Next::Requeue => {
-                "status = 'PENDING', attempt = CASE WHEN jobs.attempt > 0 THEN jobs.attempt - 1 ELSE 0 END, worker_id = NULL, \
-                 run_token = NULL, lease_time = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
-                    .to_owned()
-            }
-        }
+        let (has_run, lapsed) = (settlement.outcome.is_some(), settlement.lapsed);
+        let text = ChangeText::of(self.dialect(), Shape::End { next, has_run, lapsed }, || {
+            end_text(self.dialect(), next, has_run, lapsed)
+        });
+        Change { token: settlement.token.clone(), text, values }
     }
 
     /// Whether the row already says what this settlement would make it say.
@@ -428,38 +388,115 @@ impl Store {
     }
 }
 
-/// Makes the row of `runs` say how the run ended, whether or not it has one.
-fn settle_run(
-    settlement: &Settlement,
-    outcome: Outcome,
-    [job, token, worker]: [&str; 3],
-    values: &mut Parameters,
-) -> RunChange {
-    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let milliseconds = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
-    let usage = settlement.usage;
-    let more = [
-        i64::from(settlement.attempt.0).into(),
-        settlement.pid.map(i64::from).into(),
-        settlement.started_time.map(Timestamp::unix_millis).into(),
-        settlement.completed_time.unix_millis().into(),
-        outcome.as_str().into(),
-        settlement.exit_code.map(i64::from).into(),
-        settlement.signal.map(i64::from).into(),
-        settlement.error.as_deref().map(storable).into(),
-        usage.map(|usage| milliseconds(usage.user_cpu)).into(),
-        usage.map(|usage| milliseconds(usage.system_cpu)).into(),
-        usage.map(|usage| bytes(usage.max_rss_bytes)).into(),
-        usage.and_then(|usage| usage.io_read_bytes).map(bytes).into(),
-        usage.and_then(|usage| usage.io_write_bytes).map(bytes).into(),
-    ];
-    let more: Vec<String> = more.into_iter().map(|value: Value| values.add(value)).collect();
-    let insert = format!(
-        "INSERT INTO runs (job_id, run_token, worker_id, attempt, pid, started_time, completed_time, outcome, \
-         exit_code, \"signal\", error, user_cpu_ms, system_cpu_ms, max_rss_bytes, io_read_bytes, io_write_bytes) \
-         SELECT {job}, {token}, {worker}, {}",
-        more.join(", ")
+fn start_text(dialect: Dialect) -> ChangeText {
+    let [job, token, worker, message, time, attempt, pid] = ChangeText::names(dialect);
+    let now = dialect.now();
+    ChangeText {
+        current: format!("id = {job} AND run_token = {token} AND {}", dialect.of_named("status = 'INQUEUE'")),
+        event: format!("SELECT id, attempt, status, 'PROGRESS', {now}, {worker}, {message} FROM"),
+        event_rest: String::new(),
+        job: format!("status = 'PROGRESS', started_time = {time}, heartbeat_time = {now}"),
+        is_told: false,
+        run: Some(RunChange::Written {
+            insert: format!(
+                "INSERT INTO runs (job_id, attempt, run_token, worker_id, pid, started_time) \
+                 SELECT {job}, {attempt}, {token}, {worker}, {pid}, {time}"
+            ),
+            conflict: "ON CONFLICT (run_token) DO UPDATE SET pid = excluded.pid, started_time = excluded.started_time",
+        }),
+        made: Made::default(),
+    }
+}
+
+fn end_text(dialect: Dialect, next: NextShape, has_run: bool, lapsed: bool) -> ChangeText {
+    let [
+        job,
+        token,
+        to,
+        worker,
+        message,
+        start,
+        error,
+        exit_code,
+        execution,
+        started,
+        completed,
+        wait,
+        attempt,
+        pid,
+        outcome,
+        signal,
+        usage @ ..,
+    ]: [String; 21] = ChangeText::names(dialect);
+    let now = dialect.now();
+    // A run whose start was not written before its end (it was short, or nobody was there) gets both events here.
+    let event = format!(
+        "SELECT id, attempt, CASE WHEN step.last = 0 OR {start} IS NULL THEN status ELSE 'PROGRESS' END, \
+         CASE WHEN step.last = 0 THEN 'PROGRESS' ELSE {to} END, {now}, {worker}, \
+         CASE WHEN step.last = 0 THEN {start} ELSE {message} END \
+         FROM (SELECT 0 AS last UNION ALL SELECT 1) AS step JOIN"
     );
+    let event_rest =
+        format!("ON step.last = 1 OR (current.status = 'INQUEUE' AND {start} IS NOT NULL) ORDER BY step.last");
+    let of_attempt = format!(
+        "error = {error}, exit_code = {exit_code}, execution_ms = {execution}, started_time = COALESCE({started}, started_time)"
+    );
+    // `cancel_requested_time` is not in it, so a request that came meanwhile is not lost.
+    let set = match next {
+        NextShape::Completed | NextShape::Ended => {
+            let progress = if next == NextShape::Completed { ", progress = 100" } else { "" };
+            format!("status = {to}, completed_time = {completed}, heartbeat_time = {now}, {of_attempt}{progress}")
+        }
+        NextShape::RetryAfter => format!(
+            "status = 'PENDING', run_at = {now} + {wait}, worker_id = NULL, run_token = NULL, lease_time = NULL, {of_attempt}"
+        ),
+        NextShape::Requeue => {
+            "status = 'PENDING', attempt = CASE WHEN jobs.attempt > 0 THEN jobs.attempt - 1 ELSE 0 END, worker_id = NULL, \
+             run_token = NULL, lease_time = NULL, queued_time = NULL, started_time = NULL, heartbeat_time = NULL"
+                .to_owned()
+        }
+    };
+    let run = if has_run {
+        let [user_cpu, system_cpu, max_rss, io_read, io_write] = &usage;
+        Some(settled_run(&[
+            ("job_id", &job),
+            ("run_token", &token),
+            ("worker_id", &worker),
+            ("attempt", &attempt),
+            ("pid", &pid),
+            ("started_time", &started),
+            ("completed_time", &completed),
+            ("outcome", &outcome),
+            ("exit_code", &exit_code),
+            ("\"signal\"", &signal),
+            ("error", &error),
+            ("user_cpu_ms", user_cpu),
+            ("system_cpu_ms", system_cpu),
+            ("max_rss_bytes", max_rss),
+            ("io_read_bytes", io_read),
+            ("io_write_bytes", io_write),
+        ]))
+    } else if next == NextShape::Requeue {
+        Some(RunChange::Forgotten { which: format!("run_token = {token} AND outcome IS NULL") })
+    } else {
+        None
+    };
+    let lapsed = if lapsed { format!(" AND lease_time < {now}") } else { String::new() };
+    ChangeText {
+        current: format!("id = {job} AND run_token = {token} AND {}{lapsed}", dialect.of_named(OPEN)),
+        event,
+        event_rest,
+        job: set,
+        is_told: true,
+        run,
+        made: Made::default(),
+    }
+}
+
+/// Makes the row of `runs` say how the run ended, whether or not it has one: by its columns and what is in them.
+fn settled_run(columns: &[(&str, &String)]) -> RunChange {
+    let (names, values): (Vec<_>, Vec<_>) = columns.iter().map(|(name, value)| (*name, value.as_str())).unzip();
+    let insert = format!("INSERT INTO runs ({}) SELECT {}", names.join(", "), values.join(", "));
     let conflict = "ON CONFLICT (run_token) DO UPDATE SET pid = COALESCE(excluded.pid, runs.pid), \
          started_time = COALESCE(excluded.started_time, runs.started_time), completed_time = excluded.completed_time, \
          outcome = excluded.outcome, exit_code = excluded.exit_code, \"signal\" = excluded.\"signal\", error = excluded.error, \

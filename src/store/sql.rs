@@ -14,7 +14,7 @@ pub(super) const OPEN_OR_PENDING: &str = "status IN ('PENDING', 'INQUEUE', 'PROG
 pub(super) const OPEN: &str = "status IN ('INQUEUE', 'PROGRESS')";
 
 /// Which SQL is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Dialect {
     Sqlite,
     Postgres,
