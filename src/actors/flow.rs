@@ -51,6 +51,10 @@ pub enum FlowMessage {
     RunOrphaned(RunOrphaned),
     /// Have the run of this workflow id settled, if it is open and nobody's.
     SettleOrphan(String),
+    /// Have every run looked after that is open and nobody's.
+    Found,
+    /// Recovery has done so, or died over it.
+    FoundSettled(Option<()>),
     /// Recovery has looked after that run, or `None` where it died over it.
     OrphanSettled(String, Option<()>),
     /// Start this child again.
@@ -161,6 +165,11 @@ impl Actor for FlowActor {
                 }
             }
             FlowMessage::SettleOrphan(name) => state.settle_orphan(&myself, name),
+            FlowMessage::Found => state.recover(None, Reply::to(&myself, FlowMessage::FoundSettled)),
+            FlowMessage::FoundSettled(None) => {
+                state.timers.push(after(&myself, ASK_AGAIN, || FlowMessage::Found));
+            }
+            FlowMessage::FoundSettled(Some(())) => {}
             FlowMessage::OrphanSettled(name, None) => {
                 state.timers.push(after(&myself, ASK_AGAIN, || FlowMessage::SettleOrphan(name)));
             }

@@ -25,7 +25,7 @@ use super::{AbortOnDrop, Port, Reply, Shared, Upward, Watched, after};
 use super::{slots, strays, webhooks};
 use crate::config::{FlowConfig, RetentionConfig};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
-use crate::domain::{FlowType, JobId, WorkerId};
+use crate::domain::{FlowType, WorkerId};
 use crate::metrics::{Backlog, Role};
 use crate::outgoing::Receiver;
 use crate::process::upkeep::RunDirectories;
@@ -68,8 +68,8 @@ pub enum RootMessage {
     Wake,
     /// A flow wants unowned runs settled.
     Recover(RecoverRequest),
-    /// This job of this flow has a run that nobody looks after.
-    Found(FlowType, JobId),
+    /// This flow has an open run that nobody looks after.
+    Found(FlowType),
     /// Start this child again.
     Restart(Child),
     /// Have every dispatcher claim nothing more; answered once none does.
@@ -223,15 +223,18 @@ impl Actor for RootActor {
             RootMessage::Recover(request) => {
                 state.recovery.cast(RecoveryMessage::Recover(request));
             }
-            RootMessage::Found(flow, job) => {
-                let name = flow.workflow_id(job);
-                if let Some(actor) = state.actors.get(&flow)
-                    && let Err(error) = actor.cast(FlowMessage::SettleOrphan(name))
-                {
-                    // The flow is being started again, and sees to all that is open.
-                    tracing::debug!(r#type = %flow, job = job.0, %error, "a run was found while its flow was away");
+            RootMessage::Found(flow) => match state.actors.get(&flow) {
+                Some(actor) => {
+                    if let Err(error) = actor.cast(FlowMessage::Found) {
+                        // The flow is being started again, and sees to all that is open.
+                        tracing::debug!(r#type = %flow, %error, "a run was found while its flow was away");
+                    }
                 }
-            }
+                // The next start has one for each flow with open runs.
+                None => {
+                    tracing::error!(r#type = %flow, "a flow that is not configured has an open run again; nobody looks after it before the next start of this service");
+                }
+            },
             RootMessage::Restart(child) => {
                 let flow = if let Child::Flow(flow) = &child { Some(flow.clone()) } else { None };
                 if let Err(error) = state.start(&myself, child.clone()).await {

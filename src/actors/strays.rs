@@ -7,12 +7,16 @@
 //! wrong database that was asked: it counts as a run of its flow for as long as it is alive; and where a job of its number
 //! waits, which may well be its own, the flow waits, too. A run that starts later is this service's own, and has an actor
 //! that watches its row.
+//!
+//! The database is asked again while such a command lives: the right copy of it may be brought back, and then the run is
+//! recovery's after all.
 
-use std::collections::BTreeMap;
-use std::pin::pin;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -21,7 +25,7 @@ use super::status::ErrorChain;
 use super::{AbortOnDrop, Shared};
 use crate::domain::{FlowType, RunToken};
 use crate::process::{Evidence, LivingRun, RunReport};
-use crate::store::Standing;
+use crate::store::{Standing, Waiting};
 
 /// How many runs the database is asked about at a time.
 const TOGETHER: usize = 500;
@@ -120,51 +124,96 @@ impl Strays {
 }
 
 /// Finds out about each stray, and sees to those that are some; the root is told where there may be room for more runs, and of
-/// those that turn out to be a job's.
+/// flows that have a run that turns out to be a job's.
 pub fn watch(shared: &Arc<Shared>, tell: impl Fn(RootMessage) + Send + Sync + 'static) -> AbortOnDrop {
     let (shared, tell) = (Arc::clone(shared), Arc::new(tell));
+    // At the start recovery finds by itself what is a job's.
+    let is_start = Arc::new(AtomicBool::new(true));
     root::keep_running("looking after strays", move || {
         let (shared, tell) = (Arc::clone(&shared), Arc::clone(&tell));
+        let is_start = is_start.swap(false, Ordering::Relaxed);
         async move {
-            let mut ending = JoinSet::new();
+            let (mut looked_after, mut asked) = (JoinSet::new(), Vec::new());
             for runs in shared.strays.all().chunks(TOGETHER) {
-                let standings = standings(&shared, runs).await;
+                let Said { standings, at_once } = standings(&shared, runs, Waiting::OpenToo).await;
+                let mut found = BTreeSet::new();
                 for run in runs {
                     match standings.get(&run.token).copied() {
-                        Some(Standing::Open) => shared.strays.remove(run),
+                        Some(Standing::Open) => {
+                            shared.strays.remove(run);
+                            found.insert(run.flow.clone());
+                        }
                         Some(standing) => {
+                            let (say, said) = watch::channel(standing);
+                            asked.push((run.clone(), say));
                             let (shared, tell, run) = (Arc::clone(&shared), Arc::clone(&tell), run.clone());
-                            ending.spawn(async move {
-                                let is_a_jobs = look_after(&shared, &run, standing, &|| tell(RootMessage::Wake)).await;
+                            looked_after.spawn(async move {
+                                let is_a_jobs = look_after(&shared, &run, said, &|| tell(RootMessage::Wake)).await;
                                 // Its row counts, or nothing does.
                                 shared.strays.remove(&run);
-                                tell(if is_a_jobs { RootMessage::Found(run.flow, run.job) } else { RootMessage::Wake });
+                                tell(if is_a_jobs { RootMessage::Found(run.flow) } else { RootMessage::Wake });
                             });
                         }
                         None => {}
                     }
                 }
+                if !(is_start && at_once) {
+                    found.into_iter().for_each(|flow| tell(RootMessage::Found(flow)));
+                }
                 tell(RootMessage::Wake);
             }
-            while let Some(gone) = ending.join_next().await {
-                if let Err(failure) = gone {
-                    tracing::error!(%failure, "the strays that are left are looked at once more");
-                    return;
+            let all_gone = async {
+                while let Some(gone) = looked_after.join_next().await {
+                    if let Err(failure) = gone {
+                        tracing::error!(%failure, "the strays that are left are looked at once more");
+                        return;
+                    }
                 }
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = all_gone => {}
+                () = ask_again(&shared, asked) => {}
             }
-            std::future::pending::<()>().await;
         }
     })
 }
 
-async fn standings(shared: &Shared, runs: &[LivingRun]) -> BTreeMap<RunToken, Standing> {
-    let runs: Vec<_> = runs.iter().map(|run| (run.job, run.token.clone())).collect();
-    let mut wait = LOOK_AGAIN;
+/// Says of each of these runs what the database does, over and over, for as long as somebody wants to hear it.
+async fn ask_again(shared: &Shared, mut asked: Vec<(LivingRun, watch::Sender<Standing>)>) {
     loop {
-        match shared.store.standings(&runs).await {
-            Ok(standings) => return standings,
+        tokio::time::sleep(ASK_AGAIN).await;
+        asked.retain(|(_, say)| !say.is_closed());
+        for some in asked.chunks(TOGETHER) {
+            let runs: Vec<_> = some.iter().map(|(run, _)| run.clone()).collect();
+            let Said { standings, .. } = standings(shared, &runs, Waiting::PendingOnly).await;
+            for (run, say) in some {
+                if let Some(standing) = standings.get(&run.token) {
+                    // One that is over stays so: it is being killed.
+                    say.send_if_modified(|said| {
+                        *said != Standing::Over && std::mem::replace(said, *standing) != *standing
+                    });
+                }
+            }
+        }
+    }
+}
+
+struct Said {
+    standings: BTreeMap<RunToken, Standing>,
+    /// Whether it said so when it was first asked.
+    at_once: bool,
+}
+
+async fn standings(shared: &Shared, runs: &[LivingRun], waiting: Waiting) -> Said {
+    let runs: Vec<_> = runs.iter().map(|run| (run.job, run.token.clone())).collect();
+    let (mut wait, mut at_once) = (LOOK_AGAIN, true);
+    loop {
+        match shared.store.standings(&runs, waiting).await {
+            Ok(standings) => return Said { standings, at_once },
             Err(error) => {
                 tracing::warn!(error = %ErrorChain(&error), "can't ask the database about the runs that are alive");
+                at_once = false;
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }
@@ -174,9 +223,15 @@ async fn standings(shared: &Shared, runs: &[LivingRun]) -> BTreeMap<RunToken, St
 
 /// Waits until nothing of the run is alive, as far as one may look: what the database does not know is neither killed nor swept. Or
 /// until it is its job's again, which is the answer.
-async fn look_after(shared: &Shared, run: &LivingRun, mut standing: Standing, wake: &(impl Fn() + Sync)) -> bool {
+async fn look_after(
+    shared: &Shared,
+    run: &LivingRun,
+    mut said: watch::Receiver<Standing>,
+    wake: &(impl Fn() + Sync),
+) -> bool {
     let LivingRun { job, attempt, token, flow, .. } = run;
     let (id, attempts, run_token) = (job.0, attempt.0, token.as_str());
+    let mut standing = *said.borrow();
     if standing != Standing::Over {
         // One that was only got ready by the last service is gone in a moment.
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -184,6 +239,10 @@ async fn look_after(shared: &Shared, run: &LivingRun, mut standing: Standing, wa
     let mut told = None;
     let mut wait = LOOK_AGAIN;
     loop {
+        standing = *said.borrow_and_update();
+        if standing == Standing::Open {
+            break;
+        }
         if standing == Standing::Over && told != Some(standing) {
             told = Some(standing);
             shared.strays.change(run, |stray| stray.standing = Some(standing));
@@ -201,14 +260,10 @@ async fn look_after(shared: &Shared, run: &LivingRun, mut standing: Standing, wa
                 if standing == Standing::Over {
                     link.control.stop_now();
                 }
-                let mut changed = pin!(other_standing(shared, run, standing));
                 loop {
                     let report = tokio::select! {
                         report = link.reports.recv() => report,
-                        other = &mut changed, if standing != Standing::Over => {
-                            standing = other;
-                            break;
-                        }
+                        Ok(()) = said.changed() => break,
                     };
                     match report {
                         Some(RunReport::Started { pid, .. }) => {
@@ -226,15 +281,16 @@ async fn look_after(shared: &Shared, run: &LivingRun, mut standing: Standing, wa
                         None => break,
                     }
                 }
-                if standing == Standing::Open {
-                    tracing::info!(job = id, r#type = %flow, attempt = attempts, run_token, "the database knows this run again");
-                    return true;
-                }
                 // Its shim has said its last word, or is gone: that is for the next look to tell.
                 tokio::time::sleep(SOON).await;
                 continue;
             }
-            Ok(_) if standing != Standing::Over => break,
+            Ok(_) if standing != Standing::Over => {
+                // Its row may have been brought back since.
+                let last = standings(shared, std::slice::from_ref(run), Waiting::PendingOnly).await.standings;
+                standing = last.get(token).copied().unwrap_or(standing);
+                break;
+            }
             Ok(_) => match shared.launcher.is_over(*job, *attempt, token.clone()).await {
                 Ok(true) => break,
                 Ok(false) => {}
@@ -247,21 +303,12 @@ async fn look_after(shared: &Shared, run: &LivingRun, mut standing: Standing, wa
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(LONGEST_WAIT);
     }
-    if told.is_some() {
+    if standing == Standing::Open {
+        tracing::info!(job = id, r#type = %flow, attempt = attempts, run_token, "the database knows this run again");
+    } else if told.is_some() {
         tracing::info!(job = id, r#type = %flow, attempt = attempts, run_token, "nothing is alive any more of a run that was not one to the database");
     }
-    false
-}
-
-/// Waits until the database says something else of a run than this.
-async fn other_standing(shared: &Shared, run: &LivingRun, standing: Standing) -> Standing {
-    loop {
-        tokio::time::sleep(ASK_AGAIN).await;
-        let said = standings(shared, std::slice::from_ref(run)).await;
-        if let Some(other) = said.get(&run.token).copied().filter(|other| *other != standing) {
-            return other;
-        }
-    }
+    standing == Standing::Open
 }
 
 #[cfg(test)]

@@ -297,10 +297,10 @@ pub(super) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// What the zygote and its shims ignore: signals that end a process by default and that they must outlive, and the end of a child,
-/// so that the kernel reaps the shims.
-const IGNORED: [libc::c_int; 6] =
-    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGCHLD];
+/// What the zygote ignores and a shim does, too, but for the last: signals that end a process by default and that they must outlive
+/// (a log that is larger than a limit allows is an error of its write), and the end of a child, so that the kernel reaps the shims.
+const IGNORED: [libc::c_int; 7] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGXFSZ, libc::SIGCHLD];
 
 /// For the zygote: from here on [`IGNORED`] is what is ignored, and all that a command has to have set back, whatever the service was
 /// started with.

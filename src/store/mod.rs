@@ -68,7 +68,7 @@ pub use read::*;
 pub use recurring::{Fire, Fired, RecurringRow};
 pub use search::*;
 pub use sessions::Session;
-pub use standing::Standing;
+pub use standing::{Standing, Waiting};
 pub use wake::Wakes;
 pub use write::*;
 

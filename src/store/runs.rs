@@ -95,6 +95,7 @@ impl Store {
     }
 
     fn start(&self, started: &Started) -> Change {
+        // In the order of the names in [`start_text`].
         let values = vec![
             started.job.0.into(),
             started.token.as_str().into(),

@@ -20,9 +20,18 @@ pub enum Standing {
     Over,
     /// It has never been heard of, or was removed with its job.
     Unknown {
-        /// Whether there is a job of that number that has not ended, which may be the run's.
+        /// Whether there is a job of that number that [waits](Waiting), which may be the run's.
         waits: bool,
     },
+}
+
+/// Which jobs count as waiting for a run that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// All that have not ended: what recovery finds of an open one may have it wait again.
+    OpenToo,
+    /// Those that are PENDING. One that runs by now has been started beside the other, and waits for nothing.
+    PendingOnly,
 }
 
 impl Store {
@@ -30,7 +39,11 @@ impl Store {
     ///
     /// # Errors
     /// Where the database fails.
-    pub async fn standings(&self, runs: &[(JobId, RunToken)]) -> Result<BTreeMap<RunToken, Standing>, Error> {
+    pub async fn standings(
+        &self,
+        runs: &[(JobId, RunToken)],
+        waiting: Waiting,
+    ) -> Result<BTreeMap<RunToken, Standing>, Error> {
         let dialect = self.dialect();
         let (token, these) = (dialect.text("run_token"), dialect.among("run_token", "$1"));
         // Before what its job says now. Where the job is of an earlier attempt, another copy of the database was brought back; and
@@ -43,7 +56,8 @@ impl Store {
             "SELECT {token}, CAST(CASE WHEN {OPEN} THEN 1 ELSE 0 END AS bigint) AS open FROM jobs {} WHERE {these}",
             dialect.by_index("jobs_run_token")
         );
-        let waiting = format!("SELECT id FROM jobs WHERE {} AND {OPEN_OR_PENDING}", dialect.among_ids("id", "$1"));
+        let counts = if waiting == Waiting::OpenToo { OPEN_OR_PENDING } else { "status = 'PENDING'" };
+        let waiting = format!("SELECT id FROM jobs WHERE {} AND {counts}", dialect.among_ids("id", "$1"));
         let tokens = json!(runs.iter().map(|(_, token)| token.as_str()).collect::<Vec<_>>()).to_string();
         let jobs = json!(runs.iter().map(|(job, _)| job.0).collect::<Vec<_>>()).to_string();
         let query = async {

@@ -169,7 +169,7 @@ async fn waits_for_what_may_be_a_jobs(on: On, is_seen_to: bool) {
 }
 
 async fn a_command_whose_row_is_brought_back_is_its_jobs_again(on: On) {
-    for change in ["", "status = 'ERROR', completed_time = 1795000000000"] {
+    for (change, ends) in [("", false), ("", true), ("status = 'ERROR', completed_time = 1795000000000", false)] {
         let Some(mut service) = Service::start(on, FLOWS).await else { return };
         let job = service.insert("ONE", &["run:600"]).await[0];
         let pid = service.begun(job, 1).await.pid;
@@ -189,7 +189,12 @@ async fn a_command_whose_row_is_brought_back_is_its_jobs_again(on: On) {
         // What belongs to it may not have been brought back with it.
         let runs = if change.is_empty() { "" } else { "INSERT INTO runs SELECT * FROM kept_runs; " };
         service.sql(&format!("BEGIN; INSERT INTO jobs SELECT * FROM kept_jobs; {runs}COMMIT")).await;
-        if change.is_empty() {
+        if ends {
+            // Before the database is asked again.
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+            service.until(job, JobStatus::Error).await;
+            assert!(service.job(job).await.error.unwrap().contains("SIGKILL"), "how it ended");
+        } else if change.is_empty() {
             eventually("its actor", async || service.log().contains("the database knows this run again")).await;
             eventually("readyz to be content", async || get(&service.address(), "/readyz").0 == 200).await;
             assert!(processes::is_alive(pid));
