@@ -49,14 +49,10 @@ pub enum FlowMessage {
     Dispatcher(DispatcherEvent),
     /// A run's actor has died.
     RunOrphaned(RunOrphaned),
-    /// Have the run of this workflow id settled, if it is open and nobody's.
-    SettleOrphan(String),
-    /// Have every run looked after that is open and nobody's.
-    Found,
-    /// Recovery has done so, or died over it.
-    FoundSettled(Option<()>),
-    /// Recovery has looked after that run, or `None` where it died over it.
-    OrphanSettled(String, Option<()>),
+    /// Have the run of this workflow id settled, if it is open and nobody's; `None` for every such run.
+    SettleOrphan(Option<String>),
+    /// Recovery has looked after that, or `None` where it died over it.
+    OrphanSettled(Option<String>, Option<()>),
     /// Start this child again.
     Restart(Role),
     /// The flow is configured like this from now on, or no longer; answered once its names are free where it is not.
@@ -159,17 +155,12 @@ impl Actor for FlowActor {
                 tracing::error!(workflow_id = name, why, ?wait, "a JobActor died; its run is handed to a successor");
                 state.args.site.shared.metrics.actor_restarted(Role::Job);
                 if wait.is_zero() {
-                    state.settle_orphan(&myself, name);
+                    state.settle_orphan(&myself, Some(name));
                 } else {
-                    state.timers.push(after(&myself, wait, || FlowMessage::SettleOrphan(name)));
+                    state.timers.push(after(&myself, wait, || FlowMessage::SettleOrphan(Some(name))));
                 }
             }
             FlowMessage::SettleOrphan(name) => state.settle_orphan(&myself, name),
-            FlowMessage::Found => state.recover(None, Reply::to(&myself, FlowMessage::FoundSettled)),
-            FlowMessage::FoundSettled(None) => {
-                state.timers.push(after(&myself, ASK_AGAIN, || FlowMessage::Found));
-            }
-            FlowMessage::FoundSettled(Some(())) => {}
             FlowMessage::OrphanSettled(name, None) => {
                 state.timers.push(after(&myself, ASK_AGAIN, || FlowMessage::SettleOrphan(name)));
             }
@@ -226,12 +217,12 @@ impl FlowState {
         (self.args.recover)(RecoverRequest { site: self.args.site.clone(), jobs: self.jobs.clone(), only, done });
     }
 
-    fn settle_orphan(&self, myself: &ActorRef<FlowMessage>, name: String) {
+    fn settle_orphan(&self, myself: &ActorRef<FlowMessage>, name: Option<String>) {
         let done = Reply::to(myself, {
             let name = name.clone();
             move |answer| FlowMessage::OrphanSettled(name, answer)
         });
-        self.recover(Some(name), done);
+        self.recover(name, done);
     }
 
     async fn start(&mut self, myself: &ActorRef<FlowMessage>, role: Role) -> Result<(), ActorProcessingErr> {

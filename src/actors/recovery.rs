@@ -1,7 +1,8 @@
 //! RecoveryActor: gives every open run that nobody owns a JobActor, which finds out what became of it.
 //!
 //! Started by the root; asked whenever a dispatcher starts (so at every start of the service), whenever a JobActor
-//! has died, and where a [stray](super::strays) turns out to be a job's. A row counts as owned while an actor stands under its workflow id, and nothing is concluded from age.
+//! has died, and where a [stray](super::strays) turns out to be a job's. A row counts as owned while an actor stands under
+//! its workflow id, and nothing is concluded from age.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -225,7 +225,7 @@ impl Actor for RootActor {
             }
             RootMessage::Found(flow) => match state.actors.get(&flow) {
                 Some(actor) => {
-                    if let Err(error) = actor.cast(FlowMessage::Found) {
+                    if let Err(error) = actor.cast(FlowMessage::SettleOrphan(None)) {
                         // The flow is being started again, and sees to all that is open.
                         tracing::debug!(r#type = %flow, %error, "a run was found while its flow was away");
                     }

@@ -209,3 +209,28 @@ async fn a_command_whose_row_is_brought_back_is_its_jobs_again(on: On) {
     }
 }
 on_each_database!(a_command_whose_row_is_brought_back_is_its_jobs_again);
+
+async fn a_flow_goes_on_beside_a_command_that_is_its_jobs_again(on: On) {
+    let Some(mut service) = Service::start(on, FLOWS).await else { return };
+    let job = service.insert("PAIR", &["run:600"]).await[0];
+    let pid = service.begun(job, 1).await.pid;
+    service.until(job, JobStatus::Progress).await;
+    service.kill_9();
+    service.sql("CREATE TABLE kept AS SELECT * FROM jobs").await;
+    service.sql("DELETE FROM runs").await;
+    service.sql("UPDATE jobs SET status = 'PENDING', run_token = NULL, worker_id = NULL, attempt = 0").await;
+    service.serve().await;
+    eventually("readyz to say so", async || names(&get(&service.address(), "/readyz").1, pid)).await;
+    let next = service.insert("PAIR", &["run:0.1"]).await[0];
+    tokio::time::sleep(A_MOMENT).await;
+    assert_eq!(service.job(next).await.status, JobStatus::Pending, "the flow waits");
+    service
+        .sql(&format!("BEGIN; DELETE FROM jobs WHERE id = {job}; INSERT INTO jobs SELECT * FROM kept; COMMIT"))
+        .await;
+    service.until(next, JobStatus::Completed).await;
+    assert!(processes::is_alive(pid));
+    service.cli(&["cancel", &job.to_string()]);
+    service.until(job, JobStatus::Cancelled).await;
+    service.nothing_alive().await;
+}
+on_each_database!(a_flow_goes_on_beside_a_command_that_is_its_jobs_again);
