@@ -8,6 +8,8 @@
 //!
 //! Debug builds have them, and builds with the feature `crash-points`; a release binary has none.
 
+use rustix::process::Pid;
+
 macro_rules! steps {
     ($($(#[doc = $doc:literal])+ $step:ident = $name:literal,)+) => {
         /// A step whose effect outlives the process that takes it.
@@ -190,13 +192,25 @@ pub const VARIABLES: &[&str] = &[];
 /// The process is about to take this step.
 #[cfg(any(debug_assertions, feature = "crash-points"))]
 pub fn before(step: Step) {
-    armed::pass("before", step);
+    armed::pass("before", step, rustix::process::getpid());
 }
 
 /// The process has taken this step.
 #[cfg(any(debug_assertions, feature = "crash-points"))]
 pub fn after(step: Step) {
-    armed::pass("after", step);
+    armed::pass("after", step, rustix::process::getpid());
+}
+
+/// This process is about to take this step for another one, which it is that dies.
+#[cfg(any(debug_assertions, feature = "crash-points"))]
+pub fn before_for(process: Pid, step: Step) {
+    armed::pass("before", step, process);
+}
+
+/// This process has taken this step for another one, which it is that dies.
+#[cfg(any(debug_assertions, feature = "crash-points"))]
+pub fn after_for(process: Pid, step: Step) {
+    armed::pass("after", step, process);
 }
 
 /// Nothing, in this build.
@@ -209,6 +223,16 @@ pub const fn before(_: Step) {}
 #[inline(always)]
 pub const fn after(_: Step) {}
 
+/// Nothing, in this build.
+#[cfg(not(any(debug_assertions, feature = "crash-points")))]
+#[inline(always)]
+pub const fn before_for(_: Pid, _: Step) {}
+
+/// Nothing, in this build.
+#[cfg(not(any(debug_assertions, feature = "crash-points")))]
+#[inline(always)]
+pub const fn after_for(_: Pid, _: Step) {}
+
 #[cfg(any(debug_assertions, feature = "crash-points"))]
 mod armed {
     use std::fs::OpenOptions;
@@ -216,6 +240,8 @@ mod armed {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
+
+    use rustix::process::{Pid, Signal};
 
     use super::Step;
 
@@ -263,13 +289,13 @@ mod armed {
         Some(Armed { side: side.to_owned(), step, pass, passes: AtomicU32::new(0), deed })
     }
 
-    pub(super) fn pass(side: &str, step: Step) {
+    pub(super) fn pass(side: &str, step: Step, process: Pid) {
         for armed in PLAN.points.iter().filter(|armed| armed.step == step && armed.side == side) {
             let pass = armed.passes.fetch_add(1, Ordering::Relaxed) + 1;
             if armed.pass.is_none_or(|wanted| wanted == pass)
                 && PLAN.marks.as_deref().is_none_or(|marks| is_first(marks, armed))
             {
-                strike(armed.deed);
+                strike(armed.deed, process);
             }
         }
     }
@@ -280,10 +306,10 @@ mod armed {
         OpenOptions::new().write(true).create_new(true).open(mark).is_ok()
     }
 
-    fn strike(deed: Deed) {
+    fn strike(deed: Deed, process: Pid) {
         if deed == Deed::Die {
             // What can't be caught, so that nothing is tidied up; the one signal that is sent outside of `process`.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(process, Signal::KILL);
         }
         while PLAN.hang_while.as_deref().is_none_or(Path::exists) {
             std::thread::sleep(Duration::from_millis(10));

@@ -114,8 +114,12 @@ impl Foreseen for Held {
         self.is_over.store(true, Ordering::Relaxed);
         Box::pin(async move {
             if committed {
-                while let Ok(ready) = self.held.try_recv() {
-                    ready.release();
+                loop {
+                    match self.held.try_recv() {
+                        Ok(ready) => ready.release(),
+                        Err(mpsc::error::TryRecvError::Disconnected) => return,
+                        Err(mpsc::error::TryRecvError::Empty) => break,
+                    }
                 }
                 // At most one is under way still.
                 tokio::spawn(async move {

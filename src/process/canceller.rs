@@ -82,5 +82,5 @@ fn start(prepared: &Prepared, said: Option<&OwnedFd>) -> Option<Pid> {
     let said = said.and_then(|pipe| open(&spawn::path_of(pipe))).or_else(|| open("/dev/null"))?;
     // Outside the run's control group, whose limits may be what is wrong.
     let outlets = Outlets { stdout: said.as_fd(), stderr: said.as_fd(), cgroup: None, may_run_outside: true };
-    spawn::start(prepared, outlets).ok()
+    spawn::start(prepared, outlets, &mut || true).ok()
 }

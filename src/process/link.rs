@@ -94,6 +94,18 @@ pub(super) enum ToShim {
     Lease(Option<LeaseOrder>),
 }
 
+impl ToShim {
+    /// What a packet means to whoever waits for [`Self::Start`]: that it has come, that it never will, or nothing. Allocates nothing,
+    /// so it goes by how these are written.
+    pub(super) fn starts(packet: &[u8]) -> Option<bool> {
+        match packet {
+            br#""start""# => Some(true),
+            br#""stop""# | br#""stop_now""# => Some(false),
+            _ => None,
+        }
+    }
+}
+
 /// When a command is to be ended that nobody confirms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LeaseOrder {
@@ -101,4 +113,19 @@ pub(super) struct LeaseOrder {
     pub(super) until_ms: u64,
     /// How long after the last confirmation that is.
     pub(super) timeout_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_waits_for_the_start_knows_what_is_said_as_it_is_written() {
+        let starts = |word: &ToShim| ToShim::starts(&serde_json::to_vec(word).unwrap());
+        assert_eq!(starts(&ToShim::Start), Some(true));
+        assert_eq!((starts(&ToShim::Stop), starts(&ToShim::StopNow)), (Some(false), Some(false)));
+        assert_eq!(starts(&ToShim::Lease(Some(LeaseOrder { until_ms: 1, timeout_ms: 2 }))), None);
+        assert_eq!(starts(&ToShim::Lease(None)), None);
+        assert_eq!(ToShim::starts(b"start"), None);
+    }
 }

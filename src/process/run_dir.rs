@@ -262,7 +262,7 @@ impl From<VerdictRecord> for Verdict {
 }
 
 /// The record as its line.
-fn encoded(record: &Record) -> io::Result<Vec<u8>> {
+pub(super) fn encoded(record: &Record) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(record)?;
     let mut line = format!("{:08x} ", crc32fast::hash(&json)).into_bytes();
     line.extend_from_slice(&json);
@@ -307,8 +307,12 @@ impl Journal {
 
     /// Appends a record; after an error the journal is as it was.
     pub(super) fn append(&mut self, record: &Record) -> io::Result<()> {
-        let line = encoded(record)?;
-        match self.file.write(&line) {
+        self.append_line(&encoded(record)?)
+    }
+
+    /// The same with a record as [`encoded`] gives it; allocates nothing.
+    pub(super) fn append_line(&mut self, line: &[u8]) -> io::Result<()> {
+        match self.file.write(line) {
             Ok(written) if written == line.len() => {
                 self.length += line.len() as u64;
                 Ok(())

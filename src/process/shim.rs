@@ -31,7 +31,7 @@ use super::link::{LeaseOrder, Order, ToService, ToShim};
 use super::logs::Stream;
 use super::notify::Inbox;
 use super::output::Log;
-use super::run_dir::{Journal, Record, StartedRecord, StartingRecord};
+use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, encoded};
 use super::spawn::{self, Outlets, Prepared, Refusal};
 use super::{oom, tree};
 use crate::clock::boottime;
@@ -301,12 +301,6 @@ impl Shim {
         let environment = surroundings.environment.with(added)?;
         let prepared = Prepared::new(&order, &environment)?;
         let canceller = Canceller::new(&order, &environment)?;
-        if order.held {
-            crash::before(Step::StartReceive);
-            wait_for_word(link)?;
-            crash::after(Step::StartReceive);
-        }
-
         let starting = StartingRecord {
             shim_pid: own_pid,
             shim_start_ticks: *surroundings
@@ -314,12 +308,7 @@ impl Shim {
                 .get_or_init(|| tree::Stat::of(own_pid).map_or(0, |stat| stat.start_ticks)),
             boot_id: order.boot_id.clone(),
         };
-        crash::before(Step::StartingRecord);
-        journal.append(&Record::Starting(starting)).map_err(|error| {
-            format!("its journal can't be written, so nobody could tell later that it was started: {error}")
-        })?;
-        crash::after(Step::StartingRecord);
-
+        let starting = encoded(&Record::Starting(starting)).map_err(not_set_up)?;
         let limits = Limits { memory: order.memory_limit, cpu_millis: order.cpu_millis, pids: order.pids_limit };
         let group = group_of(limits, &order.token, surroundings)?;
         let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
@@ -330,19 +319,20 @@ impl Shim {
             cgroup: group.as_ref().map(RunGroup::procs),
             may_run_outside: limits.is_unlimited(),
         };
-        if boottime() >= Duration::from_millis(order.start_by_ms) {
-            // Its lease may be over, and its job another worker's.
-            let reason = "it came to be started too long after its claim".to_owned();
-            return Err(Refusal { reason, shortage: true });
-        }
-        crash::before(Step::CommandSpawn);
-        let command = match spawn::start(&prepared, outlets) {
+        let mut kept = None;
+        let mut last = || {
+            let may_start = comes_to_start(&order, link, own, journal, &starting);
+            // In this process' memory, see `spawn::Last`.
+            kept = may_start.err();
+            kept.is_none()
+        };
+        let command = match spawn::start(&prepared, outlets, &mut last) {
             Ok(command) => command,
             Err(refusal) => {
                 if let Some(group) = group {
                     group.remove();
                 }
-                return Err(refusal);
+                return Err(kept.map_or(refusal, Refusal::from));
             }
         };
         crash::after(Step::CommandSpawn);
@@ -983,22 +973,23 @@ impl Shim {
     }
 }
 
-/// Waits until the service says that the run's claim is committed. A service that is gone, or has let go of the link, never will.
-fn wait_for_word(link: &OwnedFd) -> Result<(), Refusal> {
-    let mut packet = [0_u8; 256];
-    loop {
-        // Where it could not wait it is as if nothing had come.
-        let _ = poll(&mut [PollFd::new(link, PollFlags::IN)], None);
-        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Ok((length, _)) if length > 0 => {
-                match packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
-                    Some(ToShim::Start) => return Ok(()),
-                    Some(ToShim::Stop | ToShim::StopNow) => return Err(taken_back()),
-                    Some(ToShim::Lease(_)) | None => {}
-                }
+/// Why a command is not started after all.
+enum Kept {
+    TakenBack,
+    TooLate,
+    /// Nobody could tell later that it was started.
+    Unrecorded(std::io::Error),
+}
+
+impl From<Kept> for Refusal {
+    fn from(kept: Kept) -> Self {
+        let for_now = |reason: &str| Self { reason: reason.to_owned(), shortage: true };
+        match kept {
+            Kept::TakenBack => taken_back(),
+            Kept::TooLate => for_now("it came to be started too long after its claim"),
+            Kept::Unrecorded(error) => {
+                format!("its journal can't be written, so nobody could tell later that it was started: {error}").into()
             }
-            Ok(_) | Err(_) => return Err(taken_back()),
         }
     }
 }
@@ -1006,6 +997,51 @@ fn wait_for_word(link: &OwnedFd) -> Result<(), Refusal> {
 fn taken_back() -> Refusal {
     let reason = "its service was gone, or took it back, before its claim was committed".to_owned();
     Refusal { reason, shortage: true }
+}
+
+/// What comes before the exec, in the process that is about to become the command (see [`spawn::Last`]) for the shim, whose pid is
+/// `shim`. Where the claim is still being committed, all that a start costs but the exec is done while it is waited for.
+fn comes_to_start(
+    order: &Order,
+    link: &OwnedFd,
+    shim: Pid,
+    journal: &mut Journal,
+    starting: &[u8],
+) -> Result<(), Kept> {
+    if order.held {
+        crash::before_for(shim, Step::StartReceive);
+        if !is_given_word(link) {
+            return Err(Kept::TakenBack);
+        }
+        crash::after_for(shim, Step::StartReceive);
+    }
+    if boottime() >= Duration::from_millis(order.start_by_ms) {
+        // Its lease may be over, and its job another worker's.
+        return Err(Kept::TooLate);
+    }
+    crash::before_for(shim, Step::StartingRecord);
+    journal.append_line(starting).map_err(Kept::Unrecorded)?;
+    crash::after_for(shim, Step::StartingRecord);
+    crash::before_for(shim, Step::CommandSpawn);
+    Ok(())
+}
+
+/// Waits until the service says that the run's claim is committed. A service that is gone, or has let go of the link, never will.
+fn is_given_word(link: &OwnedFd) -> bool {
+    let mut packet = [0_u8; 256];
+    loop {
+        // Where it could not wait it is as if nothing had come.
+        let _ = poll(&mut [PollFd::new(link, PollFlags::IN)], None);
+        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Ok((length, _)) if length > 0 => {
+                if let Some(starts) = packet.get(..length).and_then(ToShim::starts) {
+                    return starts;
+                }
+            }
+            Ok(_) | Err(_) => return false,
+        }
+    }
 }
 
 /// Whether nothing can come over this link any more.

@@ -81,6 +81,7 @@ impl Prepared {
                 format!("the working directory {directory:?} can't be entered: {error}")
             }
             (Stage::Setup, _) => format!("its process can't be set up: {error}"),
+            (Stage::Last, _) => "its process was kept from becoming the command".to_owned(),
             (Stage::Exec, Errno::TOOBIG) => {
                 "its arguments and environment are too long (see ARG_MAX in execve(2))".to_owned()
             }
@@ -172,6 +173,7 @@ enum Stage {
     Fork,
     Setup,
     Directory,
+    Last,
     Exec,
 }
 
@@ -219,6 +221,10 @@ pub(super) struct Outlets<'a> {
     pub(super) may_run_outside: bool,
 }
 
+/// What the new process does when everything but its exec is done, in the memory of the one that starts it: so it must not
+/// allocate. Where it says false there is no exec.
+pub(super) type Last<'a> = &'a mut dyn FnMut() -> bool;
+
 /// Starts the command as the leader of its own session, and waits until the exec has succeeded or failed.
 ///
 /// `execve` itself rather than `std::process::Command`, because that ends in `execvp`, which hands a file that
@@ -226,12 +232,12 @@ pub(super) struct Outlets<'a> {
 ///
 /// # Errors
 /// Why it was not.
-pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, Refusal> {
+pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>, last: Last<'_>) -> Result<Pid, Refusal> {
     let arguments = pointers(prepared.arguments.iter().map(CString::as_c_str));
     let environment = pointers(prepared.environment.entries());
     let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| prepared.refusal(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
-    let start = Start {
+    let mut start = Start {
         prepared,
         outlets,
         shim: rustix::process::getpid(),
@@ -239,21 +245,27 @@ pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>) -> Result<Pid, Re
         arguments: &arguments,
         environment: &environment,
         tell: tell.as_fd(),
+        last,
+        came_to_exec: false,
     };
-    let child = clone_into(&start).map_err(|error| {
+    let child = clone_into(&mut start).map_err(|error| {
         prepared.refusal(Failure { stage: Stage::Fork, errno: error.raw_os_error().unwrap_or_default() })
     })?;
+    let came_to_exec = start.came_to_exec;
     drop(tell);
-    match read_failure(&answer) {
-        None => Ok(child),
-        Some(failure) => {
-            // It is exiting; reaped here so that it is not taken for the command's end.
-            while rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
-                .is_err_and(|error| error == Errno::INTR)
-            {}
-            Err(prepared.refusal(failure))
+    let refusal = match read_failure(&answer) {
+        None if came_to_exec => return Ok(child),
+        None => {
+            let reason = "its process was killed before it became the command".to_owned();
+            Refusal { reason, shortage: true }
         }
-    }
+        Some(failure) => prepared.refusal(failure),
+    };
+    // It is exiting; reaped here so that it is not taken for the command's end.
+    while rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
+        .is_err_and(|error| error == Errno::INTR)
+    {}
+    Err(refusal)
 }
 
 fn read_failure(answer: &OwnedFd) -> Option<Failure> {
@@ -269,6 +281,7 @@ fn read_failure(answer: &OwnedFd) -> Option<Failure> {
         0 => Stage::Fork,
         1 => Stage::Setup,
         2 => Stage::Directory,
+        3 => Stage::Last,
         _ => Stage::Exec,
     };
     (length == told.len()).then(|| Failure { stage, errno: i32::from_ne_bytes(errno) })
@@ -328,6 +341,9 @@ struct Start<'a> {
     arguments: &'a [*const libc::c_char],
     environment: &'a [*const libc::c_char],
     tell: BorrowedFd<'a>,
+    last: Last<'a>,
+    /// Whether nothing was left to do but the exec.
+    came_to_exec: bool,
 }
 
 /// Bytes of stack for the new process until its exec: a few calls deep, and far more than they take. What is larger than 64 KiB
@@ -338,16 +354,17 @@ const START_STACK: usize = 32 * 1024;
 ///
 /// A fork would copy the page tables, and then each page that either side touches, only for the exec to throw it away.
 #[expect(unsafe_code, reason = "no safe wrapper for clone exists")]
-fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
+fn clone_into(start: &mut Start<'_>) -> io::Result<Pid> {
     extern "C" fn enter(start: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: `clone_into` passes a `Start` that outlives this process' use of its memory.
-        let start = unsafe { &*start.cast::<Start<'_>>() };
+        // SAFETY: `clone_into` passes a `Start` that outlives this process' use of its memory, and that nobody else uses meanwhile.
+        let start = unsafe { &mut *start.cast::<Start<'_>>() };
         let failure = become_command(start);
         let stage = match failure.stage {
             Stage::Fork => 0_u8,
             Stage::Setup => 1,
             Stage::Directory => 2,
-            Stage::Exec => 3,
+            Stage::Last => 3,
+            Stage::Exec => 4,
         };
         let [a, b, c, d] = failure.errno.to_ne_bytes();
         let _ = rustix::io::write(start.tell, &[stage, a, b, c, d]);
@@ -356,7 +373,7 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
     // Of 16-byte units, so that its end is aligned as the ABI wants a stack to be. Not zeroed: that would touch all of its pages,
     // of which a few are used, and each of them costs a fault and stays the shim's for as long as the command runs.
     let mut stack = Vec::<u128>::with_capacity(START_STACK / size_of::<u128>());
-    let argument = std::ptr::from_ref(start).cast_mut().cast::<libc::c_void>();
+    let argument = std::ptr::from_mut(start).cast::<libc::c_void>();
     // SAFETY: the stack and the argument live until the call returns, which CLONE_VFORK delays until the child has left
     // this memory by its exec or its exit. The child allocates nothing, holds no lock, does not unwind and ends by _exit;
     // this thread waits, and the guard's, where there is one, has nothing to do with what the child reads. Descriptors, signal dispositions and the working directory are the child's own.
@@ -373,8 +390,8 @@ fn clone_into(start: &Start<'_>) -> io::Result<Pid> {
 
 /// In the new process: everything up to the exec; returns only where something failed. Allocates nothing.
 #[expect(unsafe_code, reason = "execve, dup2 onto the standard streams, and the signal mask")]
-fn become_command(start: &Start<'_>) -> Failure {
-    let Start { prepared, outlets, shim, mark, arguments, environment, .. } = start;
+fn become_command(start: &mut Start<'_>) -> Failure {
+    let Start { prepared, outlets, shim, mark, arguments, environment, last, came_to_exec, .. } = start;
     let at = |stage| move |error: Errno| Failure { stage, errno: error.raw_os_error() };
     let set_up = || {
         rustix::process::setsid()?;
@@ -398,13 +415,18 @@ fn become_command(start: &Start<'_>) -> Failure {
     if let Err(failure) = set_up().map_err(at(Stage::Setup)) {
         return failure;
     }
-    for signal in IGNORED {
-        ignore(signal, false);
-    }
     if let Some(directory) = &prepared.working_dir
         && let Err(failure) = rustix::process::chdir(directory.as_c_str()).map_err(at(Stage::Directory))
     {
         return failure;
+    }
+    // Before the signals are as the command wants them: it may have to wait for a moment.
+    if !last() {
+        return Failure { stage: Stage::Last, errno: 0 };
+    }
+    *came_to_exec = true;
+    for signal in IGNORED {
+        ignore(signal, false);
     }
     // SAFETY: the set is initialised by sigemptyset before it is read; the pointers given to execve end with a
     // null pointer and point into strings that `prepared` owns.
