@@ -4,7 +4,7 @@
 //! and each counts what the one before has taken; on MySQL likewise. On SQLite every writing transaction excludes every other anyway.
 //! Where they begin to look on PostgreSQL is told in [`super::looks`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::connection::{Connection, Transaction};
 use super::leases::{claimers, next_lapse, others_live};
-use super::looks::{FOUND_SQL, Look, Place, open_since_sql};
+use super::looks::{FOUND_SQL, IdleFlow, Look, Place, open_since_sql};
 use super::sql::{Dialect, Doing, OPEN, OPEN_OR_PENDING, Row};
 use super::take::Taking;
 use super::update::{Rows, Update};
@@ -45,10 +45,15 @@ impl Store {
         Ok(())
     }
 
-    /// The flows to lock for these writes: none on SQLite.
-    pub(super) fn flows_to_lock<'a>(&self, writes: &'a [Write]) -> BTreeSet<&'a str> {
-        let flow = |write: &'a Write| if let Write::Claim(claim) = write { Some(claim.flow.as_str()) } else { None };
-        writes.iter().filter(|_| self.dialect().is_shared()).filter_map(flow).collect()
+    /// The flows to lock for these writes: none on SQLite, and none of the `idle` ones, which nothing is taken of.
+    pub(super) fn flows_to_lock<'a>(
+        &self,
+        writes: &'a [Write],
+        idle: &HashMap<FlowType, IdleFlow>,
+    ) -> BTreeSet<&'a str> {
+        let flow = |write: &'a Write| if let Write::Claim(claim) = write { Some(&claim.flow) } else { None };
+        let locked = writes.iter().filter(|_| self.dialect().is_shared()).filter_map(flow);
+        locked.filter(|flow| !idle.contains_key(*flow)).map(FlowType::as_str).collect()
     }
 
     pub(super) async fn register_flows<'a>(
@@ -74,9 +79,13 @@ impl Store {
         claim: &Claim,
         begun: Duration,
         look: &mut Look,
+        idle: Option<IdleFlow>,
     ) -> Result<Claimed, Error> {
         let mut tokens = claim.tokens.iter().take(AT_MOST).cloned().collect::<Vec<_>>();
-        let (state, first_rows) = self.flow_now(transaction, claim, &tokens, look).await?;
+        let (state, first_rows) = match idle {
+            Some(idle) => (FlowNow::of_idle(idle), None),
+            None => self.flow_now(transaction, claim, &tokens, look).await?,
+        };
         let mut claimed = Claimed {
             jobs: Vec::new(),
             cancelled_pending: Vec::new(),
@@ -610,6 +619,27 @@ struct FlowNow {
     claimers: u32,
     /// The earliest end of a lease, of the open runs of other workers.
     lapse: Option<Timestamp>,
+}
+
+impl FlowNow {
+    fn of_idle(IdleFlow { now, paused }: IdleFlow) -> Self {
+        Self {
+            now,
+            paused,
+            draining: false,
+            open: 0,
+            open_here: 0,
+            cancel_requested: false,
+            disowned: false,
+            dependency_ended: false,
+            tokens_used: false,
+            oldest: None,
+            // For rows that are claimed, and there are none.
+            shared: false,
+            claimers: 0,
+            lapse: None,
+        }
+    }
 }
 
 /// What a row says that somebody else than Callsheet had set to INQUEUE or PROGRESS.

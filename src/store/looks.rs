@@ -11,16 +11,20 @@
 //! as the claims of a flow follow one another. A waiting row that has come to stand before the place where the last claim ended
 //! (by a higher priority, by a retry at once, by somebody's SQL) is found by the next whole look, and a claim that begins later
 //! always says when that is due. Nothing is remembered of a transaction that may not have been committed.
+//!
+//! Word of a change comes to all flows at once, and most have nothing to do with it. Those that nothing waits in and nothing runs
+//! in are found by one statement ([`Store::idle_flows`]) and not locked: a lock is a write, and has the commit wait for the disk.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sea_orm::Value;
+use serde_json::json;
 
 use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, OPEN, Row};
-use super::{Claim, Claimed, ClaimedJob, Error, Store};
+use super::{Claim, Claimed, ClaimedJob, Error, Store, Write};
 use crate::clock::boottime;
 use crate::domain::{FlowType, Timestamp};
 
@@ -44,7 +48,11 @@ const EVENTS: i64 = 10_000;
 
 /// What is known of the flows that are claimed from slowly.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Mutex<HashMap<FlowType, Last>>);
+pub(super) struct Looks {
+    last: Mutex<HashMap<FlowType, Last>>,
+    /// Until when idle flows are not asked for, since that was slow itself.
+    idle_unasked: Mutex<Duration>,
+}
 
 #[derive(Debug)]
 enum Last {
@@ -57,13 +65,20 @@ enum Last {
 
 impl Looks {
     fn take(&self, flow: &FlowType) -> Option<Last> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(flow)
+        self.last().remove(flow)
+    }
+
+    fn last(&self) -> MutexGuard<'_, HashMap<FlowType, Last>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle_unasked(&self) -> MutexGuard<'_, Duration> {
+        self.idle_unasked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// To be called when what the looks were a part of has been committed.
     pub(super) fn keep(&self, looks: Vec<Look>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.extend(looks.into_iter().filter_map(|look| Some((look.flow, look.next?))));
+        self.last().extend(looks.into_iter().filter_map(|look| Some((look.flow, look.next?))));
     }
 }
 
@@ -163,6 +178,46 @@ impl Look {
 }
 
 impl Store {
+    /// Of the flows that this batch claims from, those in which no row waits or is open, as they are now: there is nothing in them
+    /// for a claim to take or to see to. Asked for where a batch is several claims and nothing else, on PostgreSQL.
+    pub(super) async fn idle_flows(
+        &self,
+        transaction: &Transaction,
+        writes: &[Write],
+    ) -> Result<HashMap<FlowType, IdleFlow>, Error> {
+        let claims =
+            || writes.iter().filter_map(|write| if let Write::Claim(claim) = write { Some(claim) } else { None });
+        let begun = boottime();
+        let looks = &self.inner.looks;
+        let several = self.dialect() == Dialect::Postgres && writes.len() > 1 && claims().count() == writes.len();
+        if !several || begun < *looks.idle_unasked() {
+            return Ok(HashMap::new());
+        }
+        // Not those whose indexes are known to be full of what earlier rows have left.
+        let flows: Vec<&FlowType> = {
+            let last = looks.last();
+            claims().map(|claim| &claim.flow).filter(|flow| !last.contains_key(*flow)).collect()
+        };
+        let names = json!(flows.iter().map(|flow| flow.as_str()).collect::<Vec<_>>()).to_string();
+        let results = transaction
+            .query_all(self.statement(idle_flows_sql(self.dialect()), [names.into()]))
+            .await
+            .doing(ACTION)?;
+        let took = boottime().saturating_sub(begun);
+        if took > SLOW {
+            *looks.idle_unasked() = boottime() + took * REST;
+        }
+        let mut idle = HashMap::new();
+        for result in &results {
+            let row = Row { result, dialect: self.dialect() };
+            let name = row.some_text("type")?;
+            if let Some(flow) = flows.iter().find(|flow| flow.as_str() == name) {
+                idle.insert((*flow).clone(), IdleFlow { now: row.time("now")?, paused: row.flag("paused")? });
+            }
+        }
+        Ok(idle)
+    }
+
     pub(super) async fn begin_look(&self, transaction: &Transaction, claim: &Claim) -> Result<Look, Error> {
         let begun = boottime();
         let flow = claim.flow.clone();
@@ -226,6 +281,32 @@ impl Store {
         let result = transaction.query_one(self.statement(select, [table.into()])).await.doing(ACTION)?;
         result.map_or(Ok(0), |result| Row { result: &result, dialect: self.dialect() }.int("pages"))
     }
+}
+
+/// A flow in which no row waits or is open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IdleFlow {
+    /// The database's time.
+    pub(super) now: Timestamp,
+    pub(super) paused: bool,
+}
+
+/// The flows in the list `$1` in which no row waits or is open; none while something that jobs wait for has ended, which any claim
+/// sees to.
+///
+/// By values rather than EXISTS, which the planner could take for a join with all rows that wait.
+fn idle_flows_sql(dialect: Dialect) -> String {
+    let none = |which: &str| format!("(SELECT 1 FROM jobs WHERE jobs.type = wanted.type AND {which} LIMIT 1) IS NULL");
+    format!(
+        "SELECT wanted.type AS type, {} AS now, \
+         CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE flows.type = wanted.type), 0) AS bigint) AS paused \
+         FROM json_array_elements_text($1::json) AS wanted(type) \
+         WHERE {} AND {} AND (SELECT 1 FROM job_dependencies WHERE {} LIMIT 1) IS NULL",
+        dialect.now(),
+        none("status = 'PENDING'"),
+        none(OPEN),
+        dialect.noted(),
+    )
 }
 
 /// What a selection of open runs finds besides, for the next one.

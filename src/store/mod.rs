@@ -295,7 +295,8 @@ impl Store {
         begun: Duration,
         looks: &mut Vec<Look>,
     ) -> Result<Vec<Written>, Error> {
-        let mut flows = self.flows_to_lock(writes);
+        let idle = self.idle_flows(transaction, writes).await?;
+        let mut flows = self.flows_to_lock(writes, &idle);
         // PostgreSQL locks them together with the first changes.
         let change_first = matches!(writes.first(), Some(Write::Started(_) | Write::Settle(_)));
         if !(change_first && self.dialect() == Dialect::Postgres) {
@@ -312,7 +313,8 @@ impl Store {
                 }
                 Write::Claim(claim) => {
                     let mut look = self.begin_look(transaction, claim).await?;
-                    let mut claimed = self.claim(transaction, claim, begun, &mut look).await?;
+                    let idle = idle.get(&claim.flow).copied();
+                    let mut claimed = self.claim(transaction, claim, begun, &mut look, idle).await?;
                     self.end_look(transaction, &mut look, &mut claimed).await?;
                     looks.push(look);
                     Written::Claimed(Box::new(claimed))

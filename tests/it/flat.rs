@@ -219,6 +219,8 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start(mut db: Db) {
         ];
         let answers = db.store.apply(&writes).await.unwrap();
         assert!(!answers.contains(&Written::Fenced), "{answers:?}");
+        let idle = ["IDLE", "OTHER"].map(|flow| Write::Claim(Claim { flow: flow.parse().unwrap(), ..claim(&[]) }));
+        db.store.apply(&idle).await.unwrap();
         let keyed = NewJob { unique_key: Some("key".to_owned()), ..new("k") };
         db.store.enqueue(std::slice::from_ref(&keyed)).await.unwrap();
         db.store.next_due(&keyed.flow).await.unwrap();

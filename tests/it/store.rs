@@ -404,6 +404,7 @@ on_every_database!(
     a_settlement_does_not_lose_a_cancel_request,
     a_paused_flow_claims_nothing_but_cancels,
     rows_of_other_types_are_left_alone,
+    claims_of_several_flows_find_what_waits_or_runs_in_any,
     unreadable_rows_are_claimed_with_the_reason,
     a_batch_may_be_larger_than_what_a_server_takes_at_once,
     an_open_unique_key_is_enqueued_once_also_in_a_race,
@@ -447,6 +448,7 @@ on_an_adopted_table!(
     an_open_unique_key_is_enqueued_once_also_in_a_race,
     times_are_kept_to_the_millisecond_past_2038,
     open_rows_are_found_whoever_wrote_them,
+    claims_of_several_flows_find_what_waits_or_runs_in_any,
     a_foreign_commit_wakes_and_an_own_one_does_not,
     no_table_is_read_from_its_start_to_claim,
 );
@@ -1033,6 +1035,65 @@ async fn rows_of_other_types_are_left_alone(db: Db) {
     assert_eq!((claimed.jobs.len(), claimed.open, claimed.cancelled_pending.len()), (0, 0, 0));
     assert_eq!(db.number("SELECT count(*) FROM jobs WHERE status = 'PENDING'").await, 4);
     assert_eq!(db.number("SELECT count(*) FROM job_events").await, 0);
+}
+
+/// Claims of these flows, in one batch.
+fn claims(flows: [&str; 3], n: u8) -> Vec<Write> {
+    let claims = flows.into_iter().zip(n..);
+    claims.map(|(flow, n)| Write::Claim(Claim { flow: flow.parse().unwrap(), ..claim(&[token(n)]) })).collect()
+}
+
+async fn claims_of_several_flows_find_what_waits_or_runs_in_any(db: Db) {
+    const FLOWS: [&str; 3] = ["IDLE", "PAUSED", "RENDER"];
+    let of = async |n| {
+        let answers = db.store.apply(&claims(FLOWS, n)).await.unwrap().into_iter();
+        answers
+            .map(|answer| if let Written::Claimed(claimed) = answer { *claimed } else { panic!("{answer:?}") })
+            .collect::<Vec<_>>()
+    };
+    db.apply(Write::RegisterFlows(FLOWS.map(|flow| flow.parse().unwrap()).to_vec())).await;
+    let yes = if db.is_sqlite() { "1" } else { "true" };
+    db.sql(&format!("UPDATE flows SET paused = {yes} WHERE type = 'PAUSED'")).await.unwrap();
+    // Nothing anywhere, then a row that waits, then the same as a run that somebody wants to be cancelled.
+    let found = |claimed: &[Claimed]| {
+        claimed.iter().map(|claimed| (claimed.jobs.len(), claimed.open, claimed.paused)).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&of(1).await), [(0, 0, false), (0, 0, true), (0, 0, false)]);
+    let id = ids(&db.store.enqueue(&[new("a")]).await.unwrap())[0];
+    let claimed = of(4).await;
+    assert_eq!(found(&claimed), [(0, 0, false), (0, 0, true), (1, 1, false)]);
+    let job = claimed[2].jobs[0].clone();
+    // As it is told once more after a commit whose answer was lost.
+    assert_eq!(found(&of(4).await), [(0, 0, false), (0, 0, true), (1, 1, false)]);
+    db.store.request_cancel(id).await.unwrap();
+    let claimed = of(7).await;
+    assert_eq!(found(&claimed), [(0, 0, false), (0, 0, true), (0, 1, false)]);
+    assert_eq!(claimed[2].cancel_requested, [(id, token(6))]);
+    // What may run only later.
+    db.sql("INSERT INTO jobs (type, identifier, run_at) VALUES ('IDLE', 'later', 253402300798000)").await.unwrap();
+    let claimed = of(10).await;
+    assert_eq!((claimed[0].jobs.len(), claimed[0].next_due.is_some()), (0, true));
+    db.sql("DELETE FROM jobs WHERE type = 'IDLE'").await.unwrap();
+    // What waited for a job that has ended is seen to by any claim.
+    db.sql("INSERT INTO jobs (type, identifier) VALUES ('OTHER', 'after')").await.unwrap();
+    let waits = db.number("SELECT id FROM jobs WHERE type = 'OTHER'").await;
+    db.sql(&format!("INSERT INTO job_dependencies (job_id, after_id) VALUES ({waits}, {})", id.0)).await.unwrap();
+    db.apply(Write::Settle(completed(&job))).await;
+    db.store.apply(&claims(["IDLE", "PAUSED", "NONE"], 13)).await.unwrap();
+    assert_eq!(db.number("SELECT count(*) FROM job_dependencies WHERE looked_at = 0").await, 0);
+}
+
+/// A user's transaction that changes all flows, while word of a job comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_of_flows_with_nothing_to_do_lock_nothing() {
+    let Some(db) = Db::postgres().await else { return };
+    let flows = ["IDLE", "OTHER", "RENDER"];
+    db.apply(Write::RegisterFlows(flows.map(|flow| flow.parse().unwrap()).to_vec())).await;
+    let foreign = db.foreign.begin().await.unwrap();
+    foreign.execute_unprepared("UPDATE flows SET paused = paused").await.unwrap();
+    let applied = tokio::time::timeout(Duration::from_secs(20), db.store.apply(&claims(flows, 1))).await;
+    assert_eq!(applied.expect("it waits for a flow").unwrap().len(), 3);
+    foreign.rollback().await.unwrap();
 }
 
 async fn unreadable_rows_are_claimed_with_the_reason(db: Db) {
