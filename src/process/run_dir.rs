@@ -325,6 +325,11 @@ impl Journal {
         }
     }
 
+    /// Takes back what somebody who was appending was killed over.
+    pub(super) fn take_back_unfinished(&self) -> io::Result<()> {
+        self.file.set_len(self.length)
+    }
+
     /// Makes what was appended outlast a power failure.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()

@@ -32,7 +32,7 @@ use super::logs::Stream;
 use super::notify::Inbox;
 use super::output::Log;
 use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, encoded};
-use super::spawn::{self, Outlets, Prepared, Refusal};
+use super::spawn::{self, Outlets, Prepared, Refusal, Unstarted};
 use super::{oom, tree};
 use crate::clock::boottime;
 use crate::crash::{self, Step};
@@ -310,6 +310,11 @@ impl Shim {
         };
         let starting = encoded(&Record::Starting(starting)).map_err(not_set_up)?;
         let limits = Limits { memory: order.memory_limit, cpu_millis: order.cpu_millis, pids: order.pids_limit };
+        // Where the run has a group it waits before that is made, which else could be left behind by a claim that never counted.
+        let has_group = !limits.is_unlimited() || surroundings.groups.is_some();
+        if order.held && has_group {
+            wait_for_word(link, own)?;
+        }
         let group = group_of(limits, &order.token, surroundings)?;
         let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
         let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
@@ -321,18 +326,32 @@ impl Shim {
         };
         let mut kept = None;
         let mut last = || {
-            let may_start = comes_to_start(&order, link, own, journal, &starting);
+            let waits = if order.held && !has_group { wait_for_word(link, own) } else { Ok(()) };
+            let may_start = waits.and_then(|()| comes_to_start(&order, own, journal, &starting));
             // In this process' memory, see `spawn::Last`.
             kept = may_start.err();
             kept.is_none()
         };
         let command = match spawn::start(&prepared, outlets, &mut last) {
             Ok(command) => command,
-            Err(refusal) => {
+            Err(unstarted) => {
                 if let Some(group) = group {
                     group.remove();
                 }
-                return Err(kept.map_or(refusal, Refusal::from));
+                let killed = || Refusal {
+                    reason: "its process was killed before it became the command".to_owned(),
+                    shortage: true,
+                };
+                return Err(match unstarted {
+                    Unstarted::Refused(refusal) => refusal,
+                    Unstarted::Kept => kept.take().map_or_else(killed, Refusal::from),
+                    Unstarted::Killed => {
+                        // What it was writing, it may have written a part of, also of `kept`.
+                        std::mem::forget(kept.take());
+                        journal.take_back_unfinished().map_err(not_set_up)?;
+                        killed()
+                    }
+                });
             }
         };
         crash::after(Step::CommandSpawn);
@@ -1000,21 +1019,8 @@ fn taken_back() -> Refusal {
 }
 
 /// What comes before the exec, in the process that is about to become the command (see [`spawn::Last`]) for the shim, whose pid is
-/// `shim`. Where the claim is still being committed, all that a start costs but the exec is done while it is waited for.
-fn comes_to_start(
-    order: &Order,
-    link: &OwnedFd,
-    shim: Pid,
-    journal: &mut Journal,
-    starting: &[u8],
-) -> Result<(), Kept> {
-    if order.held {
-        crash::before_for(shim, Step::StartReceive);
-        if !is_given_word(link) {
-            return Err(Kept::TakenBack);
-        }
-        crash::after_for(shim, Step::StartReceive);
-    }
+/// `shim`.
+fn comes_to_start(order: &Order, shim: Pid, journal: &mut Journal, starting: &[u8]) -> Result<(), Kept> {
     if boottime() >= Duration::from_millis(order.start_by_ms) {
         // Its lease may be over, and its job another worker's.
         return Err(Kept::TooLate);
@@ -1023,6 +1029,17 @@ fn comes_to_start(
     journal.append_line(starting).map_err(Kept::Unrecorded)?;
     crash::after_for(shim, Step::StartingRecord);
     crash::before_for(shim, Step::CommandSpawn);
+    Ok(())
+}
+
+/// Waits for the claim to count. In the process that is about to become the command, so that while it is being committed all that a
+/// start costs but the exec is done.
+fn wait_for_word(link: &OwnedFd, shim: Pid) -> Result<(), Kept> {
+    crash::before_for(shim, Step::StartReceive);
+    if !is_given_word(link) {
+        return Err(Kept::TakenBack);
+    }
+    crash::after_for(shim, Step::StartReceive);
     Ok(())
 }
 

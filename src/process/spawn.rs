@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::Access;
@@ -225,6 +226,22 @@ pub(super) struct Outlets<'a> {
 /// allocate. Where it says false there is no exec.
 pub(super) type Last<'a> = &'a mut dyn FnMut() -> bool;
 
+/// Why a process has not become a command.
+#[derive(Debug)]
+pub(super) enum Unstarted {
+    Refused(Refusal),
+    /// By [`Last`], which knows why.
+    Kept,
+    /// It was killed before.
+    Killed,
+}
+
+impl From<Refusal> for Unstarted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// Starts the command as the leader of its own session, and waits until the exec has succeeded or failed.
 ///
 /// `execve` itself rather than `std::process::Command`, because that ends in `execvp`, which hands a file that
@@ -232,11 +249,12 @@ pub(super) type Last<'a> = &'a mut dyn FnMut() -> bool;
 ///
 /// # Errors
 /// Why it was not.
-pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>, last: Last<'_>) -> Result<Pid, Refusal> {
+pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>, last: Last<'_>) -> Result<Pid, Unstarted> {
     let arguments = pointers(prepared.arguments.iter().map(CString::as_c_str));
     let environment = pointers(prepared.environment.entries());
     let (answer, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| prepared.refusal(Failure { stage: Stage::Setup, errno: error.raw_os_error() }))?;
+    let came_to_exec = AtomicBool::new(false);
     let mut start = Start {
         prepared,
         outlets,
@@ -246,26 +264,23 @@ pub(super) fn start(prepared: &Prepared, outlets: Outlets<'_>, last: Last<'_>) -
         environment: &environment,
         tell: tell.as_fd(),
         last,
-        came_to_exec: false,
+        came_to_exec: &came_to_exec,
     };
     let child = clone_into(&mut start).map_err(|error| {
         prepared.refusal(Failure { stage: Stage::Fork, errno: error.raw_os_error().unwrap_or_default() })
     })?;
-    let came_to_exec = start.came_to_exec;
     drop(tell);
-    let refusal = match read_failure(&answer) {
-        None if came_to_exec => return Ok(child),
-        None => {
-            let reason = "its process was killed before it became the command".to_owned();
-            Refusal { reason, shortage: true }
-        }
-        Some(failure) => prepared.refusal(failure),
+    let unstarted = match read_failure(&answer) {
+        None if came_to_exec.load(Ordering::Acquire) => return Ok(child),
+        None => Unstarted::Killed,
+        Some(Failure { stage: Stage::Last, .. }) => Unstarted::Kept,
+        Some(failure) => prepared.refusal(failure).into(),
     };
     // It is exiting; reaped here so that it is not taken for the command's end.
     while rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty())
         .is_err_and(|error| error == Errno::INTR)
     {}
-    Err(refusal)
+    Err(unstarted)
 }
 
 fn read_failure(answer: &OwnedFd) -> Option<Failure> {
@@ -342,8 +357,8 @@ struct Start<'a> {
     environment: &'a [*const libc::c_char],
     tell: BorrowedFd<'a>,
     last: Last<'a>,
-    /// Whether nothing was left to do but the exec.
-    came_to_exec: bool,
+    /// Whether nothing was left to do but the exec; in the memory of the one that starts it.
+    came_to_exec: &'a AtomicBool,
 }
 
 /// Bytes of stack for the new process until its exec: a few calls deep, and far more than they take. What is larger than 64 KiB
@@ -400,8 +415,6 @@ fn become_command(start: &mut Start<'_>) -> Failure {
             // The shim died before the death signal was set: nobody watches, so nothing may start.
             exit_now(127);
         }
-        // Where it is refused (a limit that is lower already), the run's token in the environment is all that marks it.
-        let _ = setrlimit(Resource::Locks, Rlimit { current: Some(*mark), maximum: Some(*mark) });
         if let Some(group) = outlets.cgroup {
             let joined = rustix::io::write(group, b"0");
             if !outlets.may_run_outside {
@@ -424,7 +437,10 @@ fn become_command(start: &mut Start<'_>) -> Failure {
     if !last() {
         return Failure { stage: Stage::Last, errno: 0 };
     }
-    *came_to_exec = true;
+    // Not before, so that nobody takes it for something that a run has left. Where it is refused (a limit that is lower already), the
+    // run's token in the environment is all that marks it.
+    let _ = setrlimit(Resource::Locks, Rlimit { current: Some(*mark), maximum: Some(*mark) });
+    came_to_exec.store(true, Ordering::Release);
     for signal in IGNORED {
         ignore(signal, false);
     }

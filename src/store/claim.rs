@@ -622,7 +622,7 @@ struct FlowNow {
 }
 
 impl FlowNow {
-    fn of_idle(IdleFlow { now, paused }: IdleFlow) -> Self {
+    fn of_idle(IdleFlow { now, paused, shared }: IdleFlow) -> Self {
         Self {
             now,
             paused,
@@ -634,8 +634,8 @@ impl FlowNow {
             dependency_ended: false,
             tokens_used: false,
             oldest: None,
+            shared,
             // For rows that are claimed, and there are none.
-            shared: false,
             claimers: 0,
             lapse: None,
         }

@@ -23,6 +23,7 @@ use sea_orm::Value;
 use serde_json::json;
 
 use super::connection::{Connection, Transaction};
+use super::leases::others_live;
 use super::sql::{Dialect, Doing, OPEN, Row};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Write};
 use crate::clock::boottime;
@@ -130,6 +131,12 @@ pub(super) struct Look {
 }
 
 impl Look {
+    /// One that begins at the start, and of which nothing is kept.
+    pub(super) fn whole(flow: &FlowType) -> Self {
+        let (flow, begun) = (flow.clone(), boottime());
+        Self { flow, begun, pages: None, from: None, whole: None, before: None, place: None, next: None }
+    }
+
     /// Behind which row waiting ones are to be looked for.
     pub(super) fn place(&self) -> Option<Place> {
         self.from.as_ref().and_then(|from| from.place)
@@ -196,15 +203,17 @@ impl Store {
         // Not those whose indexes are known to be full of what earlier rows have left.
         let flows: Vec<&FlowType> = {
             let last = looks.last();
-            claims().map(|claim| &claim.flow).filter(|flow| !last.contains_key(*flow)).collect()
+            let is_full = |flow: &FlowType| matches!(last.get(flow), Some(Last::Whole(_)));
+            claims().map(|claim| &claim.flow).filter(|flow| !is_full(flow)).collect()
+        };
+        let Some(worker) = claims().map(|claim| claim.worker.as_str()).next().filter(|_| !flows.is_empty()) else {
+            return Ok(HashMap::new());
         };
         let names = json!(flows.iter().map(|flow| flow.as_str()).collect::<Vec<_>>()).to_string();
-        let results = transaction
-            .query_all(self.statement(idle_flows_sql(self.dialect()), [names.into()]))
-            .await
-            .doing(ACTION)?;
+        let select = self.statement(idle_flows_sql(self.dialect()), [names.into(), worker.into()]);
+        let results = transaction.query_all(select).await.doing(ACTION)?;
         let took = boottime().saturating_sub(begun);
-        if took > SLOW {
+        if took > SLOW + SLOW_EACH * u32::try_from(flows.len()).unwrap_or(u32::MAX) {
             *looks.idle_unasked() = boottime() + took * REST;
         }
         let mut idle = HashMap::new();
@@ -212,17 +221,16 @@ impl Store {
             let row = Row { result, dialect: self.dialect() };
             let name = row.some_text("type")?;
             if let Some(flow) = flows.iter().find(|flow| flow.as_str() == name) {
-                idle.insert((*flow).clone(), IdleFlow { now: row.time("now")?, paused: row.flag("paused")? });
+                let (now, paused, shared) = (row.time("now")?, row.flag("paused")?, row.flag("shared")?);
+                idle.insert((*flow).clone(), IdleFlow { now, paused, shared });
             }
         }
         Ok(idle)
     }
 
     pub(super) async fn begin_look(&self, transaction: &Transaction, claim: &Claim) -> Result<Look, Error> {
-        let begun = boottime();
-        let flow = claim.flow.clone();
-        let mut look =
-            Look { flow, begun, pages: None, from: None, whole: None, before: None, place: None, next: None };
+        let mut look = Look::whole(&claim.flow);
+        let begun = look.begun;
         if self.dialect() == Dialect::Postgres {
             let last = self.inner.looks.take(&claim.flow);
             if let Some(Last::Whole(looked)) = &last {
@@ -289,22 +297,28 @@ pub(super) struct IdleFlow {
     /// The database's time.
     pub(super) now: Timestamp,
     pub(super) paused: bool,
+    /// Whether other workers live.
+    pub(super) shared: bool,
 }
 
 /// The flows in the list `$1` in which no row waits or is open; none while something that jobs wait for has ended, which any claim
 /// sees to.
 ///
-/// By values rather than EXISTS, which the planner could take for a join with all rows that wait.
+/// By values rather than EXISTS, which the planner could take for a join with all rows that wait; and by the order of one index,
+/// since to be asked for any one row it would expect to meet it soon, and read all the table. `$2` is this worker's name.
 fn idle_flows_sql(dialect: Dialect) -> String {
-    let none = |which: &str| format!("(SELECT 1 FROM jobs WHERE jobs.type = wanted.type AND {which} LIMIT 1) IS NULL");
+    let none = |which: &str, order: &str| {
+        format!("(SELECT 1 FROM jobs WHERE jobs.type = wanted.type AND {which} ORDER BY {order} LIMIT 1) IS NULL")
+    };
     format!(
-        "SELECT wanted.type AS type, {} AS now, \
+        "SELECT wanted.type AS type, {} AS now, CAST(CASE WHEN {} THEN 1 ELSE 0 END AS bigint) AS shared, \
          CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE flows.type = wanted.type), 0) AS bigint) AS paused \
-         FROM json_array_elements_text($1::json) AS wanted(type) \
-         WHERE {} AND {} AND (SELECT 1 FROM job_dependencies WHERE {} LIMIT 1) IS NULL",
+         FROM json_array_elements_text($1::json) AS wanted(type) WHERE {} AND {} \
+         AND (SELECT 1 FROM job_dependencies WHERE {} ORDER BY job_id LIMIT 1) IS NULL",
         dialect.now(),
-        none("status = 'PENDING'"),
-        none(OPEN),
+        others_live(dialect, "$2"),
+        none("status = 'PENDING'", "priority DESC, run_at, id"),
+        none(OPEN, "worker_id"),
         dialect.noted(),
     )
 }

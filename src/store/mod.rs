@@ -312,11 +312,16 @@ impl Store {
                     continue;
                 }
                 Write::Claim(claim) => {
-                    let mut look = self.begin_look(transaction, claim).await?;
                     let idle = idle.get(&claim.flow).copied();
+                    let mut look = match idle {
+                        Some(_) => Look::whole(&claim.flow),
+                        None => self.begin_look(transaction, claim).await?,
+                    };
                     let mut claimed = self.claim(transaction, claim, begun, &mut look, idle).await?;
-                    self.end_look(transaction, &mut look, &mut claimed).await?;
-                    looks.push(look);
+                    if idle.is_none() {
+                        self.end_look(transaction, &mut look, &mut claimed).await?;
+                        looks.push(look);
+                    }
                     Written::Claimed(Box::new(claimed))
                 }
                 Write::Confirm(runs) => Written::Confirmed(self.confirm(transaction, runs, begun).await?),
