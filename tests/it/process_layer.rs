@@ -1065,26 +1065,36 @@ async fn a_released_run_is_found_alive_by_whoever_looks_first() {
     assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(3));
 }
 
+/// What waits for the word is the process that will be the command, a child of its shim.
 #[tokio::test]
-async fn a_held_command_whose_shim_is_killed_never_started() {
-    let stage = Stage::new();
-    let spec = stage.script(STAMP);
-    let held = stage.processes.hold(&spec).expect("it is held");
-    let run_dir = stage.run_dir(&spec);
-    let shim = wait_until("its shim", || {
-        let holds = |pid: &i32| {
-            let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            open.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == run_dir))
-        };
-        processes().into_keys().find(holds)
-    })
-    .await;
-    kill(shim);
-    held.release();
-    let mut link = stage.processes.released(&spec.token).expect("it is there");
-    assert!(matches!(told(&mut link).await.last, RunReport::LinkLost { .. }));
-    assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
-    assert_eq!(stamps(&stage).len(), 0);
+async fn a_held_command_whose_shim_or_whose_process_is_killed_never_started() {
+    for the_shim in [true, false] {
+        let stage = Stage::new();
+        let spec = stage.script(STAMP);
+        let held = stage.processes.hold(&spec).expect("it is held");
+        let run_dir = stage.run_dir(&spec);
+        let (shim, waiting) = wait_until("its shim, and what waits", || {
+            let holds = |pid: &i32| {
+                let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+                open.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == run_dir))
+            };
+            let holding: Vec<(i32, i32)> =
+                processes().into_iter().filter(|(pid, _)| holds(pid)).map(|(pid, it)| (it.parent, pid)).collect();
+            holding.iter().copied().find(|(parent, _)| holding.iter().any(|(_, pid)| pid == parent))
+        })
+        .await;
+        kill(if the_shim { shim } else { waiting });
+        if !the_shim {
+            // Which records that, and goes.
+            wait_until("its shim to be gone", || Process::read(shim).is_none().then_some(())).await;
+        }
+        held.release();
+        let mut link = stage.processes.released(&spec.token).expect("it is there");
+        assert!(matches!(told(&mut link).await.last, RunReport::LinkLost { .. }));
+        assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+        assert_eq!(stamps(&stage).len(), 0);
+        wait_until("what waited to be gone", || Process::read(waiting).is_none().then_some(())).await;
+    }
 }
 
 #[tokio::test]
