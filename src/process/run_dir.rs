@@ -678,6 +678,21 @@ mod tests {
         assert_eq!(ended(&lines(&[spec(), starting(), done])), Ended::Finished(verdict(3, "oops")));
     }
 
+    /// By a process that was killed over it.
+    #[test]
+    fn half_a_record_is_taken_back_before_the_next_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut journal = Journal::make(scratch.path()).unwrap();
+        journal.append(&Record::Spec(spec())).unwrap();
+        let line = encoded(&starting()).unwrap();
+        journal.file.write_all(&line[..line.len() / 2]).unwrap();
+        journal.take_back_unfinished().unwrap();
+        let reason = "its process was killed".to_owned();
+        journal.append(&Record::NotStarted { reason: reason.clone() }).unwrap();
+        let written = std::fs::read(scratch.path().join(JOURNAL)).unwrap();
+        assert_eq!(written, lines(&[Record::Spec(spec()), Record::NotStarted { reason }]));
+    }
+
     #[test]
     fn a_verdict_of_the_first_release_is_read_and_what_it_did_not_know_is_left_open() {
         let json = br#"{"verdict":{"pid":77,"end":{"signaled":15},"cause":"timed_out","started_ms":1,"completed_ms":2,"execution_us":1500,"user_cpu_us":0,"system_cpu_us":0,"max_rss_bytes":0,"stderr_tail":"oops"}}"#;
