@@ -170,8 +170,9 @@ impl Store {
         let update = format!(
             "UPDATE jobs SET status = 'PENDING', run_at = $2, schedule_time = $2, attempts_before = attempt, worker_id = NULL, lease_time = NULL, \
              run_token = NULL, cancel_requested_time = NULL, progress = NULL, status_message = NULL, completed_time = NULL \
-             WHERE {} AND {RETRYABLE}",
-            dialect.among_ids("id", "$1")
+             WHERE {} AND {}",
+            dialect.among_ids("id", "$1"),
+            dialect.of_named(RETRYABLE)
         );
         let retried_ids: Vec<JobId> = retried.iter().copied().collect();
         let values = [ids(&retried_ids), now.unix_millis().into()];
@@ -259,7 +260,7 @@ impl Store {
         let now = self.time(&transaction).await?;
         let set =
             format!("{}, cancel_requested_time = COALESCE(cancel_requested_time, $2)", super::claim::CANCEL_PENDING);
-        let these = format!("{} AND status = 'PENDING'", dialect.among_ids("id", "$1"));
+        let these = format!("{} AND {}", dialect.among_ids("id", "$1"), dialect.of_named("status = 'PENDING'"));
         let update = Update { table: "jobs", set: &set, rows: Rows::Where(&these), returning: "id, attempt" };
         let values = vec![ids(jobs), now.unix_millis().into()];
         let results = self.update(&transaction, CANCEL, &update, values).await?;

@@ -132,9 +132,10 @@ impl Store {
             let failed = self.fail_waiting(transaction, &ids, now).await?;
             waited.failed.extend(failed);
             let these = format!(
-                "{} AND {WAITS} AND NOT EXISTS (SELECT 1 FROM job_dependencies AS d WHERE d.job_id = jobs.id \
+                "{} AND {} AND NOT EXISTS (SELECT 1 FROM job_dependencies AS d WHERE d.job_id = jobs.id \
                  AND (d.ended IS NULL OR d.ended <> 'COMPLETED'))",
                 self.dialect().among_ids("id", "$1"),
+                self.dialect().of_named(WAITS),
             );
             let greatest = self.dialect().pick("max", "GREATEST", "GREATEST");
             let set = format!("run_at = {greatest}(run_at_wanted, $2), run_at_wanted = NULL");
@@ -183,8 +184,9 @@ impl Store {
             "UPDATE jobs SET status = 'ERROR', completed_time = $2, run_at = run_at_wanted, run_at_wanted = NULL, \
              error = (SELECT 'job ' || d.after_id || ', which this one waits for, ' || \
              CASE d.ended WHEN 'DELETED' THEN 'was deleted' ELSE 'ended as ' || d.ended END {OTHERWISE} ORDER BY d.after_id LIMIT 1) \
-             WHERE {} AND {WAITS} AND EXISTS (SELECT 1 {OTHERWISE}) RETURNING id, attempt, {}, {}",
+             WHERE {} AND {} AND EXISTS (SELECT 1 {OTHERWISE}) RETURNING id, attempt, {}, {}",
             dialect.among_ids("id", "$1"),
+            dialect.of_named(WAITS),
             dialect.text("type"),
             dialect.text("error"),
         );

@@ -277,9 +277,12 @@ impl Store {
             }
             (None, Next::RetryAfter(_) | Next::Requeue) => {
                 // The token is gone from the row, but nobody has claimed it since: the attempt's number tells.
-                let query = "SELECT CAST(count(*) AS bigint) AS found FROM jobs WHERE id = $1 AND status = 'PENDING' AND run_token IS NULL AND attempt = $2";
+                let waits = self.dialect().of_named("status = 'PENDING'");
+                let query = format!(
+                    "SELECT CAST(count(*) AS bigint) AS found FROM jobs WHERE id = $1 AND {waits} AND run_token IS NULL AND attempt = $2"
+                );
                 let attempt = i64::from(settlement.attempt.0) - i64::from(settlement.next == Next::Requeue);
-                self.applied_if(transaction, query, [job.into(), attempt.into()]).await
+                self.applied_if(transaction, &query, [job.into(), attempt.into()]).await
             }
         }
     }

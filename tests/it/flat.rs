@@ -4,11 +4,12 @@
 use std::time::{Duration, Instant};
 
 use callsheet::domain::run::Next;
-use callsheet::domain::{RunToken, Timestamp};
+use callsheet::domain::{JobStatus, RunToken, Timestamp};
 use callsheet::store::{Claim, ClaimedJob, JobFilter, NewJob, ProgressNote, Write, Written};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, Statement, TransactionTrait};
 
 use crate::store::{Db, claim, claim_with, completed, confirm, failed, new, settlement, started, worker};
+use crate::support::eventually;
 use crate::support::service::On;
 
 /// Another client's transaction that has read the table, and is open.
@@ -79,7 +80,7 @@ async fn come_and_gone(db: &Db) {
 async fn entries_read(db: &Db) -> i64 {
     db.number(
         "SELECT CAST(sum(idx_tup_read) AS bigint) FROM pg_stat_user_indexes \
-         WHERE indexrelname ~ '(jobs_claim|jobs_open|jobs_expiry|jobs_due|jobs_by_status|jobs_by_type_and_status)$'",
+         WHERE indexrelname ~ '(jobs_claim|jobs_open|jobs_expiry|jobs_due|jobs_by_type_and_status)$'",
     )
     .await
 }
@@ -232,10 +233,49 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start(mut db: Db) {
         db.store.events_after(5, 10).await.unwrap();
         let page = JobFilter { types: vec!["RENDER".to_owned()], limit: 10, ..JobFilter::default() };
         db.store.list(&page).await.unwrap();
+        let ended = JobFilter { statuses: vec![JobStatus::Error], limit: 10, ..JobFilter::default() };
+        db.store.list(&ended).await.unwrap();
     }
     db.store.close().await;
     db.alone().await;
     assert_eq!(db.number(SCANS).await - before, 0, "a table was read from end to end");
+}
+
+/// What a job's statements read of the table's indexes, planned while it was all but empty, does not grow with it.
+async fn a_job_reads_as_little_of_the_indexes_of_a_table_that_has_grown(db: Db) {
+    const PAGES: &str = "SELECT CAST(idx_blks_hit + idx_blks_read AS bigint) FROM pg_statio_user_tables \
+        WHERE relid = (SELECT indrelid FROM pg_index WHERE indexrelid::regclass::text ~ 'jobs_claim$' \
+        AND indrelid::regclass::text !~ 'jobs_model')";
+    const INSERTED: &str = "SELECT CAST(sum(n_tup_ins) AS bigint) FROM pg_stat_user_tables";
+    const TURNS: u32 = 20;
+    let (with, numbers) = db.numbers(TURNS * 2);
+    db.sql(&format!("INSERT INTO jobs (type, identifier) {with}SELECT 'RENDER', 'x' {numbers}")).await.unwrap();
+    let mut working = Working { at_a_time: 1, done: 0, open: Vec::new() };
+    for _ in 0..TURNS {
+        working.turn(&db).await;
+    }
+    let before = db.number(INSERTED).await;
+    let (with, numbers) = db.numbers(50_000);
+    let gone = "'RENDER', 'x', 'COMPLETED', 1";
+    let insert = format!("INSERT INTO jobs (type, identifier, status, completed_time) {with}SELECT {gone} {numbers}");
+    db.sql(&insert).await.unwrap();
+    eventually("the server to have counted them", async || db.number(INSERTED).await >= before + 50_000).await;
+    let before = db.number(PAGES).await;
+    for _ in 0..TURNS {
+        working.turn(&db).await;
+    }
+    db.store.close().await;
+    db.alone().await;
+    let each = (db.number(PAGES).await - before) / i64::from(TURNS);
+    assert!(each > 0 && each < 200, "{each} pages of indexes are read for each job");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_reads_as_little_of_the_indexes_of_a_table_that_has_grown_on_postgres() {
+    if let Some(db) = Db::postgres().await {
+        db.sql("ALTER TABLE jobs SET (autovacuum_enabled = off)").await.unwrap();
+        a_job_reads_as_little_of_the_indexes_of_a_table_that_has_grown(db).await;
+    }
 }
 
 /// As it is when somebody fills a table that a service has worked on while it was small: nobody has analysed it since.
