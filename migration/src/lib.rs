@@ -19,6 +19,7 @@ mod m20261126_000014_labels;
 mod m20261126_000015_slot;
 mod m20261126_000016_address;
 mod m20261126_000020_mysql;
+mod m20261127_000021_by_status;
 
 /// Every step, oldest first.
 pub struct Migrator;
@@ -43,6 +44,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261126_000015_slot::Migration),
             Box::new(m20261126_000016_address::Migration),
             Box::new(m20261126_000020_mysql::Migration),
+            Box::new(m20261127_000021_by_status::Migration),
         ]
     }
 }

@@ -324,14 +324,14 @@ impl Store {
         let values = || vec![job.0.into(), now.unix_millis().into()];
         let set =
             format!("{}, cancel_requested_time = COALESCE(cancel_requested_time, $2)", super::claim::CANCEL_PENDING);
-        let rows = Rows::Where("id = $1 AND status = 'PENDING'");
-        let pending = Update { table: "jobs", set: &set, rows, returning: tell };
+        let waiting = format!("id = $1 AND {}", dialect.of_named("status = 'PENDING'"));
+        let pending = Update { table: "jobs", set: &set, rows: Rows::Where(&waiting), returning: tell };
         if let Some(result) = self.update(transaction, CANCEL, &pending, values()).await?.first() {
             let attempt = Row { result, dialect }.attempt()?;
             self.note_cancelled(transaction, &[(job, attempt)], now).await?;
             return Ok(CancelResult::Cancelled);
         }
-        let unasked = format!("id = $1 AND {OPEN} AND cancel_requested_time IS NULL");
+        let unasked = format!("id = $1 AND {} AND cancel_requested_time IS NULL", dialect.of_named(OPEN));
         let rows = Rows::Where(&unasked);
         let open = Update { table: "jobs", set: "cancel_requested_time = $2", rows, returning: tell };
         if !self.update(transaction, CANCEL, &open, values()).await?.is_empty() {
@@ -487,12 +487,14 @@ impl Store {
         let dialect = self.dialect();
         let columns = ["type", "status", "run_token", "worker_id", "identifier", "traceparent", "tracestate"]
             .map(|column| format!("{} AS {column}", dialect.as_text(&format!("jobs.{column}"))));
+        let by_open = dialect.by_index("jobs_open");
         let select = format!(
             "SELECT jobs.id, jobs.attempt, jobs.attempts_before, jobs.maximum_attempts, jobs.run_at, jobs.created_time, jobs.schedule_time, \
              jobs.queued_time, jobs.cancel_requested_time, jobs.started_time, runs.pid, {} \
-             FROM jobs LEFT JOIN runs ON runs.run_token = jobs.run_token AND runs.job_id = jobs.id \
-             WHERE jobs.{OPEN} AND ($2 IS NULL OR jobs.type = $2) AND {} ORDER BY jobs.id",
+             FROM jobs {by_open} LEFT JOIN runs ON runs.run_token = jobs.run_token AND runs.job_id = jobs.id \
+             WHERE jobs.{OPEN} AND {} AND {} ORDER BY jobs.id",
             columns.join(", "),
+            if flow.is_some() { "jobs.type = $2" } else { "$2 IS NULL" },
             if dialect.is_shared() { "(jobs.worker_id = $1 OR jobs.worker_id IS NULL)" } else { "$1 IS NOT NULL" },
         );
         let values = [worker.as_str().into(), flow.map(FlowType::as_str).into()];

@@ -180,34 +180,45 @@ impl Store {
 
     async fn ids_of_ranges(&self, search: &JobSearch, within: Ids, most: u32) -> Result<Vec<i64>, Error> {
         let dialect = self.dialect();
+        let by_type = dialect.by_index("jobs_by_type_and_status");
         let (times, mut values) = times(search, within);
-        let mut parts = Vec::new();
-        let mut part = |index: &str, condition: &str| {
-            let number = parts.len();
-            parts.push(format!(
-                "SELECT id FROM (SELECT id FROM jobs {} WHERE {condition}{times} ORDER BY id DESC LIMIT {most}) AS part{number}",
-                if index.is_empty() { String::new() } else { dialect.by_index(index) }
-            ));
+        let newest = |index: &str, condition: &str| {
+            format!("SELECT id FROM jobs {index} WHERE {condition}{times} ORDER BY id DESC LIMIT {most}")
         };
+        let (mut with, mut parts) = (String::new(), Vec::new());
         match (search.types.is_empty(), search.statuses.as_slice()) {
-            (true, []) => part("", "true"),
+            (true, []) => parts.push(newest("", "true")),
             (true, statuses) => {
-                for status in statuses {
-                    part("jobs_by_status", &format!("status = '{status}'"));
+                if dialect != Dialect::MySql {
+                    with = all_types(&by_type);
                 }
+                parts.extend(statuses.iter().map(|status| {
+                    let of_status = format!("status = '{status}'");
+                    let of_type = || newest(&by_type, &format!("type = types.type AND {of_status}"));
+                    match dialect {
+                        // It has no LATERAL.
+                        Dialect::Sqlite => {
+                            format!("SELECT jobs.id FROM types CROSS JOIN jobs WHERE jobs.id IN ({})", of_type())
+                        }
+                        Dialect::Postgres => {
+                            format!("SELECT newest.id FROM types CROSS JOIN LATERAL ({}) AS newest", of_type())
+                        }
+                        Dialect::MySql => newest(&dialect.by_index("jobs_by_status"), &of_status),
+                    }
+                }));
             }
             (false, statuses) => {
                 let statuses = if statuses.is_empty() { &JobStatus::ALL[..] } else { statuses };
                 for name in search.types.iter().take(MOST_TYPES) {
                     values.push(storable(name).into());
                     let place = values.len();
-                    for status in statuses {
-                        part("jobs_by_type_and_status", &format!("type = ${place} AND status = '{status}'"));
-                    }
+                    let condition = |status| format!("type = ${place} AND status = '{status}'");
+                    parts.extend(statuses.iter().map(|status| newest(&by_type, &condition(status))));
                 }
             }
         }
-        let all = format!("{} ORDER BY id DESC LIMIT {most}", parts.join(" UNION ALL "));
+        let parts = parts.iter().enumerate().map(|(number, part)| format!("SELECT id FROM ({part}) AS part{number}"));
+        let all = format!("{with}{} ORDER BY id DESC LIMIT {most}", parts.collect::<Vec<_>>().join(" UNION ALL "));
         self.read_ids(all, values).await
     }
 
@@ -313,6 +324,14 @@ impl Store {
         let results = self.reader().query_all(self.statement(select, values)).await.doing(ACTION)?;
         results.iter().map(|result| Row { result, dialect }.int("id")).collect()
     }
+}
+
+/// The table `types`, of those of all rows: each is found by one look into an index, however many rows it has.
+fn all_types(by_type: &str) -> String {
+    format!(
+        "WITH RECURSIVE types(type) AS (SELECT min(type) FROM jobs {by_type} UNION ALL \
+         SELECT (SELECT min(type) FROM jobs {by_type} WHERE type > types.type) FROM types WHERE types.type IS NOT NULL) "
+    )
 }
 
 /// The conditions of ids and times, each after an AND, and their values.
