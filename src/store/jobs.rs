@@ -203,11 +203,18 @@ impl Store {
                 ("tracestate", "text"),
             ],
         );
+        // A row that might not go in costs PostgreSQL a third more: it says so beforehand, and once more afterwards.
+        let conflict = if new.iter().any(|job| job.unique_key.is_some()) {
+            format!(
+                "WHERE true ON CONFLICT (type, unique_key) WHERE unique_key IS NOT NULL AND {OPEN_OR_PENDING} DO NOTHING"
+            )
+        } else {
+            String::new()
+        };
         let insert = format!(
             "INSERT INTO jobs (type, identifier, payload, priority, run_at, maximum_attempts, unique_key, \
              traceparent, tracestate) SELECT item.type, item.identifier, {}, item.priority, COALESCE(item.run_at, {} + item.delay), \
-             item.maximum_attempts, item.unique_key, item.traceparent, item.tracestate FROM {source} WHERE true \
-             ON CONFLICT (type, unique_key) WHERE unique_key IS NOT NULL AND {OPEN_OR_PENDING} DO NOTHING RETURNING id",
+             item.maximum_attempts, item.unique_key, item.traceparent, item.tracestate FROM {source} {conflict} RETURNING id",
             dialect.pick("item.payload", "item.payload::json", "item.payload"),
             dialect.now(),
         );
