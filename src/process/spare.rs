@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, renameat_with, utimensat};
 
@@ -21,7 +22,11 @@ pub(super) struct Spare {
     path: PathBuf,
     /// `None` once it is a run's.
     journal: Option<Journal>,
+    made: Instant,
 }
+
+/// A run directory may be so much older than its run, which nobody minds who counts days.
+const YOUNG: Duration = Duration::from_mins(1);
 
 /// The start of the name of a spare directory, which is no run's.
 pub(super) const SPARE: &str = ".spare-";
@@ -36,7 +41,7 @@ impl Spare {
         let path = runs.join(format!("{SPARE}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
         let not_made = |source| Error::RunFile { action: "make", path: path.clone(), source };
         DirBuilder::new().mode(0o700).create(&path).map_err(not_made)?;
-        let mut spare = Self { path, journal: None };
+        let mut spare = Self { path, journal: None, made: Instant::now() };
         spare.journal = Some(Journal::make(&spare.path)?);
         Ok(spare)
     }
@@ -54,9 +59,11 @@ impl Spare {
         let journal = self.journal.take().ok_or(io::ErrorKind::NotFound)?;
         renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE)?;
         self.path = PathBuf::new();
-        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-        // What it counts from when it is old; where that fails it is a little older than it is.
-        let _ = utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
+        if self.made.elapsed() > YOUNG {
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            // What it counts from when it is old; where that fails it is a little older than it is.
+            let _ = utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
+        }
         Ok(journal)
     }
 }
@@ -67,5 +74,25 @@ impl Drop for Spare {
             // What can't be removed now is removed with the old run directories.
             let _ = std::fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_run_is_not_as_old_as_a_directory_that_has_waited_for_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut spare = Spare::make(scratch.path()).unwrap();
+        let then = Timespec { tv_sec: 1_000_000, tv_nsec: 0 };
+        let times = Timestamps { last_access: then, last_modification: then };
+        utimensat(CWD, spare.path(), &times, AtFlags::empty()).unwrap();
+        spare.made = Instant::now().checked_sub(2 * YOUNG).unwrap();
+        let run = scratch.path().join("run");
+        spare.become_run(&run).unwrap();
+        assert!(run.symlink_metadata().unwrap().mtime() > 1_700_000_000);
     }
 }
