@@ -1,5 +1,5 @@
-//! One index of `jobs` less: each change of a status wrote into it, and all that it was for is found along
-//! `jobs_by_type_and_status`, one type after the other.
+//! One index of `jobs` less: each change of a status wrote into it, and what it was for is found along `jobs_by_type_and_status`,
+//! one type after the other, or, where it is open, along `jobs_open`.
 
 #![allow(elided_lifetimes_in_paths, reason = "the trait's own signature elides it, and async_trait wants the same")]
 

@@ -5,12 +5,13 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, renameat_with, utimensat};
 
 use super::Error;
 use super::run_dir::Journal;
+use crate::clock::boottime;
 
 /// A run directory with a journal, locked and empty, for a run that is yet to come.
 ///
@@ -22,7 +23,8 @@ pub(super) struct Spare {
     path: PathBuf,
     /// `None` once it is a run's.
     journal: Option<Journal>,
-    made: Instant,
+    /// By the clock that goes on while the machine sleeps.
+    made: Duration,
 }
 
 /// A run directory may be so much older than its run, which nobody minds who counts days.
@@ -41,7 +43,7 @@ impl Spare {
         let path = runs.join(format!("{SPARE}{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
         let not_made = |source| Error::RunFile { action: "make", path: path.clone(), source };
         DirBuilder::new().mode(0o700).create(&path).map_err(not_made)?;
-        let mut spare = Self { path, journal: None, made: Instant::now() };
+        let mut spare = Self { path, journal: None, made: boottime() };
         spare.journal = Some(Journal::make(&spare.path)?);
         Ok(spare)
     }
@@ -59,7 +61,7 @@ impl Spare {
         let journal = self.journal.take().ok_or(io::ErrorKind::NotFound)?;
         renameat_with(CWD, &self.path, CWD, path, RenameFlags::NOREPLACE)?;
         self.path = PathBuf::new();
-        if self.made.elapsed() > YOUNG {
+        if boottime().saturating_sub(self.made) > YOUNG {
             let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
             // What it counts from when it is old; where that fails it is a little older than it is.
             let _ = utimensat(CWD, path, &Timestamps { last_access: now, last_modification: now }, AtFlags::empty());
@@ -90,7 +92,7 @@ mod tests {
         let then = Timespec { tv_sec: 1_000_000, tv_nsec: 0 };
         let times = Timestamps { last_access: then, last_modification: then };
         utimensat(CWD, spare.path(), &times, AtFlags::empty()).unwrap();
-        spare.made = Instant::now().checked_sub(2 * YOUNG).unwrap();
+        spare.made = boottime().saturating_sub(2 * YOUNG);
         let run = scratch.path().join("run");
         spare.become_run(&run).unwrap();
         assert!(run.symlink_metadata().unwrap().mtime() > 1_700_000_000);

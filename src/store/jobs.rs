@@ -423,7 +423,8 @@ impl Store {
         let mut query = select::<workers::Entity>(self.dialect());
         let mut runs = Query::select();
         runs.expr(Expr::col(jobs::Column::Id).count()).from(jobs::Entity);
-        runs.and_where(jobs::Column::Status.is_in([jobs::Status::InQueue, jobs::Status::Progress]));
+        // In words, or SQLite does not see that the index of open rows has them all.
+        runs.and_where(Expr::cust(OPEN));
         runs.and_where(
             Expr::col((jobs::Entity, jobs::Column::WorkerId)).equals((workers::Entity, workers::Column::WorkerId)),
         );
@@ -552,7 +553,7 @@ impl Store {
     ) -> Result<Vec<T>, Error> {
         const ACTION: &str = "read rows";
         let query = async {
-            let results = self.reader().query_all(self.dialect().backend().build(query)).await.doing(ACTION)?;
+            let results = self.reader().query_all(self.dialect().built(query)).await.doing(ACTION)?;
             results.iter().map(|result| read(&Row { result, dialect: self.dialect() })).collect()
         };
         self.in_time(ACTION, query).await

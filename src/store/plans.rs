@@ -140,6 +140,8 @@ async fn work(store: &Store) {
     store.events_after(5, 10).await.unwrap();
     let page = JobFilter { types: vec!["A".to_owned()], limit: 10, ..JobFilter::default() };
     store.list(&page).await.unwrap();
+    store.workers().await.unwrap();
+    store.overview().await.unwrap();
     let ended = JobFilter { statuses: vec![JobStatus::Error, JobStatus::Completed], limit: 10, ..JobFilter::default() };
     store.list(&ended).await.unwrap();
 }

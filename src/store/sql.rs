@@ -1,6 +1,7 @@
 //! What differs between the databases, and how rows are read without trusting them.
 
 use rusqlite::types::FromSql;
+use sea_orm::sea_query::SelectStatement;
 use sea_orm::{DbBackend, DbErr, Statement, TryGetable, Value};
 
 use super::connection::Record;
@@ -196,6 +197,13 @@ impl Dialect {
                 Statement::from_sql_and_values(self.backend(), sql, values)
             }
         };
+        #[cfg(test)]
+        super::plans::seen(&statement);
+        statement
+    }
+
+    pub(super) fn built(self, query: &SelectStatement) -> Statement {
+        let statement = self.backend().build(query);
         #[cfg(test)]
         super::plans::seen(&statement);
         statement

@@ -32,6 +32,7 @@ use callsheet::domain::{FlowType, JobId, JobStatus};
 use callsheet::store::{Due, JobFilter, NewJob, Store, Use};
 use sea_orm::sqlx::postgres::PgListener;
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement};
+use tokio::sync::oneshot;
 
 use report::Report;
 
@@ -64,8 +65,7 @@ fn main() {
             _ => {}
         }
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(run(&options));
+    runtime().block_on(run(&options));
 }
 
 async fn run(options: &Options) {
@@ -132,9 +132,11 @@ async fn measure(name: &'static str, directory: &Path, url: String, options: &Op
     let mut service = Service::start(directory, &url);
     let mut client = Client::connect(&url).await;
     latencies(&store, &mut client, &stamps, name, "idle", LATENCY_JOBS, report).await;
-    let load = tokio::spawn(keep_busy(Store::connect(&parsed, Use::Tool).await.expect("the database"), half));
+    let (stop, stopped) = oneshot::channel();
+    let load = std::thread::spawn(move || keep_busy(&parsed, half, stopped));
     latencies(&store, &mut client, &stamps, name, "at half load", LATENCY_JOBS, report).await;
-    load.abort();
+    stop.send(()).expect("the load goes on");
+    load.join().expect("the load was there");
     drained(&store, "EIGHT").await;
     let (cpu, resident) = service.idle();
     report.add(name, "idle service, of one core", cpu * 100.0, "%", None);
@@ -168,18 +170,31 @@ async fn commit_rate(url: &str) -> f64 {
     rate
 }
 
-/// Enqueues so many short jobs a second.
-async fn keep_busy(store: Store, rate: f64) {
+/// Enqueues so many short jobs a second, on this thread: whoever measures keeps theirs to themselves.
+fn keep_busy(url: &DatabaseUrl, rate: f64, stopped: oneshot::Receiver<()>) {
     const TURN: Duration = Duration::from_millis(20);
-    let mut turns = tokio::time::interval(TURN);
-    let mut owed = 0.0;
-    loop {
-        turns.tick().await;
-        owed += rate * TURN.as_secs_f64();
-        let now = owed as usize;
-        owed -= now as f64;
-        enqueue(&store, "EIGHT", (0..now).map(|n| format!("l{n}"))).await;
-    }
+    let work = async {
+        let store = Store::connect(url, Use::Tool).await.expect("the database");
+        let mut turns = tokio::time::interval(TURN);
+        let mut owed = 0.0;
+        loop {
+            turns.tick().await;
+            owed += rate * TURN.as_secs_f64();
+            let now = owed as usize;
+            owed -= now as f64;
+            enqueue(&store, "EIGHT", (0..now).map(|n| format!("l{n}"))).await;
+        }
+    };
+    runtime().block_on(async {
+        tokio::select! {
+            () = work => {}
+            stop = stopped => stop.expect("whoever measures says when it is over"),
+        }
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
 /// What sleeping runs take of memory and CPU, their shims' and their share of the service's, and how soon a service that was
