@@ -203,7 +203,7 @@ impl Store {
                 ("tracestate", "text"),
             ],
         );
-        // A row that might not go in costs PostgreSQL a third more: it says so beforehand, and once more afterwards.
+        // Only where it may be needed: PostgreSQL writes such a row twice, first as one that may be taken back.
         let conflict = if new.iter().any(|job| job.unique_key.is_some()) {
             format!(
                 "WHERE true ON CONFLICT (type, unique_key) WHERE unique_key IS NOT NULL AND {OPEN_OR_PENDING} DO NOTHING"

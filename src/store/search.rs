@@ -1,8 +1,9 @@
 //! The list of jobs by flow, status, text and time, as fast at ten million rows as at ten.
 //!
 //! Without a text, each combination of a type and a status is a range of an index that is read from its end, and the
-//! ranges are merged; where no type is named, of as many types as there are, which is taken to be some dozens. A text is looked for among so many rows at a time, and the answer says how far that was. The time
-//! of a row's creation grows with its id, give or take, so that the ids of a stretch of time are found by bisection.
+//! ranges are merged; where no type is named, of as many types as there are, which is taken to be some dozens. A text is
+//! looked for among so many rows at a time, and the answer says how far that was. The time of a row's creation grows with
+//! its id, give or take, so that the ids of a stretch of time are found by bisection.
 
 use std::collections::BTreeMap;
 
