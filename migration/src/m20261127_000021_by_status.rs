@@ -15,7 +15,8 @@ impl MigrationTrait for Migration {
         if manager.get_database_backend() == DbBackend::MySql {
             return Ok(()); // it can't join a list of types with the newest rows of each: MariaDB knows no LATERAL
         }
-        manager.get_connection().execute_unprepared("DROP INDEX jobs_by_status").await?;
+        // Somebody may have seen that it is dear, and dropped it by hand.
+        manager.get_connection().execute_unprepared("DROP INDEX IF EXISTS jobs_by_status").await?;
         Ok(())
     }
 }

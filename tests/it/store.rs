@@ -418,6 +418,7 @@ on_every_database!(
     workers_and_flows_are_registered,
     a_batch_is_all_or_nothing,
     migrations_run_once_also_when_two_processes_start,
+    an_index_that_somebody_has_dropped_is_no_obstacle_to_its_removal,
     a_newer_schema_is_refused,
     a_foreign_commit_wakes_and_an_own_one_does_not,
     many_cancelled_rows_are_settled_in_portions,
@@ -1492,6 +1493,12 @@ async fn a_batch_is_all_or_nothing(db: Db) {
     assert_eq!(error.kind(), "statement");
     assert_eq!((db.row(job.id).await, db.steps(job.id).await), before);
     assert_eq!(db.apply(started(&job)).await, Written::Applied, "the store works on");
+}
+
+async fn an_index_that_somebody_has_dropped_is_no_obstacle_to_its_removal(db: Db) {
+    db.sql("DELETE FROM seaql_migrations WHERE version LIKE '%by_status'").await.unwrap();
+    assert_eq!(db.store.migrate().await.unwrap(), ["m20261127_000021_by_status"]);
+    db.store.check_schema().await.unwrap();
 }
 
 async fn migrations_run_once_also_when_two_processes_start(db: Db) {
