@@ -17,6 +17,7 @@ use columns::{Column, Ours, Theirs, literal, place, quoted};
 use statements::{MODEL, Model, Present};
 
 use super::connection::{Connection, Transaction};
+use super::schema::WAIT_BRIEFLY;
 use super::sql::{Dialect, Doing, Row};
 use super::{Error, Store};
 use crate::config::{AdoptedTable, OWN_SCHEMA};
@@ -113,8 +114,8 @@ impl Store {
                 ["a", "b"],
             )
             .await?;
-        // A foreign key locks the table, and whoever waits for a lock has others wait behind it.
-        self.run(transaction, "SET LOCAL lock_timeout = '5s'").await?;
+        // A foreign key locks the table.
+        self.run(transaction, WAIT_BRIEFLY).await?;
         let from = format!("REFERENCES {MODEL}(id)");
         let to = format!("REFERENCES {}({id})", statements::table(adopted));
         for [alter, definition] in references {

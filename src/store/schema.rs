@@ -11,6 +11,9 @@ use crate::crash::{self, Step};
 const ADVISORY_LOCK: i64 = 0x6361_6c6c_7368_6565;
 
 const ACTION: &str = "migrate";
+/// A change of a table waits for whoever reads it, a backup say, and has everybody else wait behind it, heartbeats too: for less
+/// than any lease. It fails then, and is tried again by the next start.
+pub(super) const WAIT_BRIEFLY: &str = "SET LOCAL lock_timeout = '5s'";
 /// How long another process's migration is waited for on MySQL, in seconds; elsewhere it is the connection's own limits.
 const LOCK_TIMEOUT: u32 = 30;
 
@@ -68,6 +71,9 @@ impl Store {
         let pending: Vec<String> = known().into_iter().filter(|name| !applied.contains(name)).collect();
         if pending.is_empty() {
             return Ok(pending);
+        }
+        if self.dialect() == Dialect::Postgres {
+            transaction.run(WAIT_BRIEFLY).await.doing(ACTION)?;
         }
         if self.adopted().is_some() {
             self.show_model(transaction).await?;

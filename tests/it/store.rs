@@ -1501,6 +1501,20 @@ async fn an_index_that_somebody_has_dropped_is_no_obstacle_to_its_removal(db: Db
     db.store.check_schema().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_on_postgres_does_not_keep_others_waiting_for_a_backup() {
+    let Some(db) = Db::postgres().await else { return };
+    let undo = "CREATE INDEX jobs_by_status ON jobs (status, id); DELETE FROM seaql_migrations WHERE version LIKE '%by_status'";
+    db.sql(undo).await.unwrap();
+    let backup = db.foreign.begin().await.unwrap();
+    backup.execute_unprepared("LOCK TABLE jobs IN ACCESS SHARE MODE").await.unwrap();
+    let error = db.store.migrate().await.unwrap_err();
+    let chain = format!("{error}: {:?}", std::error::Error::source(&error));
+    assert!(chain.contains("lock timeout"), "{chain}");
+    backup.rollback().await.unwrap();
+    assert_eq!(db.store.migrate().await.unwrap(), ["m20261127_000021_by_status"]);
+}
+
 async fn migrations_run_once_also_when_two_processes_start(db: Db) {
     assert_eq!(db.store.migrate().await.unwrap(), Vec::<String>::new());
     db.store.check_schema().await.unwrap();
