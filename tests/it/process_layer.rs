@@ -1065,35 +1065,66 @@ async fn a_released_run_is_found_alive_by_whoever_looks_first() {
     assert_eq!(told(&mut link).await.verdict().end, CommandEnd::Exited(3));
 }
 
-/// What waits for the word is the process that will be the command, a child of its shim.
+/// The shim of a held command, and its child that waits for the word and will be the command.
+async fn shim_and_waiting(run_dir: &Path) -> (i32, i32) {
+    wait_until("its shim, and what waits", || {
+        let holds = |pid: &i32| {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            open.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == run_dir))
+        };
+        let holding: Vec<(i32, i32)> =
+            processes().into_iter().filter(|(pid, _)| holds(pid)).map(|(pid, it)| (it.parent, pid)).collect();
+        holding.iter().copied().find(|(parent, _)| holding.iter().any(|(_, pid)| pid == parent))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_held_command_whose_shim_or_whose_process_is_killed_never_started() {
     for the_shim in [true, false] {
         let stage = Stage::new();
         let spec = stage.script(STAMP);
         let held = stage.processes.hold(&spec).expect("it is held");
-        let run_dir = stage.run_dir(&spec);
-        let (shim, waiting) = wait_until("its shim, and what waits", || {
-            let holds = |pid: &i32| {
-                let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-                open.into_iter().any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == run_dir))
-            };
-            let holding: Vec<(i32, i32)> =
-                processes().into_iter().filter(|(pid, _)| holds(pid)).map(|(pid, it)| (it.parent, pid)).collect();
-            holding.iter().copied().find(|(parent, _)| holding.iter().any(|(_, pid)| pid == parent))
-        })
-        .await;
+        let (shim, waiting) = shim_and_waiting(&stage.run_dir(&spec)).await;
         kill(if the_shim { shim } else { waiting });
-        if !the_shim {
-            // Which records that, and goes.
-            wait_until("its shim to be gone", || Process::read(shim).is_none().then_some(())).await;
-        }
+        // What waits dies with its shim, and a shim that lives records the end of what waits, and goes. A signal is sent, not
+        // delivered, when kill(2) returns: for a moment more the word would have started the command.
+        let gone = || (Process::read(shim).is_none() && Process::read(waiting).is_none()).then_some(());
+        wait_until("both to be gone", gone).await;
         held.release();
         let mut link = stage.processes.released(&spec.token).expect("it is there");
         assert!(matches!(told(&mut link).await.last, RunReport::LinkLost { .. }));
         assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
         assert_eq!(stamps(&stage).len(), 0);
-        wait_until("what waited to be gone", || Process::read(waiting).is_none().then_some(())).await;
+    }
+}
+
+/// At any moment from the word to the command's own first steps: whether its start is recorded or not, who says that it never
+/// started is right.
+#[tokio::test]
+async fn a_command_that_is_killed_while_it_starts_is_not_said_to_have_never_started() {
+    for turn in 0..60_u32 {
+        let stage = Stage::new();
+        let spec = stage.script(STAMP);
+        let held = stage.processes.hold(&spec).expect("it is held");
+        let (shim, waiting) = shim_and_waiting(&stage.run_dir(&spec)).await;
+        held.release();
+        let released = std::time::Instant::now();
+        while released.elapsed() < Duration::from_micros(20) * (turn / 2) {
+            std::hint::spin_loop();
+        }
+        // Unless it has ended already.
+        let victim = rustix::process::Pid::from_raw(if turn % 2 == 0 { shim } else { waiting }).unwrap();
+        let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
+        let mut link = stage.processes.released(&spec.token).expect("it is there");
+        let last = told(&mut link).await.last;
+        let gone = || (Process::read(shim).is_none() && Process::read(waiting).is_none()).then_some(());
+        wait_until("both to be gone", gone).await;
+        match stage.inspect(&spec).await {
+            Evidence::NeverStarted => assert_eq!(stamps(&stage).len(), 0, "{turn}: {last:?}"),
+            Evidence::Finished(_) | Evidence::Gone { .. } => {}
+            other => panic!("{turn}: {last:?}, {other:?}"),
+        }
     }
 }
 
