@@ -28,6 +28,10 @@ use super::{ACQUIRE_TIMEOUT, connection_error};
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// What is kept of the log's file, in bytes, once all of it is folded: that of an old snapshot may have grown to gigabytes.
 const LOG_KEPT: u64 = 16 << 20;
+/// Bytes of a page of a new file: half of SQLite's default, as what a commit changes is an entry here and there in the table and in each
+/// index, and the whole page of each goes into the log and to the disk. A file that has pages keeps their size
+/// (<https://www.sqlite.org/pragma.html#pragma_page_size>).
+const NEW_PAGE: u32 = 2048;
 /// More than the statements of a job's way, in all their forms.
 const CACHED_STATEMENTS: usize = 200;
 
@@ -76,8 +80,8 @@ impl Sqlite {
                 connection.busy_timeout(BUSY_TIMEOUT)?;
                 // An answered enqueue or a recorded exit code must outlive a power cut.
                 connection.execute_batch(&format!(
-                    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; \
-                     PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {LOG_KEPT}"
+                    "PRAGMA page_size = {NEW_PAGE}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                     PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {LOG_KEPT}"
                 ))?;
                 Ok(connection)
             });
@@ -793,6 +797,22 @@ mod tests {
         sqlite.writing().fold(true, log_size());
         sqlite.run("INSERT INTO t VALUES (2, 'two')").await.unwrap();
         assert!(log_size() <= LOG_KEPT);
+    }
+
+    #[tokio::test]
+    async fn a_new_file_has_small_pages_and_one_that_is_there_keeps_its_own() {
+        let (directory, sqlite) = table().await;
+        let page_size = |name: &str| {
+            let other = rusqlite::Connection::open(directory.path().join(name)).unwrap();
+            other.query_row("PRAGMA page_size", [], |row| row.get::<_, u32>(0)).unwrap()
+        };
+        assert_eq!(page_size("a.db"), NEW_PAGE);
+        drop(sqlite);
+        let older = rusqlite::Connection::open(directory.path().join("older.db")).unwrap();
+        older.execute_batch("PRAGMA page_size = 4096; CREATE TABLE t (id INTEGER, name TEXT)").unwrap();
+        let sqlite = Sqlite::open(&directory.path().join("older.db"), true).await.unwrap();
+        sqlite.run("INSERT INTO t VALUES (1, 'one')").await.unwrap();
+        assert_eq!((page_size("older.db"), rows(&sqlite).await), (4096, 1));
     }
 
     /// As it is left by one that was killed.
