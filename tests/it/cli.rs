@@ -449,6 +449,51 @@ fn migrate_brings_the_tables_up_to_date_once() {
     assert!(status["migrations"].as_array().unwrap().iter().all(|migration| migration["applied"] == json!(true)));
 }
 
+/// Kills it a little later each time: what a kill leaves is what the steps before it have made, from where the next one goes on.
+fn migrated_under_kills(database: &str) {
+    let place = Place::new(CONFIG);
+    let arguments = ["--database-url", database, "migrate", "up"];
+    let mut killed = 0_u32;
+    loop {
+        let patience = Duration::from_millis(2) * killed;
+        let output = place.command(&arguments).timeout(patience).output().unwrap();
+        match output.status.code() {
+            Some(0) => break,
+            Some(code) => panic!("{code}: {}", String::from_utf8_lossy(&output.stderr)),
+            None => killed += 1,
+        }
+        assert!(killed < 5_000, "it comes to no end");
+    }
+    assert!(killed > 0, "none was killed");
+    let on = |arguments: &[&str]| place.run(&[&["--database-url", database], arguments].concat());
+    on(&["migrate", "up"]).exits(0).says("is up to date");
+    on(&["enqueue", "SEQ", "one"]).exits(0);
+    on(&["list"]).exits(0).prints("one");
+    on(&["check"]).exits(0);
+}
+
+mod a_migration_that_is_killed_again_and_again_comes_to_its_end {
+    use crate::support::{mariadb, postgres};
+
+    #[test]
+    fn on_sqlite() {
+        let directory = tempfile::tempdir().unwrap();
+        super::migrated_under_kills(&format!("sqlite://{}/callsheet.db", directory.path().display()));
+    }
+
+    #[test]
+    fn on_postgres() {
+        let Some(database) = postgres::database() else { return };
+        super::migrated_under_kills(&database);
+    }
+
+    #[test]
+    fn on_mariadb() {
+        let Some(database) = mariadb::database() else { return };
+        super::migrated_under_kills(&database);
+    }
+}
+
 #[test]
 fn notify_reports_to_the_socket_of_the_job() {
     let place = Place::empty();

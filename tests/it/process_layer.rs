@@ -1103,14 +1103,14 @@ async fn a_held_command_whose_shim_or_whose_process_is_killed_never_started() {
 /// started is right.
 #[tokio::test]
 async fn a_command_that_is_killed_while_it_starts_is_not_said_to_have_never_started() {
-    for turn in 0..60_u32 {
+    for turn in 0..40_u32 {
         let stage = Stage::new();
         let spec = stage.script(STAMP);
         let held = stage.processes.hold(&spec).expect("it is held");
         let (shim, waiting) = shim_and_waiting(&stage.run_dir(&spec)).await;
         held.release();
         let released = std::time::Instant::now();
-        while released.elapsed() < Duration::from_micros(20) * (turn / 2) {
+        while released.elapsed() < Duration::from_micros(30) * (turn / 2) {
             std::hint::spin_loop();
         }
         // Unless it has ended already.
