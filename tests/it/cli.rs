@@ -13,7 +13,9 @@ use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::support::eventually;
+use super::support::service::On;
+use super::support::{eventually, mariadb, postgres};
+use crate::on_each_database;
 
 const CONFIG: &str = "\
 [flows.SEQ]
@@ -449,14 +451,20 @@ fn migrate_brings_the_tables_up_to_date_once() {
     assert!(status["migrations"].as_array().unwrap().iter().all(|migration| migration["applied"] == json!(true)));
 }
 
-/// Kills it a little later each time: what a kill leaves is what the steps before it have made, from where the next one goes on.
-fn migrated_under_kills(database: &str) {
+/// Killed a little later each time: what a kill leaves is what the steps before it have made, from where the next one goes on.
+async fn a_migration_that_is_killed_again_and_again_comes_to_its_end(on: On) {
     let place = Place::new(CONFIG);
-    let arguments = ["--database-url", database, "migrate", "up"];
+    let database = match on {
+        On::Sqlite => Some(format!("sqlite://{}", place.path("callsheet.db").display())),
+        On::Postgres => postgres::database(),
+        On::MariaDb => mariadb::database(),
+    };
+    let Some(database) = database else { return };
+    let arguments = |last: &[&'static str]| [&["--database-url", &database], last].concat();
     let mut killed = 0_u32;
     loop {
         let patience = Duration::from_millis(2) * killed;
-        let output = place.command(&arguments).timeout(patience).output().unwrap();
+        let output = place.command(&arguments(&["migrate", "up"])).timeout(patience).output().unwrap();
         match output.status.code() {
             Some(0) => break,
             Some(code) => panic!("{code}: {}", String::from_utf8_lossy(&output.stderr)),
@@ -465,34 +473,14 @@ fn migrated_under_kills(database: &str) {
         assert!(killed < 5_000, "it comes to no end");
     }
     assert!(killed > 0, "none was killed");
-    let on = |arguments: &[&str]| place.run(&[&["--database-url", database], arguments].concat());
-    on(&["migrate", "up"]).exits(0).says("is up to date");
-    on(&["enqueue", "SEQ", "one"]).exits(0);
-    on(&["list"]).exits(0).prints("one");
-    on(&["check"]).exits(0);
+    let run = |last: &[&'static str]| place.run(&arguments(last));
+    run(&["migrate", "up"]).exits(0).says("is up to date");
+    run(&["enqueue", "SEQ", "one"]).exits(0);
+    run(&["list"]).exits(0).prints("one");
+    run(&["check"]).exits(0);
 }
 
-mod a_migration_that_is_killed_again_and_again_comes_to_its_end {
-    use crate::support::{mariadb, postgres};
-
-    #[test]
-    fn on_sqlite() {
-        let directory = tempfile::tempdir().unwrap();
-        super::migrated_under_kills(&format!("sqlite://{}/callsheet.db", directory.path().display()));
-    }
-
-    #[test]
-    fn on_postgres() {
-        let Some(database) = postgres::database() else { return };
-        super::migrated_under_kills(&database);
-    }
-
-    #[test]
-    fn on_mariadb() {
-        let Some(database) = mariadb::database() else { return };
-        super::migrated_under_kills(&database);
-    }
-}
+on_each_database!(a_migration_that_is_killed_again_and_again_comes_to_its_end, mariadb);
 
 #[test]
 fn notify_reports_to_the_socket_of_the_job() {

@@ -1079,6 +1079,11 @@ async fn shim_and_waiting(run_dir: &Path) -> (i32, i32) {
     .await
 }
 
+async fn both_are_gone(shim: i32, waiting: i32) {
+    let gone = || (Process::read(shim).is_none() && Process::read(waiting).is_none()).then_some(());
+    wait_until("both to be gone", gone).await;
+}
+
 #[tokio::test]
 async fn a_held_command_whose_shim_or_whose_process_is_killed_never_started() {
     for the_shim in [true, false] {
@@ -1089,8 +1094,7 @@ async fn a_held_command_whose_shim_or_whose_process_is_killed_never_started() {
         kill(if the_shim { shim } else { waiting });
         // What waits dies with its shim, and a shim that lives records the end of what waits, and goes. A signal is sent, not
         // delivered, when kill(2) returns: for a moment more the word would have started the command.
-        let gone = || (Process::read(shim).is_none() && Process::read(waiting).is_none()).then_some(());
-        wait_until("both to be gone", gone).await;
+        both_are_gone(shim, waiting).await;
         held.release();
         let mut link = stage.processes.released(&spec.token).expect("it is there");
         assert!(matches!(told(&mut link).await.last, RunReport::LinkLost { .. }));
@@ -1118,8 +1122,7 @@ async fn a_command_that_is_killed_while_it_starts_is_not_said_to_have_never_star
         let _ = rustix::process::kill_process(victim, rustix::process::Signal::KILL);
         let mut link = stage.processes.released(&spec.token).expect("it is there");
         let last = told(&mut link).await.last;
-        let gone = || (Process::read(shim).is_none() && Process::read(waiting).is_none()).then_some(());
-        wait_until("both to be gone", gone).await;
+        both_are_gone(shim, waiting).await;
         match stage.inspect(&spec).await {
             Evidence::NeverStarted => assert_eq!(stamps(&stage).len(), 0, "{turn}: {last:?}"),
             Evidence::Finished(_) | Evidence::Gone { .. } => {}
