@@ -16,6 +16,7 @@ use super::job::{JobActor, JobArgs, JobMessage, JobStart, OwnedRun};
 use super::job_supervisor::JobSupervisorMessage;
 use super::status::{Pending, StatusMessage};
 use super::{AbortOnDrop, Port, Reply, Shared, Transition, Upward, Watched, after};
+use crate::clock;
 use crate::config::FlowConfig;
 use crate::domain::admission::{Request, admit};
 use crate::domain::retry::Jitter;
@@ -662,9 +663,34 @@ pub fn wake_through(port: &Port<DispatcherMessage>) -> Upward<JobId> {
     })
 }
 
+/// Each begins with milliseconds of the clock, or the number after that of the last one: eight digits, which with job and attempt
+/// name a run's directory, are not given twice within seven weeks.
 fn fresh_tokens(count: u32) -> Result<Vec<RunToken>, getrandom::Error> {
+    static LAST: AtomicU64 = AtomicU64::new(0);
     // One question to the kernel for all of them.
-    let mut random = vec![[0; 12]; usize::try_from(count).unwrap_or(0)];
+    let mut random = vec![[0; 8]; usize::try_from(count).unwrap_or(0)];
     getrandom::fill(random.as_flattened_mut())?;
-    Ok(random.into_iter().map(|random| RunToken::new(random, process::boot_mark())).collect())
+    let now = u64::try_from(clock::now().unix_millis()).unwrap_or_default();
+    let first = |last: u64| now.max(last + 1);
+    let last = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(first(last) + u64::from(count)));
+    let first = first(last.unwrap_or_else(|last| last));
+    let numbers = (first..).map(|number| number as u32);
+    Ok(numbers.zip(random).map(|(number, random)| RunToken::new(number, random, process::boot_mark())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_made_in_order_and_each_begins_unlike_the_others() {
+        let tokens: Vec<RunToken> = (0..100).flat_map(|count| fresh_tokens(count % 9).unwrap()).collect();
+        assert!(tokens.is_sorted());
+        let beginnings: BTreeSet<&str> = tokens.iter().map(|token| &token.as_str()[..8]).collect();
+        assert_eq!(beginnings.len(), tokens.len());
+        let rest: BTreeSet<&str> = tokens.iter().map(|token| &token.as_str()[8..24]).collect();
+        assert_eq!(rest.len(), tokens.len());
+    }
 }

@@ -170,7 +170,7 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// What makes one attempt unlike every other: 128 random bits as 32 lower-case hexadecimal digits.
+/// What makes one attempt unlike every other: 128 bits as 32 lower-case hexadecimal digits.
 ///
 /// Every write about a run is conditional on it, so a run whose token is no longer current changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -186,17 +186,18 @@ pub struct InvalidRunToken;
 pub struct BootMark(pub [u8; 4]);
 
 impl RunToken {
-    /// The token of a claim that is made during this boot: random bytes, then the mark.
+    /// The token of a claim that is made during this boot: a number that grows with the claims, random bytes, then the mark.
     ///
-    /// So a claim tells for ever, in the very commit that made it, whether the machine was restarted since: what was
-    /// not synced by then (a run directory) may be gone without having proved anything.
+    /// By the number tokens that are made one after the other are neighbours in the indexes, so that a commit changes a page or two of
+    /// those, as with the first bytes of a UUIDv7 (RFC 9562, section 5.7). By the mark a claim tells for ever, in the very commit
+    /// that made it, whether the machine was restarted since: what was not synced by then (a run directory) may be gone without having
+    /// proved anything.
     #[must_use]
-    pub fn new(random: [u8; 12], boot: BootMark) -> Self {
-        let mut bytes = [0; 16];
-        let (front, back) = bytes.split_at_mut(random.len());
-        front.copy_from_slice(&random);
-        back.copy_from_slice(&boot.0);
-        Self::from_bytes(bytes)
+    pub fn new(number: u32, random: [u8; 8], boot: BootMark) -> Self {
+        let bytes = (u128::from(number) << 96)
+            | (u128::from(u64::from_be_bytes(random)) << 32)
+            | u128::from(u32::from_be_bytes(boot.0));
+        Self::from_bytes(bytes.to_be_bytes())
     }
 
     /// Whether the token was made during this boot. One that was made before tokens had a mark was not.
@@ -206,7 +207,7 @@ impl RunToken {
         self.0.ends_with(&mark)
     }
 
-    /// The token made of these random bytes.
+    /// The token made of these bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
@@ -373,6 +374,18 @@ mod tests {
         fn every_random_token_is_read_back(bytes in any::<[u8; 16]>()) {
             let token = RunToken::from_bytes(bytes);
             prop_assert_eq!(token.as_str().parse::<RunToken>(), Ok(token));
+        }
+
+        #[test]
+        fn tokens_are_in_the_order_of_their_numbers_and_tell_their_boot(
+            numbers in any::<[u32; 2]>(), random in any::<[[u8; 8]; 2]>(), boots in any::<[[u8; 4]; 2]>(),
+        ) {
+            let token = |index: usize| RunToken::new(numbers[index], random[index], BootMark(boots[index]));
+            if numbers[0] != numbers[1] {
+                prop_assert_eq!(token(0) < token(1), numbers[0] < numbers[1]);
+            }
+            prop_assert!(token(0).is_of(BootMark(boots[0])));
+            prop_assert_eq!(token(0).is_of(BootMark(boots[1])), boots[0] == boots[1]);
         }
     }
 }

@@ -606,7 +606,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn token() -> RunToken {
-        RunToken::new([1; 12], mark_of(&boot_id()))
+        RunToken::new(1, [1; 8], mark_of(&boot_id()))
     }
 
     fn spec() -> SpecRecord {
@@ -720,7 +720,7 @@ mod tests {
 
     #[test]
     fn silence_from_before_a_restart_of_the_machine_proves_nothing() {
-        let earlier = RunToken::new([1; 12], mark_of("another"));
+        let earlier = RunToken::new(1, [1; 8], mark_of("another"));
         let (_scratch, run) = journal_of(b"");
         for journal in [true, false] {
             let look = look(&run, &earlier, &boot_id()).unwrap();

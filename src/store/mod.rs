@@ -14,6 +14,7 @@ mod dependencies;
 mod error;
 mod events;
 mod folding;
+mod gathered;
 mod jobs;
 mod leases;
 mod log_watch;

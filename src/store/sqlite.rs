@@ -22,7 +22,7 @@ use super::connection::{Connection, Executed, Record, SqliteRow};
 use super::folding::Folding;
 use super::log_watch::{LogWatch, log_of};
 use super::wake::tell;
-use super::{ACQUIRE_TIMEOUT, connection_error};
+use super::{ACQUIRE_TIMEOUT, connection_error, gathered};
 
 /// How long SQLite waits for another process that is writing.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,9 +76,12 @@ impl Sqlite {
         on_a_thread(move || {
             let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
-            let opened = rusqlite::Connection::open_with_flags(&path, flags).and_then(|connection| {
+            let opened = gathered::register();
+            let opened =
+                opened.and_then(|()| rusqlite::Connection::open_with_flags_and_vfs(&path, flags, gathered::NAME));
+            let opened = opened.and_then(|connection| {
                 connection.busy_timeout(BUSY_TIMEOUT)?;
-                // An answered enqueue or a recorded exit code must outlive a power cut.
+                // An answered enqueue or a recorded exit code must outlive a power cut. `gathered` counts on it, too.
                 connection.execute_batch(&format!(
                     "PRAGMA page_size = {NEW_PAGE}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                      PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {LOG_KEPT}"

@@ -95,7 +95,7 @@ fn open(data_dir: &Path) -> Processes {
 fn command(argv: &[&str]) -> CommandSpec {
     static NEXT_JOB: AtomicI64 = AtomicI64::new(1);
     let job = NEXT_JOB.fetch_add(1, Ordering::Relaxed);
-    let mut random = [0; 12];
+    let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).unwrap();
     CommandSpec {
         start_by: Duration::MAX,
@@ -103,7 +103,7 @@ fn command(argv: &[&str]) -> CommandSpec {
         flow: "TEST_FLOW".parse().unwrap(),
         job: JobId(job),
         attempt: Attempt(1),
-        token: RunToken::new(random, callsheet::process::boot_mark()),
+        token: RunToken::new(1, random, callsheet::process::boot_mark()),
         argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
         cancel: None,
         working_dir: None,
@@ -261,19 +261,21 @@ async fn the_command_leads_a_session_without_the_services_descriptors_or_signal_
     // Not close-on-exec, as a careless parent of the service would leave it.
     let leak = fs::File::open("/etc/hostname").unwrap();
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
-    // By the shell itself, which blocks signals while it forks.
+    // By the shell itself, which blocks signals while it forks. Until `closed` it holds the file that it reads.
     let spec = stage.script(
-        "while read line; do case $line in SigIgn* | SigBlk*) echo \"$line\" ;; esac; done < /proc/$$/status; while :; do sleep 1; done",
+        "while read line; do case $line in SigIgn* | SigBlk*) echo \"$line\" ;; esac; done < /proc/$$/status; \
+        echo closed; while :; do sleep 1; done",
     );
     let mut link = stage.launch(&spec).await;
     let pid = started(&mut link).await;
     let lines = wait_until("the signal settings", || {
         let output = stage.output(&spec, Stream::Stdout);
-        (output.lines().count() == 2).then_some(output)
+        output.strip_suffix("closed\n").map(str::to_owned)
     })
     .await;
     // Of the signals that programs use: 32 and 33 are the C library's own.
     let none = |line: &str| u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap() & 0x7fff_ffff == 0;
+    assert_eq!(lines.lines().count(), 2, "{lines}");
     assert!(lines.lines().all(none), "{lines}");
     let process = Process::read(pid).unwrap();
     let shim = Process::read(process.parent).unwrap();

@@ -235,7 +235,7 @@ async fn a_claim_that_came_to_nothing_does_not_count(on: On) {
         .sql(&format!(
             "UPDATE jobs SET status = 'INQUEUE', attempt = 1, worker_id = '{worker}', \
              run_token = '{}', queued_time = created_time WHERE id = {job}",
-            RunToken::new([1; 12], callsheet::process::boot_mark())
+            RunToken::new(1, [1; 8], callsheet::process::boot_mark())
         ))
         .await;
     service.serve().await;
