@@ -1,10 +1,10 @@
 //! The service's side: ordering runs from the zygote, and following their shims.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use super::{
     CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
     WantedLease,
 };
-use super::{cgroup, lost, memory_dir, spawn, tree};
+use super::{cgroup, lost, memory_dir, place, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
@@ -78,7 +78,7 @@ impl Launcher {
         in_memory: Option<PathBuf>,
     ) -> Result<Self, Error> {
         let failed = |source| Error::RunsDirectory { path: runs.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(runs).map_err(failed)?;
+        place::make_runs(runs).map_err(failed)?;
         let found = runs.symlink_metadata().map_err(failed)?;
         run_dir::refuse_foreign(runs, &found)?;
         if found.permissions().mode() & 0o022 != 0 {
