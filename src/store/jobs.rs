@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use entity::{job_events, jobs, runs, workers};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
-use sea_orm::{ColumnTrait, ColumnType, DbErr, EntityTrait, Iterable};
+use sea_orm::{ColumnTrait, ColumnType, DbErr, EntityTrait, Iterable, Value};
 use serde::Serialize;
 
 use super::change::Parameters;
@@ -71,6 +71,58 @@ impl<'a> NewItem<'a> {
             tracestate: job.trace.as_ref().and_then(|trace| trace.state.as_ref()).map(TraceState::as_str),
         }
     }
+}
+
+/// The columns of new rows, but for the one in which they differ.
+const SAME: [(&str, &str); 9] = [
+    ("type", "text"),
+    ("payload", "text"),
+    ("priority", "bigint"),
+    ("run_at", "bigint"),
+    ("delay", "bigint"),
+    ("maximum_attempts", "bigint"),
+    ("unique_key", "text"),
+    ("traceparent", "text"),
+    ("tracestate", "text"),
+];
+
+/// The new rows as a table `item`, and the values of its parameters. Rows that differ in nothing but their identifiers, as those of a
+/// file do, are a list of these: to read a list of rows takes PostgreSQL 4 µs for each, a sixth of all that it does with a row.
+fn source(dialect: Dialect, new: &[NewJob]) -> Result<(String, Vec<Value>), DbErr> {
+    let json = |list: serde_json::Result<String>| list.map_err(|error| DbErr::Json(error.to_string()));
+    let Some(first) = new.first().filter(|first| new.iter().all(|job| is_like(first, job))) else {
+        let items: Vec<NewItem<'_>> = new.iter().map(NewItem::of).collect();
+        let columns = [&[("identifier", "text")], &SAME[..]].concat();
+        return Ok((dialect.items("$1", &columns), vec![json(serde_json::to_string(&items))?.into()]));
+    };
+    let same = NewItem::of(first);
+    let identifiers = json(serde_json::to_string(&new.iter().map(|job| &job.identifier).collect::<Vec<_>>()))?;
+    let values = vec![
+        identifiers.into(),
+        same.r#type.into(),
+        same.payload.into(),
+        i64::from(same.priority).into(),
+        same.run_at.into(),
+        same.delay.into(),
+        same.maximum_attempts.map(i64::from).into(),
+        same.unique_key.into(),
+        same.traceparent.into(),
+        same.tracestate.into(),
+    ];
+    let columns = SAME.iter().zip(2..).map(|((name, kind), number)| format!("CAST(${number} AS {kind}) AS {name}"));
+    let list = dialect.pick("json_each($1)", "json_array_elements_text(CAST($1 AS json)) AS list(value)", "");
+    let source =
+        format!("(SELECT value AS identifier, {} FROM {list}) AS item", columns.collect::<Vec<_>>().join(", "));
+    Ok((source, values))
+}
+
+/// Whether these differ in their identifiers at most; each key is its row's own.
+fn is_like(one: &NewJob, other: &NewJob) -> bool {
+    let NewJob { flow, identifier: _, payload, priority, due, maximum_attempts, unique_key, trace } = one;
+    unique_key.is_none()
+        && other.unique_key.is_none()
+        && (flow, priority, due, maximum_attempts, payload, trace)
+            == (&other.flow, &other.priority, &other.due, &other.maximum_attempts, &other.payload, &other.trace)
 }
 
 impl Store {
@@ -187,22 +239,7 @@ impl Store {
         if dialect == Dialect::MySql {
             return self.insert_values(transaction, new).await;
         }
-        let items: Vec<NewItem<'_>> = new.iter().map(NewItem::of).collect();
-        let source = dialect.items(
-            "$1",
-            &[
-                ("type", "text"),
-                ("identifier", "text"),
-                ("payload", "text"),
-                ("priority", "bigint"),
-                ("run_at", "bigint"),
-                ("delay", "bigint"),
-                ("maximum_attempts", "bigint"),
-                ("unique_key", "text"),
-                ("traceparent", "text"),
-                ("tracestate", "text"),
-            ],
-        );
+        let (source, values) = source(dialect, new).doing(ENQUEUE)?;
         // Only where it may be needed: PostgreSQL writes such a row twice, first as one that may be taken back.
         let conflict = if new.iter().any(|job| job.unique_key.is_some()) {
             format!(
@@ -218,8 +255,7 @@ impl Store {
             dialect.pick("item.payload", "item.payload::json", "item.payload"),
             dialect.now(),
         );
-        let items = serde_json::to_string(&items).map_err(|error| DbErr::Json(error.to_string())).doing(ENQUEUE)?;
-        let results = transaction.query_all(self.statement(insert, [items.into()])).await.doing(ENQUEUE)?;
+        let results = transaction.query_all(self.statement(insert, values)).await.doing(ENQUEUE)?;
         let mut ids = Vec::with_capacity(results.len());
         for result in &results {
             ids.push(Row { result, dialect }.job("id")?);

@@ -16,9 +16,10 @@ use callsheet::config::Config;
 use callsheet::domain::heartbeat::{Lease, LeaseTerms};
 use callsheet::domain::labels::Labels;
 use callsheet::domain::run::{Next, Usage};
+use callsheet::domain::trace::TraceContext;
 use callsheet::domain::{Attempt, FlowType, JobId, JobStatus, Outcome, RunToken, Timestamp, WorkerId};
 use callsheet::store::{
-    CancelResult, Claim, Claimed, ClaimedJob, Confirm, Due, Enqueued, Error, JobFilter, NewJob, ProgressNote,
+    CancelResult, Claim, Claimed, ClaimedJob, Confirm, Due, Enqueued, Error, JobFilter, JobRow, NewJob, ProgressNote,
     Settlement, Started, Store, Use, Wakes, Worker, WorkerNote, WorkerState, Write, Written,
 };
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
@@ -390,6 +391,7 @@ on_every_database!(
     a_worker_that_lacks_a_label_has_no_part_of_the_flow,
     eight_claimers_at_once_take_every_row_once_and_never_too_many,
     a_claim_that_is_repeated_brings_the_same_rows,
+    rows_that_differ_in_their_identifiers_only_are_as_all_others,
     a_job_goes_its_way_with_every_column_and_event,
     a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time,
     a_run_that_never_started_is_put_back_uncounted,
@@ -440,6 +442,7 @@ macro_rules! on_an_adopted_table {
 on_an_adopted_table!(
     rows_are_claimed_by_priority_then_run_at_then_id,
     eight_claimers_at_once_take_every_row_once_and_never_too_many,
+    rows_that_differ_in_their_identifiers_only_are_as_all_others,
     a_job_goes_its_way_with_every_column_and_event,
     a_failed_attempt_waits_for_its_retry_and_keeps_its_schedule_time,
     a_run_that_never_started_is_put_back_uncounted,
@@ -672,6 +675,61 @@ async fn a_claim_that_is_repeated_brings_the_same_rows(db: Db) {
     db.store.enqueue(&[new("d")]).await.unwrap();
     let last = db.claim(&[token(1)]).await;
     assert_eq!(last.jobs.len(), 0);
+}
+
+/// They are inserted by a statement of their own.
+async fn rows_that_differ_in_their_identifiers_only_are_as_all_others(db: Db) {
+    let identifiers = ["a", "a", "'; --", "c\"\\{}", "日本\n", "$1 ?"];
+    let full = NewJob {
+        payload: Some(r#"{"a": [1.0, "'é"]}"#.to_owned()),
+        priority: -3,
+        maximum_attempts: Some(7),
+        trace: Some(TraceContext {
+            parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap(),
+            state: "a=1".parse().ok(),
+        }),
+        ..new("")
+    };
+    let minute = Due::After(Duration::from_secs(60));
+    // Whatever else differs, each row has its own.
+    for one in [
+        NewJob { payload: full.payload.clone(), ..new("x") },
+        NewJob { priority: 3, ..new("x") },
+        NewJob { maximum_attempts: Some(7), ..new("x") },
+        NewJob { trace: full.trace.clone(), ..new("x") },
+        NewJob { due: Due::At(at(5)), ..new("x") },
+        NewJob { unique_key: Some("k".to_owned()), ..new("x") },
+    ] {
+        let values = |row: JobRow| {
+            let due = row.run_at == at(5);
+            (row.payload, row.priority, row.maximum_attempts, row.traceparent, row.tracestate, due, row.unique_key)
+        };
+        let alone = db.store.enqueue(std::slice::from_ref(&one)).await.unwrap()[0].id;
+        db.sql(&format!("UPDATE jobs SET status = 'ERROR' WHERE id = {alone}")).await.unwrap();
+        let both = db.store.enqueue(&[new("plain"), one]).await.unwrap();
+        let (plain, with) = (values(db.row(both[0].id).await), values(db.row(both[1].id).await));
+        assert_eq!((&plain, &with), (&(None, 0, None, None, None, false, None), &values(db.row(alone).await)));
+        assert_ne!(plain, with);
+    }
+    for common in
+        [new(""), full.clone(), NewJob { due: minute, ..full.clone() }, NewJob { due: Due::At(at(5)), ..full }]
+    {
+        let alike = identifiers.map(|identifier| NewJob { identifier: identifier.to_owned(), ..common.clone() });
+        let other = NewJob { flow: "OTHER".parse().unwrap(), ..new("other") };
+        let ids: Vec<JobId> = db.store.enqueue(&alike).await.unwrap().iter().map(|job| job.id).collect();
+        let mixed = db.store.enqueue(&[&alike[..], &[other]].concat()).await.unwrap();
+        for ((id, mixed), identifier) in ids.iter().zip(&mixed).zip(identifiers) {
+            let (row, mut expected) = (db.row(*id).await, db.row(mixed.id).await);
+            assert_eq!(row.identifier, identifier);
+            assert!(
+                row.run_at.since(expected.run_at).as_secs() < 50 && expected.run_at.since(row.run_at).as_secs() < 50
+            );
+            assert_eq!(row.run_at == at(5), common.due == Due::At(at(5)));
+            assert_eq!(row.run_at > row.created_time.plus(Duration::from_secs(30)), common.due == minute);
+            expected = JobRow { id: row.id, run_at: row.run_at, created_time: row.created_time, ..expected };
+            assert_eq!(row, expected);
+        }
+    }
 }
 
 async fn a_job_goes_its_way_with_every_column_and_event(db: Db) {
