@@ -131,6 +131,7 @@ async fn measure(name: &'static str, directory: &Path, url: String, options: &Op
 
     let mut service = Service::start(directory, &url);
     let mut client = Client::connect(&url).await;
+    bare_spawns(&stamp, &stamps, name, LATENCY_JOBS, report).await;
     latencies(&store, &mut client, &stamps, name, "idle", LATENCY_JOBS, report).await;
     let (stop, stopped) = oneshot::channel();
     let load = std::thread::spawn(move || keep_busy(&parsed, half, stopped));
@@ -444,6 +445,20 @@ impl Client {
             }
         }
     }
+}
+
+/// What the same command takes to its `main` where nothing but its spawn is in between: one at a time, on an idle machine.
+async fn bare_spawns(program: &Path, stamps: &Path, name: &'static str, count: usize, report: &mut Report) {
+    let mut starts = Vec::new();
+    for n in 0..count {
+        let stamp = stamps.join(format!("bare-{n}"));
+        let spawned = nanoseconds();
+        assert!(Command::new(program).arg(&stamp).status().expect("the command runs").success());
+        let started: u128 = fs::read_to_string(&stamp).expect("a stamp").parse().expect("a time");
+        starts.push(started.saturating_sub(spawned) as f64 / 1e6);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    report.percentiles(name, "a bare spawn to main(), idle", starts);
 }
 
 /// From the return of the enqueue call to the first line of the command's `main`, and from there (it ends with its next
