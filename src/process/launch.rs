@@ -539,12 +539,13 @@ impl Follower {
         loop {
             tokio::select! {
                 biased;
-                () = self.reports.closed() => return Goes::Over,
+                // First: who wanted something and has gone since, as a service that stops, is to have it.
                 changed = self.wanted.changed(), if may_change => {
                     may_change = changed.is_ok();
                     let wanted = *self.wanted.borrow_and_update();
                     ask(link.get_ref(), wanted);
                 }
+                () = self.reports.closed() => return Goes::Over,
                 ready = link.readable() => {
                     let Ok(mut ready) = ready else { return Goes::On };
                     match ready.try_io(|link| receive(link.get_ref(), RecvFlags::DONTWAIT)) {

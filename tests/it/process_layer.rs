@@ -338,6 +338,20 @@ async fn nothing_is_alive_after_a_stop() {
     assert_nothing_is_alive_of(&spec);
 }
 
+/// As a service does that has a run's lease made longer and stops.
+#[tokio::test]
+async fn what_is_wanted_is_told_also_where_the_link_is_dropped_at_once() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    // Nothing else gets its turn in between.
+    link.control.stop();
+    drop(link);
+    wait_until("the command to be ended", || (!is_alive(pid)).then_some(())).await;
+    assert_nothing_is_alive_of(&spec);
+}
+
 #[tokio::test]
 async fn a_fork_bomb_is_ended() {
     let stage = Stage::new();
