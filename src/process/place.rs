@@ -56,9 +56,11 @@ fn set_apart(directory: &Path) {
 /// Those of a process that was killed; they are empty.
 fn remove_leftovers(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(NEW) {
-            // One that is not empty is nobody's business here.
-            let _ = std::fs::remove_dir(entry.path());
+        // One that is not empty is nobody's business here; one that is gone is another process's.
+        if entry.file_name().to_string_lossy().starts_with(NEW)
+            && let Err(error) = std::fs::remove_dir(entry.path())
+        {
+            tracing::debug!(%error, directory = %entry.path().display(), "can't remove a directory that is left over");
         }
     }
 }
