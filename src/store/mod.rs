@@ -11,6 +11,7 @@ mod connection;
 mod control;
 mod deliveries;
 mod dependencies;
+mod enqueue;
 mod error;
 mod events;
 mod folding;
