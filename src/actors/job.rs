@@ -23,7 +23,7 @@ use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatM
 use super::retention::RetentionMessage;
 use super::slots::HeldSlot;
 use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Launcher, Reply, Shared, Transition, Upward, Watched, after};
+use super::{AbortOnDrop, Health, Launcher, Reply, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -757,17 +757,21 @@ impl JobState {
         let (launcher, token) = (Arc::clone(&self.args.shared.launcher), self.args.run.token.clone());
         let elsewhere = self.args.flow.cancel_command.is_some().then(|| self.command_spec());
         let myself = myself.clone();
+        let leftovers = Leftovers { health: self.args.shared.health.clone(), job: self.args.run.job };
         self.work = Some(AbortOnDrop::spawn(async move {
+            // As long as anything of it lives, or may live, the run is not over: nothing else is started in its place.
             loop {
                 match launcher.remove_leftovers(token.clone()).await {
                     Ok(0) => break,
                     Ok(killed) => tracing::warn!(killed, "killed what a lost run had left alive"),
                     Err(error) => {
                         tracing::error!(error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
+                        leftovers.health.leftovers(leftovers.job, Some(ErrorChain(&error).to_string()));
                         tokio::time::sleep(WORK_AGAIN).await;
                     }
                 }
             }
+            drop(leftovers);
             let reason = match elsewhere {
                 None => reason,
                 // Once: that it fails may as well mean that nothing is there to be ended.
@@ -1130,6 +1134,18 @@ impl JobState {
             }
             RestartDecision::GiveUp => Err(format!("the HeartbeatActor keeps failing: {why}").into()),
         }
+    }
+}
+
+/// The complaint about what a lost run has left alive, which goes with whoever tries to end it.
+struct Leftovers {
+    health: Health,
+    job: JobId,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        self.health.leftovers(self.job, None);
     }
 }
 

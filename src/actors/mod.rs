@@ -127,7 +127,8 @@ pub trait Launcher: Send + Sync + 'static {
     fn is_over(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<bool, process::Error>>;
     /// Where a run's files are.
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
-    /// Kills what a run left alive whose shim is gone, and says how many processes that were.
+    /// Kills what a run left alive whose shim is gone, and says how many processes that were; an error where any lives on, or
+    /// nobody can tell.
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>>;
     /// Ends elsewhere what a run without a shim may have left there; an error follows "its cancel_command".
     fn clean_up(&self, spec: CommandSpec) -> BoxFuture<'_, Result<(), String>>;
@@ -393,6 +394,8 @@ struct HealthState {
     store_error: Option<String>,
     draining: Option<String>,
     flows: BTreeMap<FlowType, FlowHealth>,
+    /// Why what lost runs have left alive can't be ended.
+    leftovers: BTreeMap<JobId, String>,
 }
 
 #[derive(Clone, Default)]
@@ -450,6 +453,15 @@ impl Health {
         self.flow(flow, |health| health.recovery_error = error);
     }
 
+    /// What a job's lost run has left alive is gone, or can't be ended.
+    pub fn leftovers(&self, job: JobId, error: Option<String>) {
+        let mut state = self.state();
+        match error {
+            Some(error) => drop(state.leftovers.insert(job, error)),
+            None => drop(state.leftovers.remove(&job)),
+        }
+    }
+
     /// What is wrong, a sentence each; empty where the service is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
@@ -472,6 +484,8 @@ impl Health {
                 complaints.push(format!("open runs of flow {flow} can't be looked into: {error}"));
             }
         }
+        complaints
+            .extend(state.leftovers.iter().map(|(job, error)| format!("a run of job {job} is lost, and {error}")));
         complaints
     }
 

@@ -194,6 +194,7 @@ impl From<store::Error> for Failure {
             store::Error::Unavailable { .. }
             | store::Error::Timeout { .. }
             | store::Error::Replaced { .. }
+            | store::Error::LogGone { .. }
             | store::Error::NoDatabase { .. }
             | store::Error::NoDirectory { .. }
             | store::Error::Refused { .. }

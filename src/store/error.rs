@@ -37,6 +37,17 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The log beside a SQLite file is another one than was opened, or none: what is in it, others don't see, and what is
+    /// committed from now on would go with this process.
+    #[error(
+        "the database's log {} was moved, deleted or replaced under the service; stop the service in good order, which folds what it \
+         has of the log into the database, and start it again",
+        path.display()
+    )]
+    LogGone {
+        /// The log.
+        path: PathBuf,
+    },
     /// There is no SQLite file, and the caller may not make one.
     #[error("there is no database at {}; `callsheet migrate up` or `callsheet serve` makes one", path.display())]
     NoDatabase {
@@ -145,7 +156,7 @@ impl Error {
     /// Whether the same call may succeed later without anybody doing anything about it here.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::Replaced { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::Replaced { .. } | Self::LogGone { .. })
     }
 
     /// Whether some other transaction holds what this one needs, for longer than it is waited for; others may well succeed.
@@ -184,7 +195,7 @@ impl Error {
         match self {
             Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",
-            Self::Replaced { .. } => "replaced",
+            Self::Replaced { .. } | Self::LogGone { .. } => "replaced",
             Self::NoDatabase { .. } | Self::NoDirectory { .. } => "no_database",
             Self::InvalidUrl { .. } => "invalid_url",
             Self::Refused { .. } => "refused",
@@ -259,7 +270,7 @@ fn classify_sqlite(code: &str, message: &str) -> Class {
     // The low byte of an extended code is its primary code.
     match code.parse::<u32>().unwrap_or_default() & 0xff {
         // PERM, BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN: a disk or its rights, which somebody will see to.
-        3 | 5 | 6 | 8 | 10 | 13 | 14 => Class::Unavailable,
+        3 | 5 | 6 | 7 | 8 | 10 | 13 | 14 | 15 => Class::Unavailable,
         11 | 26 => Class::Corrupt, // CORRUPT, NOTADB
         1 if message.starts_with("no such table") || message.starts_with("no such column") => Class::SchemaMissing,
         _ => Class::Other,

@@ -453,7 +453,10 @@ impl Store {
             Place::Memory { .. } => call.await,
             Place::File { file, .. } => {
                 file.check()?;
-                call.await
+                let answer = call.await?;
+                // It may have waited for its turn, and what it has written may be in a file that nobody will find.
+                file.check()?;
+                Ok(answer)
             }
             Place::Server { trust, .. } | Place::SilentServer { trust } => {
                 let answer = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }));
