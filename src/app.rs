@@ -505,7 +505,7 @@ impl Service {
         let on_stop = service.on_stop;
         tracing::info!(?on_stop, running = self.running(), "the service stops; a second signal hastens it");
         let deadline = Instant::now() + service.stop_deadline;
-        self.manager.stopping(service.stop_deadline + 3 * LAST_WRITES);
+        self.manager.stopping(service.stop_deadline + 4 * LAST_WRITES);
         tokio::select! {
             () = self.wind_down(on_stop, deadline) => {}
             () = signals.stop() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
@@ -532,25 +532,25 @@ impl Service {
     async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
         self.shared.draining.store(true, Ordering::Relaxed);
         crash::before(Step::WindDown);
-        self.write_state(WorkerState::Draining).await;
-        let (reply, answered) = answer_channel();
-        if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
-            // Bounded: a claim may be waiting for a database that is away.
-            drop(tokio::time::timeout_at(deadline, answered).await);
-        }
         match on_stop {
-            OnStop::Leave => self.keep_runs(deadline).await,
-            OnStop::Wait => self.wait_for_runs(deadline, || ()).await,
-            // Asked again and again: a run may just be between two actors.
+            OnStop::Leave => self.stop_claiming(deadline).await,
+            OnStop::Wait => {
+                self.stop_claiming(deadline).await;
+                self.wait_for_runs(deadline, || ()).await;
+            }
             OnStop::Cancel => {
-                self.wait_for_runs(deadline, || {
+                // Asked again and again: a run may just be between two actors.
+                let cancel = || {
                     if self.root.cast(RootMessage::CancelRuns).is_err() {
                         tracing::debug!("the root is gone while its runs are to be cancelled");
                     }
-                })
-                .await;
+                };
+                // To end a command needs no database, which a claim may be waiting for. What that brings is ended, too.
+                tokio::join!(self.stop_claiming(deadline), self.wait_for_runs(deadline, cancel));
+                self.wait_for_runs(deadline, cancel).await;
             }
         }
+        self.keep_runs().await;
         // A launch that is under way ends up either on disk or in the store; an end that is known goes to the store.
         let last = Instant::now() + LAST_WRITES;
         drop(tokio::time::timeout_at(last, self.shared.launches.all_settled()).await);
@@ -560,13 +560,22 @@ impl Service {
         crash::after(Step::WindDown);
     }
 
-    /// Has the runs' leases made long enough for an upgrade, where other workers live.
-    async fn keep_runs(&self, deadline: Instant) {
+    async fn stop_claiming(&self, deadline: Instant) {
+        self.write_state(WorkerState::Draining).await;
+        let (reply, answered) = answer_channel();
+        if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
+            // Bounded: a claim may be waiting for a database that is away.
+            drop(tokio::time::timeout_at(deadline, answered).await);
+        }
+    }
+
+    /// Has the leases of what runs on made long enough for an upgrade, where other workers live.
+    async fn keep_runs(&self) {
         let (kept, mut all_kept) = mpsc::unbounded_channel();
         if self.root.cast(RootMessage::KeepRuns(kept)).is_ok() {
             // Nothing is ever sent: it is closed by the last run that has no use for it any more. Bounded, for the database
             // may be away, and then the leases end when they end.
-            drop(tokio::time::timeout_at(deadline.min(Instant::now() + LAST_WRITES), all_kept.recv()).await);
+            drop(tokio::time::timeout(LAST_WRITES, all_kept.recv()).await);
         }
     }
 
