@@ -28,7 +28,9 @@ use crate::config::FlowConfig;
 use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
-use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, conclude};
+use crate::domain::run::{
+    Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, Verdict, conclude,
+};
 use crate::domain::slots::Slot;
 use crate::domain::template::{Placeholder, Template};
 use crate::domain::trace::{JobTrace, RunPart, TraceParent};
@@ -984,7 +986,7 @@ impl JobState {
             pid: self.started.map(|(pid, _)| pid),
             started_time: self.started.map(|(_, time)| time),
             completed_time: verdict.map_or(*now, |verdict| verdict.completed_time),
-            execution_ms: verdict.map(|verdict| i64::try_from(verdict.execution.as_millis()).unwrap_or(i64::MAX)),
+            execution_ms: verdict.map(Verdict::execution_ms),
             usage: verdict.map(|verdict| verdict.usage),
             message: Some(self.end_message(conclusion)),
             lapsed: false,
