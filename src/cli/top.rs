@@ -632,10 +632,9 @@ mod tests {
             job_type: name.to_owned(),
             paused,
             waiting: Count { at_least: waiting, or_more: waiting == 1000 },
-            delayed: Count::default(),
             oldest_waiting: (waiting > 0).then(|| at(940)),
-            next_due: None,
             open,
+            ..Queue::default()
         };
         Overview {
             now: at(1000),

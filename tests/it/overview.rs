@@ -65,6 +65,20 @@ async fn the_overview_tells_what_waits_runs_and_has_ended(on: On) {
     let ended: Vec<_> = overview.ended.iter().map(|row| row.identifier.as_str()).collect();
     assert_eq!(ended, ["done", "long ago", "failed"]);
 
+    // What waits for another job is not called delayed until the end of time, which is where it stands in the queue.
+    let behind = service.insert_row("type, identifier", "'ONE', 'behind'").await;
+    service.sql(&format!("INSERT INTO job_dependencies (job_id, after_id) VALUES ({behind}, 3)")).await;
+    service.sql("UPDATE flows SET paused = TRUE, paused_time = 7, paused_by = 'ana' WHERE type = 'ONE'").await;
+    let queues = service.store.overview().await.unwrap().queues;
+    let one = &queues[1];
+    assert_eq!((one.waiting.at_least, one.delayed.at_least, one.dependent.at_least), (1, 1, 1));
+    assert_eq!(one.next_due, Some(Timestamp::from_unix_millis(now + 60_000)));
+    let by = (one.paused, one.paused_time, one.paused_by.as_deref());
+    assert_eq!(by, (true, Some(Timestamp::from_unix_millis(7)), Some("ana")));
+    assert_eq!((queues[0].paused_by.as_deref(), queues[0].dependent.at_least), (None, 0));
+    let state = service.store.flow_states().await.unwrap().remove(1);
+    assert_eq!((state.pending, state.runnable, state.dependent), (3, 1, 1));
+
     // Many waiting rows are counted no further than is cheap.
     let many = format!("{} INSERT INTO jobs (type, identifier) SELECT 'TWO', 'x' FROM n", numbers(1100));
     service.sql(&insert_last(on, &many)).await;

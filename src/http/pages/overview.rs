@@ -228,15 +228,7 @@ fn cards(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
         .flows
         .keys()
         .filter(|flow| !known.contains(&flow.as_str()))
-        .map(|flow| Queue {
-            job_type: flow.clone(),
-            paused: false,
-            waiting: Count::default(),
-            delayed: Count::default(),
-            oldest_waiting: None,
-            next_due: None,
-            open: 0,
-        })
+        .map(|flow| Queue { job_type: flow.clone(), ..Queue::default() })
         .collect();
     let mut queues: Vec<&Queue> = view.overview.queues.iter().chain(&missing).collect();
     let is_busy = |queue: &Queue| queue.open > 0 || queue.waiting.at_least > 0 || queue.paused;
@@ -295,6 +287,7 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
                 }
                 @if let Some(oldest) = queue.oldest_waiting { span { "the oldest has waited " (since(oldest, now)) } }
                 @if queue.delayed.at_least > 0 { span { (count(queue.delayed)) " delayed" @if let Some(due) = queue.next_due { ", next due " (ago(due, now)) } } }
+                @if queue.dependent.at_least > 0 { span { (count(queue.dependent)) " waiting for other jobs" } }
                 @if let Some(tick) = info.and_then(|info| info.next_tick) { span { "next tick " (ago(tick, now)) } }
                 @if let Some(history) = view.history { (spark(&history.ended(Some(flow), now, 1440, 48))) }
             }
