@@ -24,8 +24,9 @@ const LANES: usize = 240;
 const LANE: usize = 40;
 /// So many flows are looked at the most; a table of types that somebody has filled with noise must stay readable.
 const MOST_FLOWS: usize = 200;
-/// So much of an error is read, in characters: its sentence and the lines that follow it.
-const ERROR_LENGTH: usize = 1000;
+/// So much of an error is read, in characters: its sentence and the end of the output, 4 KiB at the most, whose last line often
+/// says why.
+const ERROR_LENGTH: usize = 5000;
 
 /// How many there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

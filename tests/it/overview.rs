@@ -97,6 +97,16 @@ fn insert_last(on: On, sql: &str) -> String {
     format!("{first}INSERT {insert} {with} SELECT {select}")
 }
 
+async fn the_end_of_a_long_error_is_read_too(on: On) {
+    let Some(service) = Service::prepare(on, FLOWS).await else { return };
+    // As long as what is kept of a command's last words.
+    let error = format!("the command failed with exit code 1\n{}\nValueError", "x".repeat(4096));
+    let insert = "INSERT INTO jobs (type, identifier, status, completed_time, error) VALUES ('ONE', 'x', 'ERROR', 1, ";
+    service.sql(&format!("{insert}'{error}')")).await;
+    assert_eq!(service.store.overview().await.unwrap().failures[0].error.as_ref(), Some(&error));
+}
+on_each_database!(the_end_of_a_long_error_is_read_too, mariadb);
+
 async fn what_ends_is_counted_by_the_minute(on: On) {
     let Some(service) = Service::prepare(on, FLOWS).await else { return };
     let types: BTreeSet<String> = ["ONE".to_owned(), "TWO".to_owned()].into();
