@@ -10,6 +10,7 @@ use super::output::{age, cut};
 use crate::clock;
 use crate::domain::Timestamp;
 use crate::http::json::{FlowJson, FlowsJson};
+use crate::http::words::counted;
 use crate::store::FlowState;
 
 /// Show the queue of each flow
@@ -36,12 +37,17 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
         let json = FlowJson::new(name, flow.map(AsRef::as_ref), state, &alive);
         let requires = flow.map(|flow| flow.requires.to_string()).unwrap_or_default();
         let remark = match (flow.is_some(), json.paused) {
-            (false, _) if config.path.is_some() => "no flow of the configuration has this type".to_owned(),
-            (_, true) => paused(state, now),
+            (false, _) if config.path.is_some() => NO_FLOW.to_owned(),
+            (_, true) => {
+                state.map(|state| paused(state.paused_by.as_deref(), state.paused_time, now)).unwrap_or_default()
+            }
             _ if requires.is_empty() => String::new(),
-            _ if json.able_workers == Some(0) => format!("no living worker has what it requires: {requires}"),
+            _ if json.able_workers == Some(0) => nobody_has(&requires),
             _ => format!("requires {requires}"),
         };
+        let dependent = state.and_then(|state| dependent(state.dependent, false));
+        let remark = [remark, dependent.unwrap_or_default()].into_iter().filter(|part| !part.is_empty());
+        let remark = remark.collect::<Vec<_>>().join("; ");
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![
             Cell::new(cut(name, 40)),
@@ -66,9 +72,23 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     Ok(context.output.table(&header, &header[1..7], rows)?)
 }
 
-fn paused(state: Option<&FlowState>, now: Timestamp) -> String {
-    let Some(state) = state else { return String::new() };
-    let by = state.paused_by.as_ref().map(|who| format!(" by {who}")).unwrap_or_default();
-    let since = state.paused_time.map(|time| format!(", {} ago", age(time.min(now), now))).unwrap_or_default();
+/// The remark on a type of rows that are left alone.
+pub(super) const NO_FLOW: &str = "no flow of the configuration has this type";
+
+/// The remark on a paused flow.
+pub(super) fn paused(by: Option<&str>, since: Option<Timestamp>, now: Timestamp) -> String {
+    let by = by.map(|who| format!(" by {who}")).unwrap_or_default();
+    let since = since.map(|time| format!(", {} ago", age(time.min(now), now))).unwrap_or_default();
     format!("paused{by}{since}")
+}
+
+/// The remark on a flow whose labels no living worker has.
+pub(super) fn nobody_has(requires: &str) -> String {
+    format!("no living worker has what it requires: {requires}")
+}
+
+/// The remark on so many rows that wait for other jobs; `None` where there are none.
+pub(super) fn dependent(count: u64, or_more: bool) -> Option<String> {
+    let wait = if (count, or_more) == (1, false) { "waits" } else { "wait" };
+    (count > 0).then(|| format!("{} {wait} for other jobs", counted(count, or_more)))
 }

@@ -8,7 +8,8 @@ use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, OPEN, Row};
 use super::update::{Rows, Update};
 use super::{
-    CancelResult, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, OpenJob, Page, RunRow, Store, WorkerRow,
+    AFTER_OTHERS, CancelResult, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, OpenJob, Page, RunRow, Store,
+    WorkerRow,
 };
 use crate::crash::{self, Step};
 use crate::domain::labels::{Label, Labels};
@@ -245,17 +246,19 @@ impl Store {
         let select = format!(
             "SELECT {} AS type, CAST(max(paused) AS bigint) AS paused, max(paused_time) AS paused_time, \
              {} AS paused_by, CAST(sum(pending) AS bigint) AS pending, \
-             CAST(sum(runnable) AS bigint) AS runnable, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
+             CAST(sum(runnable) AS bigint) AS runnable, CAST(sum(dependent) AS bigint) AS dependent, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
              CAST(sum(progress) AS bigint) AS progress FROM (\
              SELECT type, CASE WHEN paused THEN 1 ELSE 0 END AS paused, CASE WHEN paused THEN paused_time END AS paused_time, \
-             CASE WHEN paused THEN paused_by END AS paused_by, 0 AS pending, 0 AS runnable, CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
-             UNION ALL SELECT type, 0, NULL, NULL, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), min(run_at), 0, 0 \
+             CASE WHEN paused THEN paused_by END AS paused_by, 0 AS pending, 0 AS runnable, 0 AS dependent, CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
+             UNION ALL SELECT type, 0, NULL, NULL, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), \
+             sum(CASE WHEN run_at >= {} THEN 1 ELSE 0 END), min(run_at), 0, 0 \
              FROM jobs {} WHERE status = 'PENDING' GROUP BY type \
-             UNION ALL SELECT type, 0, NULL, NULL, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
+             UNION ALL SELECT type, 0, NULL, NULL, 0, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
              sum(CASE WHEN status = 'PROGRESS' THEN 1 ELSE 0 END) FROM jobs {} WHERE {OPEN} GROUP BY type) AS parts \
              GROUP BY type ORDER BY type",
             dialect.as_text("type"),
             dialect.as_text("max(paused_by)"),
+            AFTER_OTHERS.unix_millis(),
             dialect.by_index("jobs_due"),
             dialect.by_index("jobs_open"),
         );
@@ -462,6 +465,7 @@ fn flow_state(row: &Row<'_>, now: Timestamp) -> Result<FlowState, Error> {
         paused_by: row.text("paused_by")?,
         pending: count("pending")?,
         runnable: count("runnable")?,
+        dependent: count("dependent")?,
         inqueue: count("inqueue")?,
         progress: count("progress")?,
         oldest_pending: row.maybe_time("oldest")?.filter(|oldest| *oldest <= now),

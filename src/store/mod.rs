@@ -61,7 +61,7 @@ pub use adopted::{Adoption, Unfit};
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
 pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, Undelivered};
-pub use dependencies::{DependencyRow, FailedWaiter, Waited};
+pub use dependencies::{AFTER_OTHERS, DependencyRow, FailedWaiter, Waited};
 pub use error::Error;
 pub use events::{EventPage, StreamedEvent};
 pub use overview::*;
