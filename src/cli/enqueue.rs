@@ -11,9 +11,8 @@ use chrono::DateTime;
 use serde_json::json;
 
 use super::failure::{Exit, Failure, Result};
-use super::{Context, is_missing_file, open_for_service, wait};
-use crate::config::{Config, FlowConfig};
-use crate::domain::database_url::DatabaseUrl;
+use super::{Context, is_missing_file, open_for_service, this_user, wait};
+use crate::config::{Config, FlowConfig, Overrides};
 use crate::domain::trace::{self, InvalidTraceParent, InvalidTraceState, TraceContext, TraceParent, TraceState};
 use crate::domain::{JobId, Timestamp, payload};
 use crate::store::{Due, Enqueued, NewJob, Store};
@@ -172,13 +171,18 @@ fn each(jobs: usize, after: &[JobId]) -> BTreeMap<usize, Vec<JobId>> {
     (0..jobs).map(|place| (place, after.to_vec())).collect()
 }
 
-/// The tables; an embedded database that nothing has used yet is made, so that the first command need not be `serve`.
+/// The tables. The embedded database of the configuration is made where nothing has used it yet, so that the first command need
+/// not be `serve`; one that was named for this command only has to be there, since a slip of the pen would make another one,
+/// whose jobs no service runs.
 async fn store(context: &Context, config: &Config) -> Result<Store> {
+    let Overrides { config: _, database_url, data_dir } = &context.overrides;
+    let is_configured = database_url.is_none() && data_dir.is_none();
     match Store::of(config, crate::store::Use::Tool).await {
-        Err(error) if is_missing_file(&error) && matches!(config.database_url, DatabaseUrl::Sqlite(_)) => {
+        Err(error) if is_missing_file(&error) && is_configured => {
             let store = open_for_service(config).await?;
             store.migrate().await?;
-            Ok(store)
+            context.output.note(format_args!("made a new database at {}", config.database_url));
+            Ok(store.on_behalf_of(this_user()))
         }
         Err(error) => Err(error.into()),
         Ok(_) => context.store(config).await,

@@ -285,7 +285,8 @@ async fn check_and_flows_show_types_that_no_flow_has() {
 #[test]
 fn enqueue_prints_ids_and_works_on_a_fresh_directory() {
     let place = Place::new(CONFIG);
-    assert_eq!(place.run(&["enqueue", "SEQ", "a", "b"]).exits(0).stdout, "1\n2\n");
+    let first = place.run(&["enqueue", "SEQ", "a", "b"]).exits(0).says("made a new database at sqlite://");
+    assert_eq!(first.stdout, "1\n2\n");
     let line = place.json(&[
         "--json",
         "enqueue",
@@ -318,6 +319,19 @@ fn enqueue_prints_ids_and_works_on_a_fresh_directory() {
     ]);
     let shown = place.json(&["--json", "show", &at["id"].to_string()]);
     assert_eq!((&shown["run_at"], &shown["maximum_attempts"]), (&json!("2040-02-03T03:05:06.007Z"), &json!(3)));
+}
+
+#[test]
+fn enqueue_makes_no_database_where_an_option_names_none() {
+    let place = Place::new(CONFIG);
+    for wrong in [["--data-dir", "typo"], ["--database-url", "sqlite://typo/callsheet.db"]] {
+        let came = place.run(&[&wrong[..], &["enqueue", "SEQ", "a"]].concat()).exits(5).prints_nothing();
+        came.says("there is no database at ").says("typo/callsheet.db; `callsheet migrate up`");
+    }
+    came(place.command(&["enqueue", "SEQ", "a"]).env("DATABASE_URL", "sqlite://typo.db")).exits(5);
+    assert!(!place.path("typo").exists() && !place.path("typo.db").exists() && !place.path("callsheet-data").exists());
+    place.run(&["--data-dir", "typo", "migrate", "up"]).exits(0);
+    assert_eq!(place.run(&["--data-dir", "typo", "enqueue", "SEQ", "a"]).exits(0).stdout, "1\n");
 }
 
 #[test]
