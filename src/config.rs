@@ -12,6 +12,7 @@ mod template;
 mod tokens;
 mod validate;
 mod webhooks;
+mod withheld;
 mod worker;
 mod written;
 
@@ -46,6 +47,7 @@ pub use telemetry::{InvalidEndpoint, OtlpEndpoint, otlp_endpoint};
 pub use template::TEMPLATE;
 pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};
 pub use webhooks::{InvalidWebhookUrl, WebhookConfig, WebhookSecret, WebhookUrl};
+pub use withheld::Withheld;
 pub use worker::{known_worker_id, local_key, worker_id};
 
 /// The file that is read where none is named, in the current directory.
@@ -313,6 +315,15 @@ pub enum Error {
         name: String,
         /// The variable's name.
         variable: String,
+    },
+    /// Another user keeps the data directory, and with it this worker's id, to itself.
+    #[error("can't read this worker's id in {}", path.display())]
+    Withheld {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        #[source]
+        source: Withheld,
     },
     /// The file that keeps this worker's id holds something else.
     #[error(

@@ -176,6 +176,7 @@ impl From<config::Error> for Failure {
             | config::Error::TokenUnset { .. }
             | config::Error::TokenUnfit { .. }
             | config::Error::Telemetry { .. }
+            | config::Error::Withheld { .. }
             | config::Error::WorkerIdFile { .. }
             | config::Error::WorkerIdGarbage(_) => Self::new(Exit::Usage, chain(&error)),
         }
@@ -197,6 +198,7 @@ impl From<store::Error> for Failure {
             | store::Error::NoDatabase { .. }
             | store::Error::NoDirectory { .. }
             | store::Error::Refused { .. }
+            | store::Error::Withheld { .. }
             | store::Error::Encoding { .. }
             | store::Error::ServerTooOld { .. }
             | store::Error::SchemaMissing
@@ -207,6 +209,9 @@ impl From<store::Error> for Failure {
         match error {
             store::Error::AdoptionMissing { .. } => {
                 failure.help("`callsheet check` prints the statements that add it; run them as the owner of the table")
+            }
+            store::Error::Withheld { .. } => {
+                failure.help("run this as the user that the service runs as, such as: sudo -u callsheet callsheet …")
             }
             store::Error::Unavailable { .. } | store::Error::Timeout { .. } | store::Error::Refused { .. } => failure
                 .help(

@@ -8,6 +8,7 @@ use sea_orm::sqlx::sqlite::SqliteError;
 use sea_orm::{DbErr, RuntimeErr};
 
 use super::sqlite::Refusal;
+use crate::config::Withheld;
 use crate::domain::JobId;
 
 /// Why the store could not do what it was asked.
@@ -48,6 +49,15 @@ pub enum Error {
     NoDirectory {
         /// The file.
         path: PathBuf,
+    },
+    /// Another user keeps the SQLite file, or a directory on the way to it, to itself.
+    #[error("can't read and write the database {}", path.display())]
+    Withheld {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        #[source]
+        source: Withheld,
     },
     /// The database URL can't be used; it is not repeated, since it may hold a password.
     #[error("the database URL can't be used: {reason}")]
@@ -187,7 +197,7 @@ impl Error {
             Self::Replaced { .. } => "replaced",
             Self::NoDatabase { .. } | Self::NoDirectory { .. } => "no_database",
             Self::InvalidUrl { .. } => "invalid_url",
-            Self::Refused { .. } => "refused",
+            Self::Refused { .. } | Self::Withheld { .. } => "refused",
             Self::Encoding { .. } => "encoding",
             Self::ServerTooOld { .. } => "server_too_old",
             Self::SchemaMissing => "schema_missing",

@@ -49,6 +49,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sea_orm::sqlx::{self, ConnectOptions};
 use sea_orm::{
@@ -74,7 +75,7 @@ pub use standing::{Standing, Waiting};
 pub use wake::Wakes;
 pub use write::*;
 
-use crate::config::{AdoptedTable, Config};
+use crate::config::{AdoptedTable, Config, Withheld};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::DatabaseUrl;
@@ -167,6 +168,9 @@ impl Store {
     }
 
     async fn open_file(path: &Path, use_: Use) -> Result<Self, Error> {
+        if let Some(source) = Withheld::on_the_way_to(path, Access::READ_OK | Access::WRITE_OK) {
+            return Err(Error::Withheld { path: path.to_owned(), source });
+        }
         if use_ == Use::Tool && !path.exists() {
             return Err(Error::NoDatabase { path: path.to_owned() });
         }
