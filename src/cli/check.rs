@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::Context;
 use super::ask::{Asked, ask};
-use super::failure::{Exit, Failure, ProblemJson, Result};
+use super::failure::{Exit, Failure, ProblemJson, Result, what_to_do};
+use super::places::{Obstacle, obstacle};
 use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::template::Template;
@@ -72,7 +73,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     } else if config.flows.is_empty() {
         findings.warn("", "the configuration has no flows, so nothing would be run", "add a [flows.TYPE] table");
     }
-    findings.data_dir();
+    findings.places();
     findings.http();
     for flow in config.flows.values() {
         findings.command(flow);
@@ -116,52 +117,23 @@ impl Findings<'_> {
         self.warnings.push(self.places.complaint(key, message, Some(help.into())));
     }
 
-    fn data_dir(&mut self) {
-        let path = self.config.data_dir.clone();
-        let shown = path.display();
-        match std::fs::metadata(&path) {
-            Ok(found) if !found.is_dir() => {
-                self.problem(
-                    "data_dir",
-                    format!("{shown} is no directory"),
-                    "name a directory, or one that can be made",
-                );
-            }
-            Ok(found) => {
-                let user = rustix::process::geteuid().as_raw();
-                if found.uid() != user {
-                    let message =
-                        format!("the data directory {shown} belongs to user {}, and this is user {user}", found.uid());
-                    self.problem(
-                        "data_dir",
-                        message,
-                        format!("run as its owner, or give it to this user: chown {user} {shown}"),
-                    );
-                } else if access(&path, Access::WRITE_OK | Access::EXEC_OK).is_err() {
-                    let help = format!("give its owner the right to write: chmod u+rwx {shown}");
-                    self.problem("data_dir", format!("the data directory {shown} can't be written to"), help);
-                } else if self.config.worker_id.is_none()
-                    && path.join("worker_id").exists()
-                    && let Err(error) = worker_id(self.config)
-                {
-                    self.problem("data_dir", error.to_string(), "the file keeps what this worker calls itself");
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let parent = path.ancestors().skip(1).find(|parent| parent.exists()).unwrap_or(Path::new("/"));
-                if !parent.is_dir() || access(parent, Access::WRITE_OK | Access::EXEC_OK).is_err() {
-                    let message =
-                        format!("the data directory {shown} does not exist and can't be made in {}", parent.display());
-                    self.problem("data_dir", message, "make it, or give this user the right to");
-                }
-            }
-            Err(error) => {
-                self.problem(
-                    "data_dir",
-                    format!("can't look at the data directory {shown}: {error}"),
-                    "check its path",
-                );
-            }
+    fn places(&mut self) {
+        let path = &self.config.data_dir;
+        let (shown, user) = (path.display(), rustix::process::geteuid().as_raw());
+        // One that others may write to could be used, until there are runs in it.
+        if let Some(owner) = std::fs::metadata(path).ok().filter(|found| found.is_dir() && found.uid() != user) {
+            let message = format!("the data directory {shown} belongs to user {}, and this is user {user}", owner.uid());
+            let help = format!("run as its owner, or give it to this user: chown {user} {shown}");
+            return self.problem("data_dir", message, help);
+        }
+        if let Some(Obstacle { key, message, help }) = obstacle(self.config) {
+            return self.problem(key, message, help);
+        }
+        if self.config.worker_id.is_none()
+            && path.join("worker_id").exists()
+            && let Err(error) = worker_id(self.config)
+        {
+            self.problem("data_dir", error.to_string(), "the file keeps what this worker calls itself");
         }
     }
 
@@ -198,6 +170,9 @@ impl Findings<'_> {
                 self.warn("", error.to_string(), "the service needs it in its environment, and does not start without");
             }
             Ok(_) => {}
+        }
+        if let Err(error) = config::otlp_endpoint(self.config) {
+            self.problem("", error.to_string(), "write http://HOST:PORT, or take it out of the environment");
         }
     }
 
@@ -303,10 +278,13 @@ impl Findings<'_> {
                 let message = format!("the database {shown} lacks tables of this version");
                 self.warn("database_url", message, "`callsheet serve` and `callsheet migrate up` make them");
             }
+            // That its directory can't be looked into has been said.
+            Err(store::Error::Withheld { path, .. })
+                if !self.problems.is_empty() && path.starts_with(&self.config.data_dir) => {}
             Err(error) => {
-                let complaint =
-                    self.places.complaint("database_url", format!("{shown}: {}", super::failure::chain(&error)), None);
-                self.database_problems.push(complaint);
+                let message = format!("{shown}: {}", super::failure::chain(&error));
+                let help = what_to_do(&error).map(str::to_owned);
+                self.database_problems.push(self.places.complaint("database_url", message, help));
             }
         }
     }
@@ -347,6 +325,7 @@ impl Findings<'_> {
 
     async fn look_into_database(&self) -> std::result::Result<Vec<String>, store::Error> {
         let store = Store::of(self.config, Use::Tool).await?;
+        store.check_rights().await?;
         store.check_schema().await?;
         let configured: BTreeSet<&str> = self.config.flows.keys().map(|flow| flow.as_str()).collect();
         let states = store.flow_states().await?.into_iter();

@@ -202,23 +202,38 @@ impl From<store::Error> for Failure {
             | store::Error::Encoding { .. }
             | store::Error::ServerTooOld { .. }
             | store::Error::SchemaMissing
+            | store::Error::TableTaken { .. }
+            | store::Error::Rights { .. }
             | store::Error::SchemaTooNew { .. }
             | store::Error::Corrupt { .. } => Exit::Database,
         };
         let failure = Self::new(exit, chain(&error));
-        match error {
-            store::Error::AdoptionMissing { .. } => {
-                failure.help("`callsheet check` prints the statements that add it; run them as the owner of the table")
-            }
-            store::Error::Withheld { .. } => {
-                failure.help("run this as the user that the service runs as, such as: sudo -u callsheet callsheet …")
-            }
-            store::Error::Unavailable { .. } | store::Error::Timeout { .. } | store::Error::Refused { .. } => failure
-                .help(
-                    "check that the database runs and that --database-url, DATABASE_URL or the configuration names it",
-                ),
-            _ => failure,
+        match what_to_do(&error) {
+            Some(help) => failure.help(help),
+            None => failure,
         }
+    }
+}
+
+/// What to do about what the database, or its place, is not fit for.
+pub(super) fn what_to_do(error: &store::Error) -> Option<&'static str> {
+    match error {
+        store::Error::AdoptionMissing { .. } => {
+            Some("`callsheet check` prints the statements that add it; run them as the owner of the table")
+        }
+        store::Error::Withheld { .. } => {
+            Some("run this as the user that the service runs as, such as: sudo -u callsheet callsheet …")
+        }
+        store::Error::TableTaken { adoptable: true, table } if table == "jobs" => Some(
+            "name a database or a schema that is Callsheet's own, or have it use that table as its jobs: [store.jobs] of the \
+             configuration (README, \"A table that you already have\")",
+        ),
+        store::Error::TableTaken { .. } => Some("name a database that is Callsheet's own"),
+        store::Error::Rights { .. } => Some("grant it (docs/databases.md), or name another role by database_url"),
+        store::Error::Unavailable { .. } | store::Error::Timeout { .. } | store::Error::Refused { .. } => {
+            Some("check that the database runs and that --database-url, DATABASE_URL or the configuration names it")
+        }
+        _ => None,
     }
 }
 

@@ -20,6 +20,7 @@ mod migrate;
 mod notify;
 mod output;
 mod pause;
+mod places;
 mod prune;
 mod recurring;
 mod retry;
@@ -216,12 +217,16 @@ fn tool(command: impl Future<Output = Result>) -> Result {
 
 /// Opens the database of `config` to change its tables, making directory and file of an embedded one.
 async fn open_for_service(config: &Config) -> Result<Store> {
-    if let DatabaseUrl::Sqlite(path) = &config.database_url
-        && let Some(directory) = path.parent()
-    {
-        make_private_directory(directory)?;
-    }
+    make_place_of_database(config)?;
     Ok(Store::of(config, Use::Service).await?)
+}
+
+/// Makes the directory of an embedded database.
+fn make_place_of_database(config: &Config) -> Result {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => path.parent().map_or(Ok(()), make_private_directory),
+        DatabaseUrl::Postgres(_) | DatabaseUrl::MySql(_) => Ok(()),
+    }
 }
 
 /// The workers that have shown a sign of life lately and have not ended, by the clock of the database.

@@ -87,6 +87,22 @@ pub enum Error {
     /// Callsheet's tables are not there, or not all of them.
     #[error("the database has no Callsheet tables of this version; run `callsheet migrate up`")]
     SchemaMissing,
+    /// The database has no Callsheet tables, and somebody else's table has the name of one of them.
+    #[error("the database has a table {table} that is not Callsheet's, which needs that name for its own")]
+    TableTaken {
+        /// Its name.
+        table: String,
+        /// Whether `[store.jobs]` could use one there.
+        adoptable: bool,
+    },
+    /// The role of this user may not do what a service does.
+    #[error("the role {role} has no right to {lacks}")]
+    Rights {
+        /// Its name.
+        role: String,
+        /// What it may not do.
+        lacks: String,
+    },
     /// The table of `[store.jobs]` can't be used as it is described there.
     #[error("the table of [store.jobs] can't be used: {reason}")]
     Adopted {
@@ -197,10 +213,10 @@ impl Error {
             Self::Replaced { .. } => "replaced",
             Self::NoDatabase { .. } | Self::NoDirectory { .. } => "no_database",
             Self::InvalidUrl { .. } => "invalid_url",
-            Self::Refused { .. } | Self::Withheld { .. } => "refused",
+            Self::Refused { .. } | Self::Withheld { .. } | Self::Rights { .. } => "refused",
             Self::Encoding { .. } => "encoding",
             Self::ServerTooOld { .. } => "server_too_old",
-            Self::SchemaMissing => "schema_missing",
+            Self::SchemaMissing | Self::TableTaken { .. } => "schema_missing",
             Self::SchemaTooNew { .. } => "schema_too_new",
             Self::Adopted { .. } | Self::AdoptionMissing { .. } => "adopted_table",
             Self::Corrupt { .. } => "corrupt",

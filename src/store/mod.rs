@@ -29,6 +29,7 @@ mod postgres;
 mod prune;
 mod read;
 mod recurring;
+mod rights;
 mod runs;
 mod schema;
 mod search;

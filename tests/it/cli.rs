@@ -255,6 +255,76 @@ fn wrong_values_are_told_with_what_to_write() {
     place.run(&["list", "--json", "--help"]).exits(0).prints("Usage: callsheet list");
 }
 
+/// What `serve` would fail of is found by `check`, which writes nothing, and said in the same words.
+#[test]
+fn what_serve_fails_of_is_found_by_check() {
+    let place = Place::new(&format!("[http]\nlisten = \"off\"\n{CONFIG}"));
+    let both = |options: &[&str], code: i32, sentence: &str| {
+        for command in ["check", "serve"] {
+            place.run(&[options, &[command]].concat()).exits(code).says(sentence);
+        }
+        assert!(!place.path("callsheet-data/callsheet.db").exists(), "{options:?}: something was written");
+    };
+    both(&["--data-dir", "/proc/x"], 2, "the data directory /proc/x does not exist and can't be made in /proc");
+    both(&["--database-url", "sqlite:///proc/x/a.db"], 2, "the database's directory /proc/x does not exist and can't be");
+    std::fs::write(place.path("file"), "").unwrap();
+    both(&["--database-url", "sqlite://file/a.db"], 2, "/file is no directory");
+    for command in ["check", "serve"] {
+        let mut command = place.command(&[command]);
+        came(command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "nope")).exits(2).says("OTEL_EXPORTER_OTLP_ENDPOINT can't be used");
+    }
+    assert!(!place.path("callsheet-data/callsheet.db").exists(), "something was written");
+    rusqlite::Connection::open(place.path("theirs.db")).unwrap().execute_batch("CREATE TABLE jobs (a)").unwrap();
+    let taken = "has a table jobs that is not Callsheet's";
+    both(&["--database-url", "sqlite://theirs.db"], 5, taken);
+    place.run(&["--database-url", "sqlite://theirs.db", "migrate", "up"]).exits(5).says(taken);
+    place.run(&["--database-url", "sqlite://theirs.db", "list"]).exits(5).says(taken);
+}
+
+#[test]
+fn what_is_wrong_with_a_first_start_is_told_before_there_are_tables() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("listen = \"{}\"", taken.local_addr().unwrap());
+    let place = Place::new(&format!("database_url = \"sqlite://new/callsheet.db\"\n[http]\n{listen}\n{CONFIG}"));
+    place.run(&["check"]).exits(0);
+    place.run(&["serve"]).exits(1).says("can't listen on 127.0.0.1");
+    assert!(place.path("new").is_dir(), "its directory is made, as `migrate up` makes it");
+    assert!(!place.path("new/callsheet.db").exists());
+    let token = "[[http.tokens]]\nname = \"a\"\nrole = \"viewer\"\ntoken_env = \"CALLSHEET_NOWHERE\"\n";
+    std::fs::write(place.path("callsheet.toml"), format!("[http]\nlisten = \"off\"\n{token}{CONFIG}")).unwrap();
+    place.run(&["serve"]).exits(2).says("CALLSHEET_NOWHERE");
+    assert!(!place.path("callsheet-data/callsheet.db").exists());
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_write_or_a_table_that_is_another_ones_is_found_before_a_start() {
+    let Some(url) = postgres::database() else { return };
+    let place = Place::new(&format!("[http]\nlisten = \"off\"\n{CONFIG}"));
+    let owner = sea_orm::Database::connect(&url).await.unwrap();
+    owner.execute_unprepared("CREATE TABLE jobs (id bigint)").await.unwrap();
+    let run = |url: &str, command: &str| place.run(&["--database-url", url, command]);
+    for command in ["check", "serve"] {
+        run(&url, command).exits(5).says("has a table jobs that is not Callsheet's").says("[store.jobs]");
+    }
+    owner.execute_unprepared("DROP TABLE jobs").await.unwrap();
+    let reader = format!("reader_{}", std::process::id());
+    let grant = format!(
+        "CREATE ROLE {reader} LOGIN; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {reader}; \
+         REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    );
+    owner.execute_unprepared(&grant).await.unwrap();
+    let as_reader = url.replace("user=callsheet", &format!("user={reader}"));
+    for command in ["check", "serve"] {
+        run(&as_reader, command).exits(5).says(&format!("the role {reader} has no right to make tables in the schema public"));
+    }
+    place.run(&["--database-url", &url, "migrate", "up"]).exits(0);
+    for command in ["check", "serve"] {
+        run(&as_reader, command).exits(5).says(&format!("the role {reader} has no right to read and write the table flows"));
+    }
+    run(&as_reader, "list").exits(0);
+    owner.execute_unprepared(&format!("DROP OWNED BY {reader}; DROP ROLE {reader}")).await.unwrap();
+}
+
 #[test]
 fn check_starts_and_writes_nothing() {
     let place = Place::new(CONFIG);
