@@ -84,6 +84,9 @@ fn systemd_has_nothing_to_say_about_the_unit() {
     let Some(analyze) = program("systemd-analyze") else { return };
     let scratch = tempfile::tempdir().unwrap();
     let unit = fs::read_to_string(format!("{ROOT}/docs/callsheet.service")).unwrap();
+    // What `init` writes does not start there as it is.
+    assert!(unit.contains("data_dir = \"/var/lib/callsheet\"") && unit.contains("callsheet callsheet-shim /usr/local/bin/"));
+    assert!(callsheet::config::TEMPLATE.contains("\"/var/lib/callsheet\""));
     for wanted in
         ["Type=notify", "WatchdogSec=", "KillMode=process", "Delegate=yes", "OOMPolicy=continue", "Restart=on-failure"]
     {
