@@ -534,6 +534,7 @@ impl Service {
 
     async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.health.draining("the service stops, and claims nothing new".to_owned());
         crash::before(Step::WindDown);
         self.write_state(WorkerState::Draining).await;
         let (reply, answered) = answer_channel();
