@@ -10,7 +10,7 @@ use super::output::{age, cut};
 use crate::clock;
 use crate::domain::Timestamp;
 use crate::http::json::{FlowJson, FlowsJson};
-use crate::store::FlowState;
+use crate::store::{FlowState, Forsaken, LastSeen};
 
 /// Show the queue of each flow
 ///
@@ -27,6 +27,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     let names: BTreeSet<&str> =
         config.flows.keys().map(|flow| flow.as_str()).chain(states.keys().map(String::as_str)).collect();
     let alive = store.labels_alive().await?;
+    let (forsaken, database_now) = store.forsaken().await?;
     let now = clock::now();
     let mut flows = Vec::new();
     let mut rows = Vec::new();
@@ -42,6 +43,8 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             _ if json.able_workers == Some(0) => format!("no living worker has what it requires: {requires}"),
             _ => format!("requires {requires}"),
         };
+        let held = forsaken.iter().filter(|rows| rows.job_type == name).map(|rows| held(rows, database_now));
+        let remarks: Vec<String> = Some(remark).into_iter().filter(|remark| !remark.is_empty()).chain(held).collect();
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![
             Cell::new(cut(name, 40)),
@@ -51,7 +54,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             Cell::new(json.inqueue),
             Cell::new(json.progress),
             Cell::new(oldest.unwrap_or_default()),
-            Cell::new(cut(&remark, 80)),
+            Cell::new(cut(&remarks.join("; "), 160)),
         ]);
         flows.push(json);
     }
@@ -64,6 +67,22 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     }
     let header = ["TYPE", "CONCURRENCY", "PENDING", "DUE", "INQUEUE", "PROGRESS", "OLDEST", "REMARK"];
     Ok(context.output.table(&header, &header[1..7], rows)?)
+}
+
+/// Who holds slots of a flow without living; `now` is the database's time.
+fn held(rows: &Forsaken, now: Timestamp) -> String {
+    let slots = if rows.rows == 1 { "1 slot is".to_owned() } else { format!("{} slots are", rows.rows) };
+    let Some(worker) = &rows.worker_id else { return format!("{slots} held by no worker") };
+    let worker = cut(worker, 60);
+    match rows.last_seen {
+        Some(LastSeen::Silent(last)) => {
+            format!("{slots} held by worker {worker}, which has not been seen for {}", age(last.min(now), now))
+        }
+        Some(LastSeen::Stopped(last)) => {
+            format!("{slots} held by worker {worker}, which stopped {} ago", age(last.min(now), now))
+        }
+        None => format!("{slots} held by worker {worker}, which nobody knows"),
+    }
 }
 
 fn paused(state: Option<&FlowState>, now: Timestamp) -> String {

@@ -15,6 +15,7 @@ mod enqueue;
 mod error;
 mod events;
 mod folding;
+mod forsaken;
 mod gathered;
 mod jobs;
 mod leases;
@@ -66,6 +67,7 @@ pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, U
 pub use dependencies::{DependencyRow, FailedWaiter, Waited};
 pub use error::Error;
 pub use events::{EventPage, StreamedEvent};
+pub use forsaken::{Forsaken, LastSeen};
 pub use overview::*;
 pub use prune::Pruned;
 pub use read::*;
@@ -541,6 +543,7 @@ mod tests {
         sendable(&store.retry_page(&JobFilter::default(), ""));
         sendable(&store.list(&JobFilter::default()));
         sendable(&store.flow_states());
+        sendable(&store.forsaken());
         sendable(&store.migrate());
         sendable(&store.watch());
         sendable(&Store::connect(&"sqlite://x".parse().unwrap(), Use::Tool));

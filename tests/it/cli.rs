@@ -354,6 +354,37 @@ async fn check_and_flows_show_types_that_no_flow_has() {
     );
 }
 
+#[tokio::test]
+async fn flows_names_who_holds_slots_and_does_not_live() {
+    let place = Place::new(CONFIG);
+    place.store().await;
+    let sql = rusqlite::Connection::open(place.database()).unwrap();
+    let now = Timestamp::from_unix_millis(chrono::Utc::now().timestamp_millis()).unix_millis();
+    let add = |worker: &str, state: &str, silent: i64| {
+        let row = "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time) \
+                   VALUES (?1, 'a', 'host', '1', ?2, ?3, ?3)";
+        sql.execute(row, rusqlite::params![worker, state, now - silent]).unwrap();
+    };
+    add("gone", "ACTIVE", 200_000);
+    add("rested", "STOPPED", 200_000);
+    let open = |flow: &str, worker: Option<&str>| {
+        let row = "INSERT INTO jobs (type, identifier, status, worker_id) VALUES (?1, 'a', 'PROGRESS', ?2)";
+        sql.execute(row, rusqlite::params![flow, worker]).unwrap();
+    };
+    for (flow, worker) in [("PAR", Some("gone")), ("PAR", Some("gone")), ("PAR", Some("rested")), ("SEQ", None)] {
+        open(flow, worker);
+    }
+    open("SEQ", Some("never"));
+    let quiet = place.run(&["flows"]).exits(0).stdout;
+    assert!(!quiet.contains("held"), "without any service all of it waits for one: {quiet}");
+    add("here", "ACTIVE", 0);
+    open("SEQ", Some("here"));
+    let flows = place.run(&["flows"]).exits(0);
+    flows
+        .prints("2 slots are held by worker gone, which has not been seen for 3m; 1 slot is held by worker rested, which stopped 3m ago")
+        .prints("1 slot is held by no worker; 1 slot is held by worker never, which nobody knows\n");
+}
+
 #[test]
 fn enqueue_prints_ids_and_works_on_a_fresh_directory() {
     let place = Place::new(CONFIG);
