@@ -108,6 +108,16 @@ fn systemd_has_nothing_to_say_about_the_unit() {
 }
 
 #[test]
+fn the_shell_of_sqlite_is_told_to_wait_for_its_turn() {
+    for page in ["README.md", "docs/operations.md"] {
+        let text = fs::read_to_string(format!("{ROOT}/{page}")).unwrap();
+        let beside_a_service = |line: &&str| line.starts_with("$ sqlite3 ") && (line.contains("INSERT") || line.contains(".backup"));
+        let lines: Vec<&str> = text.lines().filter(beside_a_service).collect();
+        assert!(!lines.is_empty() && lines.iter().all(|line| line.contains("-cmd \".timeout 5000\"")), "{page}: {lines:?}");
+    }
+}
+
+#[test]
 fn the_dockerfile_is_linted_and_never_root() {
     let Some(hadolint) = program("hadolint") else { return };
     run(Command::new(hadolint).arg(format!("{ROOT}/Dockerfile")));
