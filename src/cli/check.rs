@@ -9,9 +9,11 @@ use serde::Serialize;
 
 use super::Context;
 use super::ask::{Asked, ask};
+use super::output::shown_type;
 use super::failure::{Exit, Failure, ProblemJson, Result, what_to_do};
 use super::places::{Obstacle, obstacle};
 use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
+use crate::domain::FlowType;
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::template::Template;
 use crate::http;
@@ -264,11 +266,19 @@ impl Findings<'_> {
         match self.look_into_database().await {
             Ok(strange) => {
                 for name in strange {
-                    let name = super::output::one_line(&name);
+                    let shown = shown_type(&name);
                     let message = format!(
-                        "there are open jobs of the type {name}, which no flow of this worker has; they are left alone"
+                        "there are open jobs of the type {shown}, which no flow of this worker has; they are left alone"
                     );
-                    self.warn("", message, format!("add [flows.{name}], or leave them to another worker"));
+                    let near = self.config.flows.keys().find(|flow| flow.as_str().eq_ignore_ascii_case(name.trim()));
+                    let help = match (near, name.parse::<FlowType>()) {
+                        (Some(near), _) => format!(
+                            "did you mean {near}? Upper and lower case count; put their type right, or leave them to another worker"
+                        ),
+                        (None, Ok(flow)) => format!("add [flows.{flow}], or leave them to another worker"),
+                        (None, Err(rule)) => format!("no flow can have it: {rule}; put their type right, or cancel them"),
+                    };
+                    self.warn("", message, help);
                 }
             }
             // It is made by the first `serve`, `migrate up` or `enqueue`.

@@ -11,6 +11,7 @@ use chrono::DateTime;
 use serde_json::json;
 
 use super::failure::{Exit, Failure, Result};
+use super::output::quoted;
 use super::{Context, is_missing_file, open_for_service, this_user, wait};
 use crate::config::{Config, FlowConfig, Overrides};
 use crate::domain::trace::{self, InvalidTraceParent, InvalidTraceState, TraceContext, TraceParent, TraceState};
@@ -228,7 +229,8 @@ fn find_flow(config: &Config, name: &str) -> Result<Arc<FlowConfig>> {
         None if known.is_empty() => format!("{} has no flows; add a [flows.TYPE] table", file.display()),
         None => format!("the flows of {} are: {}", file.display(), known.join(", ")),
     };
-    Err(Failure::new(Exit::Usage, format!("no flow has the type {name:?}; nothing was enqueued")).help(help))
+    let shown = quoted(name);
+    Err(Failure::new(Exit::Usage, format!("no flow has the type {shown}; nothing was enqueued")).help(help))
 }
 
 /// All identifiers, of the arguments and of `--from`, each fit for the flow.

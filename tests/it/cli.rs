@@ -355,6 +355,25 @@ async fn check_and_flows_show_types_that_no_flow_has() {
 }
 
 #[tokio::test]
+async fn check_gives_no_advice_that_it_would_refuse() {
+    let place = Place::new(CONFIG);
+    place.store().await;
+    let sql = rusqlite::Connection::open(place.database()).unwrap();
+    let add = |flow: &str| sql.execute("INSERT INTO jobs (type, identifier) VALUES (?1, 'a')", [flow]).unwrap();
+    for flow in ["seq", "MY-TYPE", "", "TWO\nLINES", "NEW"] {
+        add(flow);
+    }
+    add(&"L".repeat(200_000));
+    let came = place.run(&["check"]).exits(0);
+    assert!(came.stderr.len() < 5_000, "{} bytes", came.stderr.len());
+    let came = came.says("the type seq, which").says("did you mean SEQ? Upper and lower case count");
+    let came = came.says("the type \"MY-TYPE\", which").says("the type \"\", which").says("the type \"TWO\\nLINES\", which");
+    let came = came.says("add [flows.NEW]").says("LLL\"…, which").says("no flow can have it: a job type is a letter followed by");
+    assert_eq!(came.stderr.matches("add [flows.").count(), 1, "{}", came.stderr);
+    place.run(&["enqueue", &"L".repeat(100_000), "a"]).exits(2).says("no flow has the type \"LLL");
+}
+
+#[tokio::test]
 async fn flows_names_who_holds_slots_and_does_not_live() {
     let place = Place::new(CONFIG);
     place.store().await;
