@@ -1,6 +1,6 @@
 //! `check`: everything that would stop the service or a flow, found before it does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -264,7 +264,16 @@ impl Findings<'_> {
             }
         }
         match self.look_into_database().await {
-            Ok(strange) => {
+            Ok((strange, in_bytes)) => {
+                for (name, waiting) in in_bytes {
+                    let rows = if waiting == 1 { "1 row waits".to_owned() } else { format!("{waiting} rows wait") };
+                    let message = format!(
+                        "{rows} for ever: the type {} was written as a BLOB, which equals the name of no flow",
+                        shown_type(&name)
+                    );
+                    let help = "UPDATE jobs SET type = CAST(type AS TEXT) WHERE typeof(type) = 'blob'; and bind it as a text";
+                    self.warn("", message, help);
+                }
                 for name in strange {
                     let shown = shown_type(&name);
                     let message = format!(
@@ -333,14 +342,16 @@ impl Findings<'_> {
         Ok(!adoption.unfit.is_empty() || !adoption.missing.is_empty())
     }
 
-    async fn look_into_database(&self) -> std::result::Result<Vec<String>, store::Error> {
+    /// Open types that no flow has, and those that are in bytes.
+    async fn look_into_database(&self) -> std::result::Result<(Vec<String>, BTreeMap<String, u64>), store::Error> {
         let store = Store::of(self.config, Use::Tool).await?;
         store.check_rights().await?;
         store.check_schema().await?;
         let configured: BTreeSet<&str> = self.config.flows.keys().map(|flow| flow.as_str()).collect();
         let states = store.flow_states().await?.into_iter();
         let open = states.filter(|state| state.pending + state.inqueue + state.progress > 0);
-        Ok(open.map(|state| state.job_type).filter(|name| !configured.contains(name.as_str())).collect())
+        let strange = open.map(|state| state.job_type).filter(|name| !configured.contains(name.as_str())).collect();
+        Ok((strange, store.types_in_bytes().await?))
     }
 
     fn report(self, context: &Context) -> Result {

@@ -27,6 +27,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     let names: BTreeSet<&str> =
         config.flows.keys().map(|flow| flow.as_str()).chain(states.keys().map(String::as_str)).collect();
     let alive = store.labels_alive().await?;
+    let in_bytes = store.types_in_bytes().await?;
     let (forsaken, database_now) = store.forsaken().await?;
     let now = clock::now();
     let mut flows = Vec::new();
@@ -44,7 +45,9 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             _ => format!("requires {requires}"),
         };
         let held = forsaken.iter().filter(|rows| rows.job_type == name).map(|rows| held(rows, database_now));
-        let remarks: Vec<String> = Some(remark).into_iter().filter(|remark| !remark.is_empty()).chain(held).collect();
+        let in_bytes = in_bytes.get(name).map(|rows| format!("{rows} of those that wait have the type as a BLOB: see `callsheet check`"));
+        let remarks = Some(remark).into_iter().filter(|remark| !remark.is_empty()).chain(held).chain(in_bytes);
+        let remarks: Vec<String> = remarks.collect();
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![
             Cell::new(cut(name, 40)),

@@ -355,6 +355,19 @@ async fn check_and_flows_show_types_that_no_flow_has() {
 }
 
 #[tokio::test]
+async fn a_type_in_bytes_is_named_since_no_flow_ever_takes_it() {
+    let place = Place::new(CONFIG);
+    place.store().await;
+    let sql = rusqlite::Connection::open(place.database()).unwrap();
+    sql.execute_batch("INSERT INTO jobs (type, identifier) VALUES ('SEQ', 'a'), (CAST('SEQ' AS BLOB), 'b'), (x'ff', 'c')").unwrap();
+    let came = place.run(&["check"]).exits(0).says("1 row waits for ever: the type SEQ was written as a BLOB");
+    came.says("UPDATE jobs SET type = CAST(type AS TEXT)");
+    place.run(&["flows"]).exits(0).prints("1 of those that wait have the type as a BLOB");
+    sql.execute_batch("UPDATE jobs SET type = CAST(type AS TEXT) WHERE typeof(type) = 'blob'").unwrap();
+    assert!(!place.run(&["check"]).exits(0).stderr.contains("BLOB"));
+}
+
+#[tokio::test]
 async fn check_gives_no_advice_that_it_would_refuse() {
     let place = Place::new(CONFIG);
     place.store().await;
