@@ -65,7 +65,7 @@ pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
 pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, Undelivered};
 pub use dependencies::{DependencyRow, FailedWaiter, Waited};
-pub use error::Error;
+pub use error::{Error, Said};
 pub use events::{EventPage, StreamedEvent};
 pub use forsaken::{Forsaken, LastSeen};
 pub use overview::*;

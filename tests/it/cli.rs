@@ -322,6 +322,8 @@ async fn a_role_that_may_not_write_or_a_table_that_is_another_ones_is_found_befo
         run(&as_reader, command).exits(5).says(&format!("the role {reader} has no right to read and write the table flows"));
     }
     run(&as_reader, "list").exits(0);
+    let refused = place.run(&["--database-url", &as_reader, "enqueue", "SEQ", "a"]).exits(1).says("permission denied for table");
+    assert!(!refused.stderr.contains("at line"), "of the server's source: {}", refused.stderr);
     owner.execute_unprepared(&format!("DROP OWNED BY {reader}; DROP ROLE {reader}")).await.unwrap();
 }
 
