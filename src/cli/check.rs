@@ -214,6 +214,10 @@ impl Findings<'_> {
         let is_relative = program.contains('/') && !program.starts_with('/');
         match find_program(program, directory, path) {
             Found::Executable => {}
+            Found::Directory(path) => {
+                let message = format!("the program {} of {kind} is a directory", path.display());
+                self.problem(&key, message, "write the program's own path");
+            }
             Found::NotExecutable(path) => {
                 let message = format!("the program {} of {kind} can't be executed by this user", path.display());
                 self.problem(&key, message, format!("chmod +x {}", path.display()));
@@ -403,6 +407,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 enum Found {
     Executable,
     NotExecutable(PathBuf),
+    Directory(PathBuf),
     Nothing,
 }
 
@@ -415,11 +420,14 @@ fn find_program(program: &str, directory: Option<&Path>, path: Option<std::ffi::
         std::env::split_paths(&path.unwrap_or_default()).map(|directory| base.join(directory).join(program)).collect()
     };
     let mut not_executable = None;
+    // In a directory of PATH it is passed over, as it is by execvp(3).
+    let directory = candidates.iter().find(|candidate| program.contains('/') && candidate.is_dir()).cloned();
     for candidate in candidates.into_iter().filter(|candidate| candidate.is_file()) {
         if access(&candidate, Access::EXEC_OK).is_ok() {
             return Found::Executable;
         }
         not_executable.get_or_insert(candidate);
     }
-    not_executable.map_or(Found::Nothing, Found::NotExecutable)
+    let directory = directory.map(Found::Directory);
+    not_executable.map(Found::NotExecutable).or(directory).unwrap_or(Found::Nothing)
 }

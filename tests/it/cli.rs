@@ -238,6 +238,14 @@ working_dir = \"file/below\"
 }
 
 #[test]
+fn check_tells_a_directory_from_a_program_and_no_service_from_no_actor() {
+    let place = Place::new("[http]\nlisten = \"127.0.0.1:1\"\n[flows.A]\ncommand = [\"/tmp\"]\n");
+    place.run(&["check"]).exits(2).says("the program /tmp of A is a directory");
+    let came = place.run(&["check", "--ready"]).exits(1).says("no service answers at 127.0.0.1:1");
+    assert!(!came.stderr.contains("actors"), "{}", came.stderr);
+}
+
+#[test]
 fn check_finds_programs_without_a_path_as_serve_does() {
     let place = Place::new("[flows.A]\ncommand = [\"sh\"]\n");
     came(place.command(&["check"]).env_remove("PATH")).exits(0);
