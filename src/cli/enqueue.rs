@@ -160,7 +160,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let enqueued = store.enqueue_after(&jobs, &after).await?;
     // With --json a waiting command prints each job once, when it has ended.
     if interrupts.is_none() || !context.output.json {
-        print(context, &jobs, &enqueued)?;
+        print(context, &jobs, &enqueued).map_err(|failure| failure.after(&done(&enqueued)))?;
     }
     let Some(interrupts) = interrupts else { return Ok(()) };
     let ids: Vec<JobId> = enqueued.iter().map(|job| job.id).collect();
@@ -209,6 +209,16 @@ fn print(context: &Context, jobs: &[NewJob], enqueued: &[Enqueued]) -> Result {
         }
     }
     Ok(context.output.raw(text.as_bytes())?)
+}
+
+/// What was done, for whoever can't be given the ids in the usual way.
+fn done(enqueued: &[Enqueued]) -> String {
+    let ids: Vec<i64> = enqueued.iter().map(|job| job.id.0).collect();
+    match (ids.iter().min(), ids.iter().max()) {
+        (Some(first), Some(last)) if first == last => format!("job {first} was enqueued"),
+        (Some(first), Some(last)) => format!("{} jobs were enqueued (from {first} to {last})", ids.len()),
+        _ => "nothing was enqueued".to_owned(),
+    }
 }
 
 fn find_flow(config: &Config, name: &str) -> Result<Arc<FlowConfig>> {

@@ -58,6 +58,12 @@ impl Failure {
         Self::new(exit, "")
     }
 
+    /// A failure before which this was done.
+    pub(super) fn after(mut self, done: &str) -> Self {
+        self.message = format!("{done}, but {}", self.message);
+        self
+    }
+
     /// The exit code that says so.
     pub(super) fn exit(&self) -> Exit {
         self.exit

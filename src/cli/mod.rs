@@ -31,6 +31,7 @@ mod top;
 mod wait;
 mod workers;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -63,7 +64,7 @@ struct Cli {
 struct Global {
     /// The configuration file [default: ./callsheet.toml]
     #[arg(long, global = true, value_name = "PATH", env = "CALLSHEET_CONFIG", hide_env_values = true)]
-    config: Option<PathBuf>,
+    config: Option<OsString>,
     /// Where the jobs are: sqlite://PATH, postgres://… or mysql://…; stands over the configuration
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
@@ -140,7 +141,7 @@ pub fn run() -> ExitCode {
     };
     let output = Output::new(global.json, global.quiet);
     // An empty variable of the environment is one that is not set, as everywhere else.
-    let config = global.config.filter(|path| !path.as_os_str().is_empty());
+    let config = global.config.filter(|path| !path.is_empty()).map(PathBuf::from);
     let database_url = global.database_url.filter(|url| !url.is_empty());
     let context = Context {
         overrides: Overrides { config, database_url, data_dir: global.data_dir },

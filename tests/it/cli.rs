@@ -467,6 +467,24 @@ fn enqueue_prints_ids_and_works_on_a_fresh_directory() {
 }
 
 #[test]
+fn what_was_enqueued_is_told_where_the_ids_find_no_room() {
+    let place = Place::new(CONFIG);
+    place.run(&["migrate", "up"]).exits(0);
+    let enqueue = |identifiers: &[&str]| {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("callsheet"));
+        command.current_dir(place.0.path()).env_remove("DATABASE_URL").env("CALLSHEET_CONFIG", "").args(["enqueue", "SEQ"]);
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command.args(identifiers).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let one = enqueue(&["a"]);
+    assert!(one.contains("job 1 was enqueued, but can't write to standard output"), "{one}");
+    let two = enqueue(&["b", "c"]);
+    assert!(two.contains("2 jobs were enqueued (from 2 to 3), but can't write"), "{two}");
+}
+
+#[test]
 fn enqueue_makes_no_database_where_an_option_names_none() {
     let place = Place::new(CONFIG);
     for wrong in [["--data-dir", "typo"], ["--database-url", "sqlite://typo/callsheet.db"]] {
