@@ -238,6 +238,9 @@ pub enum Error {
     /// The file that was asked for does not exist.
     #[error("there is no configuration file {}", .0.display())]
     NotFound(PathBuf),
+    /// What is there is a directory, a pipe or a device.
+    #[error("the configuration {} is no regular file", .0.display())]
+    NoFile(PathBuf),
     /// The file is there and can't be read.
     #[error("can't read the configuration file {}", path.display())]
     Unreadable {
@@ -352,6 +355,10 @@ impl Config {
     pub fn load_with_places(overrides: &Overrides) -> Result<(Self, Places), Error> {
         let here = std::env::current_dir().map_err(Error::CurrentDir)?;
         let path = here.join(overrides.config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_FILE)));
+        // One that never ends, or that nobody writes to, would be read for ever.
+        if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::NoFile(path));
+        }
         match std::fs::read(&path) {
             Ok(bytes) => Self::from_bytes(&bytes, &path, &here, overrides),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match &overrides.config {

@@ -176,6 +176,7 @@ impl From<config::Error> for Failure {
             config::Error::AdoptedWithoutPostgres { .. } => Self::new(Exit::Usage, chain(&error))
                 .help("set database_url to the PostgreSQL that the table is in, or remove [store.jobs]"),
             config::Error::Unreadable { .. }
+            | config::Error::NoFile(_)
             | config::Error::CurrentDir(_)
             | config::Error::KeyFile { .. }
             | config::Error::KeyGarbage(_)

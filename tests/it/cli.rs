@@ -238,6 +238,15 @@ working_dir = \"file/below\"
 }
 
 #[test]
+fn a_configuration_that_never_ends_is_not_read() {
+    let place = Place::empty();
+    rustix::fs::mknodat(rustix::fs::CWD, place.path("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    for path in ["pipe", "/dev/zero", "."] {
+        place.run(&["--config", path, "check"]).exits(2).says("is no regular file");
+    }
+}
+
+#[test]
 fn check_tells_a_directory_from_a_program_and_no_service_from_no_actor() {
     let place = Place::new("[http]\nlisten = \"127.0.0.1:1\"\n[flows.A]\ncommand = [\"/tmp\"]\n");
     place.run(&["check"]).exits(2).says("the program /tmp of A is a directory");
