@@ -426,6 +426,10 @@ impl Service {
         for line in changes.flows.iter().chain(&changes.tokens) {
             tracing::info!("configuration: {line}");
         }
+        if config.flows.is_empty() && !before.flows.is_empty() {
+            let gone = before.flows.keys().map(FlowType::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(gone, "configuration: the file has no flows any more, and nothing new is started; if that is not meant, put them back");
+        }
         for key in &changes.restart {
             tracing::warn!(
                 "configuration: {key} is different in the file; it holds from the next start of the service"
