@@ -428,7 +428,10 @@ impl Service {
         }
         if config.flows.is_empty() && !before.flows.is_empty() {
             let gone = before.flows.keys().map(FlowType::as_str).collect::<Vec<_>>().join(", ");
-            tracing::warn!(gone, "configuration: the file has no flows any more, and nothing new is started; if that is not meant, put them back");
+            tracing::warn!(
+                gone,
+                "configuration: the file has no flows any more, and nothing new is started; if that is not meant, put them back"
+            );
         }
         for key in &changes.restart {
             tracing::warn!(

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::Context;
 use super::ask::{Asked, ask};
-use super::output::shown_type;
 use super::failure::{Exit, Failure, ProblemJson, Result, what_to_do};
+use super::output::shown_type;
 use super::places::{Obstacle, obstacle};
 use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
 use crate::domain::FlowType;
@@ -124,7 +124,8 @@ impl Findings<'_> {
         let (shown, user) = (path.display(), rustix::process::geteuid().as_raw());
         // One that others may write to could be used, until there are runs in it.
         if let Some(owner) = std::fs::metadata(path).ok().filter(|found| found.is_dir() && found.uid() != user) {
-            let message = format!("the data directory {shown} belongs to user {}, and this is user {user}", owner.uid());
+            let message =
+                format!("the data directory {shown} belongs to user {}, and this is user {user}", owner.uid());
             let help = format!("run as its owner, or give it to this user: chown {user} {shown}");
             return self.problem("data_dir", message, help);
         }
@@ -275,7 +276,8 @@ impl Findings<'_> {
                         "{rows} for ever: the type {} was written as a BLOB, which equals the name of no flow",
                         shown_type(&name)
                     );
-                    let help = "UPDATE jobs SET type = CAST(type AS TEXT) WHERE typeof(type) = 'blob'; and bind it as a text";
+                    let help =
+                        "UPDATE jobs SET type = CAST(type AS TEXT) WHERE typeof(type) = 'blob'; and bind it as a text";
                     self.warn("", message, help);
                 }
                 for name in strange {
@@ -289,7 +291,9 @@ impl Findings<'_> {
                             "did you mean {near}? Upper and lower case count; put their type right, or leave them to another worker"
                         ),
                         (None, Ok(flow)) => format!("add [flows.{flow}], or leave them to another worker"),
-                        (None, Err(rule)) => format!("no flow can have it: {rule}; put their type right, or cancel them"),
+                        (None, Err(rule)) => {
+                            format!("no flow can have it: {rule}; put their type right, or cancel them")
+                        }
                     };
                     self.warn("", message, help);
                 }

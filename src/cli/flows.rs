@@ -45,7 +45,9 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             _ => format!("requires {requires}"),
         };
         let held = forsaken.iter().filter(|rows| rows.job_type == name).map(|rows| held(rows, database_now));
-        let in_bytes = in_bytes.get(name).map(|rows| format!("{rows} of those that wait have the type as a BLOB: see `callsheet check`"));
+        let in_bytes = in_bytes
+            .get(name)
+            .map(|rows| format!("{rows} of those that wait have the type as a BLOB: see `callsheet check`"));
         let remarks = Some(remark).into_iter().filter(|remark| !remark.is_empty()).chain(held).chain(in_bytes);
         let remarks: Vec<String> = remarks.collect();
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));

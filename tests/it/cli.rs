@@ -283,12 +283,18 @@ fn what_serve_fails_of_is_found_by_check() {
         assert!(!place.path("callsheet-data/callsheet.db").exists(), "{options:?}: something was written");
     };
     both(&["--data-dir", "/proc/x"], 2, "the data directory /proc/x does not exist and can't be made in /proc");
-    both(&["--database-url", "sqlite:///proc/x/a.db"], 2, "the database's directory /proc/x does not exist and can't be");
+    both(
+        &["--database-url", "sqlite:///proc/x/a.db"],
+        2,
+        "the database's directory /proc/x does not exist and can't be",
+    );
     std::fs::write(place.path("file"), "").unwrap();
     both(&["--database-url", "sqlite://file/a.db"], 2, "/file is no directory");
     for command in ["check", "serve"] {
         let mut command = place.command(&[command]);
-        came(command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "nope")).exits(2).says("OTEL_EXPORTER_OTLP_ENDPOINT can't be used");
+        came(command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "nope"))
+            .exits(2)
+            .says("OTEL_EXPORTER_OTLP_ENDPOINT can't be used");
     }
     assert!(!place.path("callsheet-data/callsheet.db").exists(), "something was written");
     rusqlite::Connection::open(place.path("theirs.db")).unwrap().execute_batch("CREATE TABLE jobs (a)").unwrap();
@@ -332,14 +338,19 @@ async fn a_role_that_may_not_write_or_a_table_that_is_another_ones_is_found_befo
     owner.execute_unprepared(&grant).await.unwrap();
     let as_reader = url.replace("user=callsheet", &format!("user={reader}"));
     for command in ["check", "serve"] {
-        run(&as_reader, command).exits(5).says(&format!("the role {reader} has no right to make tables in the schema public"));
+        run(&as_reader, command)
+            .exits(5)
+            .says(&format!("the role {reader} has no right to make tables in the schema public"));
     }
     place.run(&["--database-url", &url, "migrate", "up"]).exits(0);
     for command in ["check", "serve"] {
-        run(&as_reader, command).exits(5).says(&format!("the role {reader} has no right to read and write the table flows"));
+        run(&as_reader, command)
+            .exits(5)
+            .says(&format!("the role {reader} has no right to read and write the table flows"));
     }
     run(&as_reader, "list").exits(0);
-    let refused = place.run(&["--database-url", &as_reader, "enqueue", "SEQ", "a"]).exits(1).says("permission denied for table");
+    let refused =
+        place.run(&["--database-url", &as_reader, "enqueue", "SEQ", "a"]).exits(1).says("permission denied for table");
     assert!(!refused.stderr.contains("at line"), "of the server's source: {}", refused.stderr);
     owner.execute_unprepared(&format!("DROP OWNED BY {reader}; DROP ROLE {reader}")).await.unwrap();
 }
@@ -378,7 +389,10 @@ async fn a_type_in_bytes_is_named_since_no_flow_ever_takes_it() {
     let place = Place::new(CONFIG);
     place.store().await;
     let sql = rusqlite::Connection::open(place.database()).unwrap();
-    sql.execute_batch("INSERT INTO jobs (type, identifier) VALUES ('SEQ', 'a'), (CAST('SEQ' AS BLOB), 'b'), (x'ff', 'c')").unwrap();
+    sql.execute_batch(
+        "INSERT INTO jobs (type, identifier) VALUES ('SEQ', 'a'), (CAST('SEQ' AS BLOB), 'b'), (x'ff', 'c')",
+    )
+    .unwrap();
     let came = place.run(&["check"]).exits(0).says("1 row waits for ever: the type SEQ was written as a BLOB");
     came.says("UPDATE jobs SET type = CAST(type AS TEXT)");
     place.run(&["flows"]).exits(0).prints("1 of those that wait have the type as a BLOB");
@@ -399,8 +413,12 @@ async fn check_gives_no_advice_that_it_would_refuse() {
     let came = place.run(&["check"]).exits(0);
     assert!(came.stderr.len() < 5_000, "{} bytes", came.stderr.len());
     let came = came.says("the type seq, which").says("did you mean SEQ? Upper and lower case count");
-    let came = came.says("the type \"MY-TYPE\", which").says("the type \"\", which").says("the type \"TWO\\nLINES\", which");
-    let came = came.says("add [flows.NEW]").says("LLL\"…, which").says("no flow can have it: a job type is a letter followed by");
+    let came =
+        came.says("the type \"MY-TYPE\", which").says("the type \"\", which").says("the type \"TWO\\nLINES\", which");
+    let came = came
+        .says("add [flows.NEW]")
+        .says("LLL\"…, which")
+        .says("no flow can have it: a job type is a letter followed by");
     assert_eq!(came.stderr.matches("add [flows.").count(), 1, "{}", came.stderr);
     place.run(&["enqueue", &"L".repeat(100_000), "a"]).exits(2).says("no flow has the type \"LLL");
 }
@@ -481,7 +499,11 @@ fn what_was_enqueued_is_told_where_the_ids_find_no_room() {
     place.run(&["migrate", "up"]).exits(0);
     let enqueue = |identifiers: &[&str]| {
         let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("callsheet"));
-        command.current_dir(place.0.path()).env_remove("DATABASE_URL").env("CALLSHEET_CONFIG", "").args(["enqueue", "SEQ"]);
+        command
+            .current_dir(place.0.path())
+            .env_remove("DATABASE_URL")
+            .env("CALLSHEET_CONFIG", "")
+            .args(["enqueue", "SEQ"]);
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let output = command.args(identifiers).stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1));

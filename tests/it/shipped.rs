@@ -85,7 +85,9 @@ fn systemd_has_nothing_to_say_about_the_unit() {
     let scratch = tempfile::tempdir().unwrap();
     let unit = fs::read_to_string(format!("{ROOT}/docs/callsheet.service")).unwrap();
     // What `init` writes does not start there as it is.
-    assert!(unit.contains("data_dir = \"/var/lib/callsheet\"") && unit.contains("callsheet callsheet-shim /usr/local/bin/"));
+    assert!(
+        unit.contains("data_dir = \"/var/lib/callsheet\"") && unit.contains("callsheet callsheet-shim /usr/local/bin/")
+    );
     assert!(callsheet::config::TEMPLATE.contains("\"/var/lib/callsheet\""));
     for wanted in
         ["Type=notify", "WatchdogSec=", "KillMode=process", "Delegate=yes", "OOMPolicy=continue", "Restart=on-failure"]
@@ -111,9 +113,13 @@ fn systemd_has_nothing_to_say_about_the_unit() {
 fn the_shell_of_sqlite_is_told_to_wait_for_its_turn() {
     for page in ["README.md", "docs/operations.md"] {
         let text = fs::read_to_string(format!("{ROOT}/{page}")).unwrap();
-        let beside_a_service = |line: &&str| line.starts_with("$ sqlite3 ") && (line.contains("INSERT") || line.contains(".backup"));
+        let beside_a_service =
+            |line: &&str| line.starts_with("$ sqlite3 ") && (line.contains("INSERT") || line.contains(".backup"));
         let lines: Vec<&str> = text.lines().filter(beside_a_service).collect();
-        assert!(!lines.is_empty() && lines.iter().all(|line| line.contains("-cmd \".timeout 5000\"")), "{page}: {lines:?}");
+        assert!(
+            !lines.is_empty() && lines.iter().all(|line| line.contains("-cmd \".timeout 5000\"")),
+            "{page}: {lines:?}"
+        );
     }
 }
 

@@ -42,7 +42,8 @@ pub(super) fn files(config: &Config) -> Vec<Finding> {
             findings.push(Finding::ok(NAME, format!("{shown} is not there yet; `serve` makes it, for its owner only")));
         }
         Err(error) => {
-            let why = Withheld::on_the_way_to(path, Access::READ_OK).map_or(error.to_string(), |found| found.to_string());
+            let why =
+                Withheld::on_the_way_to(path, Access::READ_OK).map_or(error.to_string(), |found| found.to_string());
             findings.push(Finding::failed(NAME, format!("{shown}: {why}"), "check its path and its rights"));
         }
     }

@@ -376,7 +376,11 @@ mod tests {
     fn what_attempts_there_may_be_is_said_alike_of_every_other_number() {
         for wrong in ["-1", "0", "1.5", "2147483648", "1e99"] {
             let body = format!(r#"{{"type": "ONE", "identifier": "a", "maximum_attempts": {wrong}}}"#);
-            assert_eq!(errors(&body), ["#/maximum_attempts maximum_attempts: it is a whole number from 1 to 2147483647"], "{wrong}");
+            assert_eq!(
+                errors(&body),
+                ["#/maximum_attempts maximum_attempts: it is a whole number from 1 to 2147483647"],
+                "{wrong}"
+            );
         }
         let fine = r#"{"type": "ONE", "identifier": "a", "maximum_attempts": 2147483647}"#;
         let (jobs, several) = parse(fine.as_bytes()).unwrap();
