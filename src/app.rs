@@ -221,7 +221,7 @@ impl Signals {
 }
 
 impl Service {
-    /// Builds everything in order: directory, locks, database, address, actors; then serves.
+    /// Builds everything in order: directory, locks, address, database, actors; then serves.
     ///
     /// # Errors
     /// Where any of it can't be had; what was started is ended again.
@@ -232,7 +232,19 @@ impl Service {
             process::prepare_limits(flow.limits)?;
         }
         let worker = config::worker_id(&config)?;
+        // What a first start may lack is told before the tables are made.
+        let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
+        let receivers: Result<Vec<_>, _> =
+            config.webhooks.iter().map(|webhook| Receiver::of(webhook).map(Arc::new)).collect();
+        let receivers = receivers?;
+        let peers = Peers::of(&config.http)?;
+        let endpoint = config::otlp_endpoint(&config)?;
+        let server = match config.http.listen {
+            Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
+            None => None,
+        };
         let store = Store::of(&config, Use::Service).await?;
+        store.check_rights().await?;
         if options.migrate {
             for migration in store.migrate().await? {
                 tracing::info!(migration, "the schema was brought up to date");
@@ -241,22 +253,13 @@ impl Service {
             store.check_adoption().await?;
         }
         store.check_schema().await?;
-        let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
         let local_key = config::local_key(&config)?;
         let (starts, displaces) = not_another_ones(&store, &worker, &config).await?;
         let processes = Processes::open(&config.data_dir, config.http.token_variables())?;
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
-        let receivers: Result<Vec<_>, _> =
-            config.webhooks.iter().map(|webhook| Receiver::of(webhook).map(Arc::new)).collect();
-        let receivers = receivers?;
-        let peers = Peers::of(&config.http)?;
-        let telemetry = Telemetry::start(config::otlp_endpoint(&config)?, &worker, &hostname(), &metrics);
-        let server = match config.http.listen {
-            Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
-            None => None,
-        };
+        let telemetry = Telemetry::start(endpoint, &worker, &hostname(), &metrics);
         let retired = retired_flows(&store, &worker, &config).await?;
         let incarnation = new_incarnation()?;
         starts.remember(&config.data_dir, &incarnation).map_err(|source| data_dir_error(&config.data_dir, source))?;
@@ -423,6 +426,13 @@ impl Service {
         for line in changes.flows.iter().chain(&changes.tokens) {
             tracing::info!("configuration: {line}");
         }
+        if config.flows.is_empty() && !before.flows.is_empty() {
+            let gone = before.flows.keys().map(FlowType::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                gone,
+                "configuration: the file has no flows any more, and nothing new is started; if that is not meant, put them back"
+            );
+        }
         for key in &changes.restart {
             tracing::warn!(
                 "configuration: {key} is different in the file; it holds from the next start of the service"
@@ -531,6 +541,7 @@ impl Service {
 
     async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.health.draining("the service stops, and claims nothing new".to_owned());
         crash::before(Step::WindDown);
         match on_stop {
             OnStop::Leave => self.stop_claiming(deadline).await,

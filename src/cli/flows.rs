@@ -11,7 +11,7 @@ use crate::clock;
 use crate::domain::Timestamp;
 use crate::http::json::{FlowJson, FlowsJson};
 use crate::http::words::counted;
-use crate::store::FlowState;
+use crate::store::{FlowState, Forsaken, LastSeen};
 
 /// Show the queue of each flow
 ///
@@ -28,6 +28,8 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     let names: BTreeSet<&str> =
         config.flows.keys().map(|flow| flow.as_str()).chain(states.keys().map(String::as_str)).collect();
     let alive = store.labels_alive().await?;
+    let in_bytes = store.types_in_bytes().await?;
+    let (forsaken, database_now) = store.forsaken().await?;
     let now = clock::now();
     let mut flows = Vec::new();
     let mut rows = Vec::new();
@@ -46,8 +48,12 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             _ => format!("requires {requires}"),
         };
         let dependent = state.and_then(|state| dependent(state.dependent, false));
-        let remark = [remark, dependent.unwrap_or_default()].into_iter().filter(|part| !part.is_empty());
-        let remark = remark.collect::<Vec<_>>().join("; ");
+        let held = forsaken.iter().filter(|rows| rows.job_type == name).map(|rows| held(rows, database_now));
+        let in_bytes = in_bytes
+            .get(name)
+            .map(|rows| format!("{rows} of those that wait have the type as a BLOB: see `callsheet check`"));
+        let remark = Some(remark).filter(|remark| !remark.is_empty());
+        let remarks: Vec<String> = remark.into_iter().chain(dependent).chain(held).chain(in_bytes).collect();
         let oldest = state.and_then(|state| state.oldest_pending).map(|time| age(time, now));
         rows.push(vec![
             Cell::new(cut(name, 40)),
@@ -57,7 +63,7 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
             Cell::new(json.inqueue),
             Cell::new(json.progress),
             Cell::new(oldest.unwrap_or_default()),
-            Cell::new(cut(&remark, 80)),
+            Cell::new(cut(&remarks.join("; "), 160)),
         ]);
         flows.push(json);
     }
@@ -70,6 +76,22 @@ pub(super) async fn run(context: &Context, _: &Args) -> Result {
     }
     let header = ["TYPE", "CONCURRENCY", "PENDING", "DUE", "INQUEUE", "PROGRESS", "OLDEST", "REMARK"];
     Ok(context.output.table(&header, &header[1..7], rows)?)
+}
+
+/// Who holds slots of a flow without living; `now` is the database's time.
+fn held(rows: &Forsaken, now: Timestamp) -> String {
+    let slots = if rows.rows == 1 { "1 slot is".to_owned() } else { format!("{} slots are", rows.rows) };
+    let Some(worker) = &rows.worker_id else { return format!("{slots} held by no worker") };
+    let worker = cut(worker, 60);
+    match rows.last_seen {
+        Some(LastSeen::Silent(last)) => {
+            format!("{slots} held by worker {worker}, which has not been seen for {}", age(last.min(now), now))
+        }
+        Some(LastSeen::Stopped(last)) => {
+            format!("{slots} held by worker {worker}, which stopped {} ago", age(last.min(now), now))
+        }
+        None => format!("{slots} held by worker {worker}, which nobody knows"),
+    }
 }
 
 /// The remark on a type of rows that are left alone.

@@ -300,7 +300,13 @@ fn syntax_errors_have_a_place_and_hide_no_other_complaint() {
             "4:11: `on_stop` must be a text in quotes, not an integer",
         ]
     );
-    assert_eq!(complaints("worker_id = \"a\"\nworker_id = \"b\"\n"), ["2:1: duplicate key"]);
+    assert_eq!(complaints("worker_id = \"a\"\nworker_id = \"b\"\n"), ["2:1: the key `worker_id` is there already"]);
+    let twice =
+        "[flows.A]\ncommand = [\"a\"]\n[flows.A]\ncommand = [\"b\"]\n[flows.B]\ncommand = [\"c\"]\ncommand = [\"d\"]\n";
+    assert_eq!(
+        complaints(twice),
+        ["3:8: the table [flows.A] is there already", "7:1: the key `command` is there already"]
+    );
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Cancelling a job, and everything that is read for people.
 
+use std::collections::BTreeMap;
+
 use entity::{job_events, jobs, runs, workers};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ColumnType, EntityTrait, Iterable};
@@ -267,6 +269,34 @@ impl Store {
             let statement = self.statement(select, [now.unix_millis().into()]);
             let results = self.reader().query_all(statement).await.doing(ACTION)?;
             results.iter().map(|result| flow_state(&Row { result, dialect }, now)).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+
+    /// The types that rows which wait have as bytes (a BLOB of SQLite) rather than as a text, and how many have each: no claim
+    /// finds them, since bytes equal no text.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn types_in_bytes(&self) -> Result<BTreeMap<String, u64>, Error> {
+        const ACTION: &str = "look for types that are no texts";
+        let dialect = self.dialect();
+        if dialect != Dialect::Sqlite {
+            return Ok(BTreeMap::new());
+        }
+        // Bytes come behind all texts, so the index leads there at once (<https://www.sqlite.org/datatype3.html#sort_order>).
+        let select = format!(
+            "SELECT {}, CAST(count(*) AS bigint) AS waiting FROM jobs {} WHERE status = 'PENDING' AND type >= x'' GROUP BY jobs.type",
+            dialect.text("type"),
+            dialect.by_index("jobs_due")
+        );
+        let query = async {
+            let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
+            let read = |result| {
+                let row = Row { result, dialect };
+                Ok((row.some_text("type")?, u64::try_from(row.int("waiting")?).unwrap_or(0)))
+            };
+            results.iter().map(read).collect()
         };
         self.in_time(ACTION, query).await
     }

@@ -108,6 +108,9 @@ async fn a_second_signal_hastens_the_stop(on: On) {
     eventually("the stop to begin", async || service.log().contains("the service stops")).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!service.is_dead(), "it waits for its run");
+    let ready = service.get("/readyz");
+    assert!(ready.status == 503 && ready.text().contains("the service stops"), "{} {}", ready.status, ready.text());
+    assert_eq!(service.cli(&["check", "--ready"]).status.code(), Some(1));
     // The deadline is ten minutes away, and a stop is waited for one.
     service.stop().await;
     assert_eq!(service.job(job).await.status, JobStatus::Progress);
