@@ -5,6 +5,10 @@
 const live = document.getElementById("live");
 const offset = Number(document.body.dataset.now || Date.now()) - Date.now();
 const RECONNECT = 1500;
+/** So long after the last word a page says that it is old; a restart of the service takes less. */
+const STALE_AFTER = 5000;
+/** The element that says so. */
+let stale = null;
 
 // Times ---------------------------------------------------------------------------------------------------------------
 
@@ -21,6 +25,8 @@ function length(ms) {
 function tick() {
   const now = Date.now() + offset;
   for (const time of document.querySelectorAll("time[data-said]")) {
+    // What goes on may have ended, of which nobody has told.
+    if (stale && time.dataset.said === "since") continue;
     const since = now - Date.parse(time.dateTime);
     const said = time.dataset.said === "since" ? length(Math.max(0, since))
       : since < 0 ? `in ${rough(Math.floor(-since / 1000))}` : `${rough(Math.floor(since / 1000))} ago`;
@@ -94,7 +100,6 @@ class Log {
     this.attempt = box.dataset.attempt;
     this.lines = 0;
     this.last = null;
-    this.fresh = true;
     this.found = [];
     this.current = -1;
     const tool = (name) => document.getElementById(`log-${name}`);
@@ -102,13 +107,18 @@ class Log {
     this.told = tool("found");
     this.search = tool("search");
     this.follow = tool("follow");
+    this.earlier = tool("earlier");
     tool("tools").hidden = false;
+    this.adopt();
+    if (this.earlier) this.earlier.addEventListener("click", () => this.fromTheStart());
     tool("stream").addEventListener("change", (event) => {
       box.classList.toggle("only-stdout", event.target.value === "stdout");
       box.classList.toggle("only-stderr", event.target.value === "stderr");
       this.find();
     });
     this.search.addEventListener("input", () => {
+      // What is looked for may be in what is not here yet.
+      if (this.search.value) this.fromTheStart();
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.find(), 150);
     });
@@ -130,11 +140,34 @@ class Log {
     new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.follow.checked && this.toEnd()).observe(box);
   }
 
+  /** Takes over what the server has shown, and goes on from there. */
+  adopt() {
+    const shown = [...this.box.querySelectorAll("pre")].map((pre) => [pre.className, pre.textContent]);
+    // Where the server does not say how far that is, the stream brings it once more.
+    this.at = shown.length ? this.box.dataset.at || null : null;
+    this.fresh = this.at === null;
+    if (this.fresh) return;
+    this.box.textContent = "";
+    shown.forEach((one) => this.append(one));
+  }
+
+  /** Has everything sent that a page can have. */
+  fromTheStart() {
+    if (!this.earlier || this.earlier.hidden) return;
+    this.earlier.hidden = true;
+    this.at = null;
+    this.fresh = true;
+    disconnect();
+    connect();
+  }
+
   /** Adds what a stream has written; it may begin and end within a line. */
   append([stream, text]) {
     if (this.fresh) {
-      // What the server has shown is the end of what comes now.
+      // What was shown is the end of what comes now.
       this.box.textContent = "";
+      this.lines = 0;
+      this.last = null;
       this.fresh = false;
     }
     const whole = text.endsWith("\n");
@@ -242,16 +275,22 @@ class Log {
   }
 }
 
+// The stream ----------------------------------------------------------------------------------------------------------
+
+/** A browser has six connections for all pages of one service, so a page that nobody sees has none. */
+let events = null;
+let retry = null;
+let turnedStale = null;
+let script = null;
+/** Whether the page is told of changes, and since when it has not been. */
+let isTold = false;
+let left = Date.now();
+
 const startLog = () => {
   const box = document.getElementById("log");
   return box ? new Log(box) : null;
 };
 let log = startLog();
-
-// The stream ----------------------------------------------------------------------------------------------------------
-
-let at = null;
-let script = null;
 
 function say(word, name) {
   if (!live) return;
@@ -259,46 +298,104 @@ function say(word, name) {
   live.className = name;
 }
 
+/** What the page shows is as it is now. */
+function fresh() {
+  isTold = true;
+  clearTimeout(turnedStale);
+  turnedStale = null;
+  if (stale) stale.remove();
+  stale = null;
+  document.body.classList.remove("stale");
+}
+
+/** What the page shows is as it was: after a while it says so where it can't be overlooked. */
+function old(why) {
+  leave();
+  if (turnedStale !== null) return;
+  const since = new Date(left + offset).toISOString().slice(11, 19);
+  turnedStale = setTimeout(() => {
+    stale = document.createElement("p");
+    stale.id = "stale";
+    stale.className = "notice bad";
+    stale.setAttribute("role", "alert");
+    stale.textContent = `${why} since ${since} UTC. What stands below is from then.`;
+    document.getElementById("main").prepend(stale);
+    document.body.classList.add("stale");
+  }, STALE_AFTER);
+}
+
+function leave() {
+  if (isTold) left = Date.now();
+  isTold = false;
+}
+
+function disconnect() {
+  clearTimeout(retry);
+  leave();
+  if (events) events.close();
+  events = null;
+}
+
 function connect() {
+  clearTimeout(retry);
+  if (events || document.hidden) return;
   const address = new URL(document.body.dataset.live, location.href);
-  if (log) address.searchParams.set("attempt", log.attempt);
-  if (at) address.searchParams.set("at", at);
-  const events = new EventSource(address);
-  const on = (name, told) => events.addEventListener(name, (event) => told(JSON.parse(event.data)));
-  on("hello", (hello) => {
+  if (log) {
+    address.searchParams.set("attempt", log.attempt);
+    if (log.at !== null) address.searchParams.set("at", log.at);
+  }
+  const source = new EventSource(address);
+  events = source;
+  const on = (name, told) => source.addEventListener(name, (event) => events === source && told(event.data));
+  on("hello", (data) => {
+    const hello = JSON.parse(data);
     // Another version of the service has other pages.
     if (script && script !== hello.script) return location.reload();
     script = hello.script;
     say("live", "on");
   });
-  on("part", (part) => {
-    // After trouble with the database this says that it answers again.
+  on("part", (data) => {
+    // A stream begins with all of them, and after trouble with the database they say that it answers again.
     say("live", "on");
-    replace(part);
+    fresh();
+    replace(JSON.parse(data));
     tick();
   });
-  on("log", (piece) => {
-    at = piece.at;
-    if (log) piece.pieces.forEach((one) => log.append(one));
+  on("log", (data) => {
+    const piece = JSON.parse(data);
+    if (!log) return;
+    log.at = piece.at;
+    if (piece.skipped) log.skipped(piece.skipped);
+    piece.pieces.forEach((one) => log.append(one));
   });
-  on("output", ({ html }) => {
+  on("output", (data) => {
     const output = document.getElementById("output");
     if (!output) return;
-    output.outerHTML = html;
+    output.outerHTML = JSON.parse(data).html;
     log = startLog();
-    at = null;
   });
-  events.addEventListener("trouble", (event) => {
+  on("trouble", (data) => {
     say("the database does not answer", "off");
-    if (live) live.title = event.data;
+    if (live) live.title = data;
+    old("The database does not answer");
   });
-  events.addEventListener("error", () => {
-    events.close();
+  source.addEventListener("error", () => {
+    if (events !== source) return;
+    disconnect();
     say("reconnecting…", "off");
-    setTimeout(connect, RECONNECT);
+    old("No connection to the service");
+    retry = setTimeout(connect, RECONNECT);
   });
-  addEventListener("pagehide", () => events.close(), { once: true });
 }
 
-if (document.body.dataset.live) connect();
-addEventListener("pageshow", (event) => event.persisted && connect());
+if (document.body.dataset.live) {
+  connect();
+  addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+  // What is asked for now may need the connection, and may turn out to be no other page.
+  addEventListener("beforeunload", () => {
+    disconnect();
+    retry = setTimeout(connect, RECONNECT);
+  });
+  addEventListener("pagehide", disconnect);
+  addEventListener("pageshow", (event) => event.persisted && connect());
+}
