@@ -62,6 +62,15 @@ pub struct JobRow {
     pub tracestate: Option<String>,
 }
 
+impl JobRow {
+    /// Whether it waits for other jobs: until they have ended its `run_at` is the end of the year 9999.
+    #[must_use]
+    pub fn waits_for_others(&self) -> bool {
+        const FAR: i64 = 253_402_300_799_000;
+        self.status == JobStatus::Pending && self.run_at.unix_millis() >= FAR
+    }
+}
+
 /// A row of `runs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRow {
