@@ -6,7 +6,7 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::charts::{self, Durations};
-use super::parts::{ago, badge, button, count, encoded, icon, meter, name, plain_name, remark, said, since};
+use super::parts::{ago, badge, button, count, encoded, ends, icon, meter, name, plain_name, remark, since};
 use super::recurring::{self, Entry};
 use super::timeline::timeline;
 use super::workers::workers_table;
@@ -14,7 +14,7 @@ use super::{Part, Visitor};
 use crate::domain::labels::Labels;
 use crate::domain::{JobStatus, Timestamp};
 use crate::http::words::{age, duration_of, rough, thousands};
-use crate::store::{Count, Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
+use crate::store::{Count, Ended, EndedRow, FAILURES, History, OpenRow, Overview, Queue, Undelivered, WorkerRow};
 
 /// What the configuration says about a flow, as far as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub(super) struct OverviewView<'a> {
     pub(super) flows: &'a BTreeMap<String, FlowInfo>,
     /// The jobs that the configuration has enqueued by the clock.
     pub(super) recurring: &'a [Entry],
+    /// What waits for each webhook, by its name.
+    pub(super) webhooks: &'a [(String, Undelivered)],
     /// What the service says is wrong with itself.
     pub(super) complaints: &'a [String],
     /// What the address asks for.
@@ -53,6 +55,12 @@ const WORKER_SILENCE: Duration = Duration::from_secs(30);
 const NOTHING_CLAIMS: Duration = Duration::from_secs(60);
 /// Failures are news for this long.
 const RECENTLY: Duration = Duration::from_secs(3600);
+/// An event that waits for a webhook this long is not on its way.
+const UNDELIVERED: Duration = Duration::from_secs(60);
+/// So many flows whose jobs failed are named one by one.
+const FAILING: usize = 5;
+/// So many different failures are shown.
+const FAILURE_GROUPS: usize = 8;
 /// So many running jobs are shown on a card.
 const RUNS_ON_A_CARD: usize = 4;
 
@@ -191,16 +199,56 @@ pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
             found.push(Attention { sentence, link, act: None });
         }
     }
-    let failed: Vec<&EndedRow> =
-        overview.failures.iter().filter(|row| now.since(row.completed_time) <= RECENTLY).collect();
-    if let Some(last) = failed.first() {
-        // Only so many are read, and whether there were more is the history's to say.
-        let counted =
-            view.history.map(|history| history.ended(None, now, 60, 1).first().map_or(0, |ended| ended.failed));
-        let many = counted.unwrap_or(0).max(failed.len() as u64);
-        let jobs = if many == 1 { "1 job has".to_owned() } else { format!("{} jobs have", thousands(many)) };
-        let sentence = format!("{jobs} failed in the last hour, the last one {} ago", age(last.completed_time, now));
-        found.push(Attention { sentence, link: Some("#failures".to_owned()), act: None });
+    for (webhook, Undelivered { events, oldest }) in view.webhooks {
+        if let Some(oldest) = oldest.filter(|oldest| now.since(*oldest) > UNDELIVERED) {
+            let wait =
+                if *events == 1 { "1 event waits".to_owned() } else { format!("{} events wait", thousands(*events)) };
+            let sentence = format!("{wait} for webhook {} since {}", plain_name(webhook), age(oldest, now));
+            found.push(Attention { sentence, link: None, act: None });
+        }
+    }
+    found.extend(failing(view));
+    found
+}
+
+/// The flows whose jobs have failed lately, each by itself, so that a noisy one does not hide another.
+fn failing(view: OverviewView<'_>) -> Vec<Attention> {
+    let (overview, now) = (view.overview, view.overview.now);
+    let mut flows: BTreeMap<&str, (u64, Option<Timestamp>)> = BTreeMap::new();
+    let ended = overview.ended.iter().filter(|row| row.status == JobStatus::Error);
+    for row in overview.failures.iter().chain(ended).filter(|row| now.since(row.completed_time) <= RECENTLY) {
+        let (_, last) = flows.entry(&row.job_type).or_default();
+        *last = (*last).max(Some(row.completed_time));
+    }
+    // Only so many are read, and how many there were is the history's to say.
+    for flow in overview.queues.iter().map(|queue| queue.job_type.as_str()) {
+        let minutes = view.history.map(|history| history.ended(Some(flow), now, 60, 1));
+        let failed = minutes.and_then(|minutes| minutes.first().map(|ended| ended.failed)).unwrap_or(0);
+        if failed > 0 {
+            flows.entry(flow).or_default().0 = failed;
+        }
+    }
+    for (flow, (failed, _)) in &mut flows {
+        let read = overview.failures.iter().filter(|row| row.job_type == *flow);
+        let read = read.filter(|row| now.since(row.completed_time) <= RECENTLY).count();
+        *failed = (*failed).max(read as u64).max(1);
+    }
+    let mut flows: Vec<(&str, u64, Option<Timestamp>)> =
+        flows.into_iter().map(|(flow, (failed, last))| (flow, failed, last)).collect();
+    flows.sort_by_key(|(_, failed, _)| std::cmp::Reverse(*failed));
+    let more = flows.len().saturating_sub(FAILING);
+    let mut found: Vec<Attention> = Vec::new();
+    for (flow, failed, last) in flows.into_iter().take(FAILING) {
+        let jobs = if failed == 1 { "1 job of".to_owned() } else { format!("{} jobs of", thousands(failed)) };
+        let has = if failed == 1 { "has" } else { "have" };
+        let last = last.map(|last| format!(", the last one {} ago", age(last, now))).unwrap_or_default();
+        let sentence = format!("{jobs} {} {has} failed in the last hour{last}", plain_name(flow));
+        found.push(Attention { sentence, link: Some(jobs_of(flow, Some(JobStatus::Error))), act: None });
+    }
+    if more > 0 {
+        let flows = if more == 1 { "1 more flow has".to_owned() } else { format!("{more} more flows have") };
+        let sentence = format!("{flows} jobs that failed in the last hour");
+        found.push(Attention { sentence, link: Some("/jobs?status=ERROR".to_owned()), act: None });
     }
     found
 }
@@ -260,6 +308,7 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
     let (state, word) = match (queue.paused, info.is_some() || view.flows.is_empty(), queue.open) {
         (true, _, _) => ("paused", "paused"),
         (false, false, _) => ("attention", "not configured"),
+        (false, true, 0) if waiting > 0 => ("pending", "waiting"),
         (false, true, 0) => ("pending", "idle"),
         (false, true, _) => ("progress", "running"),
     };
@@ -275,10 +324,10 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
             }
             dl.figures {
                 div { dt { "Running" } dd { (queue.open) @if let Some(info) = info { span.muted { " of " (info.concurrency) } } } }
-                div { dt { "Waiting" } dd { a href=(link(JobStatus::Pending)) { (thousands(waiting)) @if more { "+" } } } }
-                div { dt { "Done 24h" } dd { a href=(link(JobStatus::Completed)) { (day.map_or("…".to_owned(), |day| thousands(day.completed))) } } }
+                div { dt { "Waiting" } dd { (figure(Some((waiting, more)), "waiting", flow, &link(JobStatus::Pending))) } }
+                div { dt { "Done 24h" } dd { (figure(day.map(|day| (day.completed, false)), "completed in 24 h", flow, &link(JobStatus::Completed))) } }
                 div { dt { "Failed 24h" } dd class=[day.filter(|day| day.failed > 0).map(|_| "bad")] {
-                    a href=(link(JobStatus::Error)) { (day.map_or("…".to_owned(), |day| thousands(day.failed))) }
+                    (figure(day.map(|day| (day.failed, false)), "failed in 24 h", flow, &link(JobStatus::Error)))
                 } }
             }
             @if !runs.is_empty() {
@@ -298,6 +347,20 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
                 @if let Some(tick) = info.and_then(|info| info.next_tick) { span { "next tick " (ago(tick, now)) } }
                 @if let Some(history) = view.history { (spark(&history.ended(Some(flow), now, 1440, 48))) }
             }
+        }
+    }
+}
+
+/// A number of a card, which leads to what it counts; `None` where it has not been counted yet.
+fn figure(number: Option<(u64, bool)>, of: &str, flow: &str, link: &str) -> Markup {
+    html! {
+        @match number {
+            None => "…",
+            Some((0, false)) => "0",
+            Some((number, more)) => {
+                @let number = format!("{}{}", thousands(number), if more { "+" } else { "" });
+                a href=(link) aria-label={ (number) " " (of) ", " (plain_name(flow)) } { (number) }
+            },
         }
     }
 }
@@ -342,26 +405,54 @@ fn spark(ended: &[Ended]) -> Markup {
     }
 }
 
+/// Failures of one flow that say the same.
+struct Failure<'a> {
+    /// The last of them.
+    row: &'a EndedRow,
+    first: String,
+    last: Option<String>,
+    count: usize,
+}
+
+/// The failures, those of one flow with the same first and last line as one, the latest first.
+fn grouped(failures: &[EndedRow]) -> Vec<Failure<'_>> {
+    let mut groups: Vec<Failure<'_>> = Vec::new();
+    for row in failures {
+        let (first, last) = ends(row.error.as_deref().unwrap_or_default());
+        let is_it =
+            |group: &&mut Failure<'_>| group.row.job_type == row.job_type && group.first == first && group.last == last;
+        match groups.iter_mut().find(is_it) {
+            Some(group) => group.count += 1,
+            None => groups.push(Failure { row, first, last, count: 1 }),
+        }
+    }
+    groups
+}
+
 fn failures(failures: &[EndedRow], now: Timestamp, visitor: &Visitor) -> Markup {
+    let groups = grouped(failures);
+    // Where more may have failed than were read, more of them may say the same.
+    let or_more = if failures.len() >= FAILURES { "+" } else { "" };
     html! {
         div.panel-head { h2 { "Last failures" } a href="/jobs?status=ERROR" { "all failed jobs" } }
         @if failures.is_empty() { p.muted { "No job has failed." } }
         ul.failures {
-            @for row in failures {
-                @let error = said(row.error.as_deref().unwrap_or_default());
-                @let mut lines = error.lines();
+            @for Failure { row, first, last, count } in groups.iter().take(FAILURE_GROUPS) {
                 li {
                     div.failure-head {
                         (badge(row.status))
-                        a href={ "/jobs/" (row.id) } { (row.id) " " (name(&row.identifier)) }
+                        @if *count > 1 { a href=(jobs_of(&row.job_type, Some(JobStatus::Error))) { (count) (or_more) " ×" } }
                         span.muted { (name(&row.job_type)) }
+                        @if *count > 1 { span.muted { "the last one" } }
+                        a href={ "/jobs/" (row.id) } { (row.id) " " (name(&row.identifier)) }
                         span.muted { (ago(row.completed_time, now)) @if let Some(ms) = row.execution_ms { ", after " (duration_of(ms)) } }
-                        @if visitor.operator { (button(visitor, &format!("/jobs/{}/retry", row.id), "Retry", "small", &format!("job {}", row.id))) }
+                        @if visitor.operator && *count == 1 { (button(visitor, &format!("/jobs/{}/retry", row.id), "Retry", "small", &format!("job {}", row.id))) }
                     }
-                    p.reason { (remark(lines.next().unwrap_or("no reason was recorded"), 240)) }
-                    @if let Some(last) = lines.rfind(|line| !line.trim().is_empty()) { p.last-line { code { (remark(last, 240)) } } }
+                    p.reason { (first) }
+                    @if let Some(last) = last { p.last-line { code { (last) } } }
                 }
             }
+            @if groups.len() > FAILURE_GROUPS { li.muted { "and " (groups.len() - FAILURE_GROUPS) " more kinds among the last " (failures.len()) } }
         }
     }
 }

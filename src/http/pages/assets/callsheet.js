@@ -7,7 +7,10 @@ const offset = Number(document.body.dataset.now || Date.now()) - Date.now();
 const RECONNECT = 1500;
 /** So long after the last word a page says that it is old; a restart of the service takes less. */
 const STALE_AFTER = 5000;
-/** The element that says so. */
+/** So long after the last move what is about to be pressed stays as it is. */
+const HELD = 3000;
+const CONTROLS = ["button", ".button", "summary"];
+/** The element that says that a page is old. */
 let stale = null;
 
 // Times ---------------------------------------------------------------------------------------------------------------
@@ -88,6 +91,37 @@ function replace({ id, class: name, html, hash }) {
   }
 }
 
+/** When somebody last used pointer or keyboard. */
+let used = 0;
+for (const name of ["pointermove", "pointerdown", "keydown"]) addEventListener(name, () => { used = Date.now(); }, { capture: true, passive: true });
+/** Parts that have changed where somebody is about to press something, which must not become something else just then. */
+const held = new Map();
+
+function isHeld(id) {
+  const part = document.getElementById(id);
+  if (!part || Date.now() - used > HELD) return false;
+  const focused = document.activeElement;
+  return part.querySelector(CONTROLS.map((one) => `${one}:hover`)) !== null || (part.contains(focused) && focused.matches(CONTROLS));
+}
+
+const headline = () => {
+  const said = document.querySelector("#situation h1 span, #job .state .badge");
+  return said ? said.textContent.trim() : "";
+};
+let saidLast = headline();
+
+function show(part) {
+  if (isHeld(part.id)) return held.set(part.id, part);
+  held.delete(part.id);
+  replace(part);
+  tick();
+  const said = headline();
+  const news = document.getElementById("news");
+  if (news && said !== saidLast) news.textContent = said;
+  saidLast = said;
+}
+setInterval(() => held.forEach(show), 500);
+
 // Output --------------------------------------------------------------------------------------------------------------
 
 const LINES_OF_A_BLOCK = 300;
@@ -107,10 +141,16 @@ class Log {
     this.told = tool("found");
     this.search = tool("search");
     this.follow = tool("follow");
+    this.part = tool("part");
+    this.missing = tool("missing");
     this.earlier = tool("earlier");
+    // What is left out at the start: bytes that were not sent, in words, and lines that were, and are not kept.
+    this.unsent = "";
+    this.dropped = 0;
+    this.earlier.hidden = this.part.hidden;
     tool("tools").hidden = false;
     this.adopt();
-    if (this.earlier) this.earlier.addEventListener("click", () => this.fromTheStart());
+    this.earlier.addEventListener("click", () => this.fromTheStart());
     tool("stream").addEventListener("change", (event) => {
       box.classList.toggle("only-stdout", event.target.value === "stdout");
       box.classList.toggle("only-stderr", event.target.value === "stderr");
@@ -143,7 +183,7 @@ class Log {
   /** Takes over what the server has shown, and goes on from there. */
   adopt() {
     const shown = [...this.box.querySelectorAll("pre")].map((pre) => [pre.className, pre.textContent]);
-    // Where the server does not say how far that is, the stream brings it once more.
+    // Where nothing is shown, or not how far it reaches, the stream brings all of it.
     this.at = shown.length ? this.box.dataset.at || null : null;
     this.fresh = this.at === null;
     if (this.fresh) return;
@@ -153,23 +193,42 @@ class Log {
 
   /** Has everything sent that a page can have. */
   fromTheStart() {
-    if (!this.earlier || this.earlier.hidden) return;
+    if (this.earlier.hidden) return;
     this.earlier.hidden = true;
+    // Whoever reads somewhere goes on to read there, as far from the end as that is.
+    if (!this.follow.checked) this.stay = { until: Number(this.at), below: this.box.scrollHeight - this.box.scrollTop };
     this.at = null;
     this.fresh = true;
     disconnect();
     connect();
   }
 
-  /** Adds what a stream has written; it may begin and end within a line. */
-  append([stream, text]) {
+  /** Takes what the stream tells. */
+  take({ pieces, at, skipped }) {
     if (this.fresh) {
       // What was shown is the end of what comes now.
       this.box.textContent = "";
       this.lines = 0;
       this.last = null;
+      this.dropped = 0;
+      this.unsent = skipped ? skipped.size : "";
       this.fresh = false;
+      this.tellMissing();
     }
+    this.at = at;
+    pieces.forEach((one) => this.append(one));
+  }
+
+  tellMissing() {
+    // What comes before the end that was shown at first can still be had.
+    if (!this.earlier.hidden) return;
+    const dropped = this.dropped && `${this.dropped.toLocaleString("en")} lines`;
+    this.part.hidden = !this.unsent && !dropped;
+    if (!this.part.hidden) this.missing.textContent = `The first ${[this.unsent, dropped].filter(Boolean).join(" and ")} are not shown here.`;
+  }
+
+  /** Adds what a stream has written; it may begin and end within a line. */
+  append([stream, text]) {
     const whole = text.endsWith("\n");
     const lines = (whole ? text.slice(0, -1) : text).split("\n");
     const goesOn = this.last && this.last.stream === stream && !this.last.whole;
@@ -195,14 +254,20 @@ class Log {
     }
     this.lines += lines.length;
     while (this.lines > MOST_LINES && this.box.firstChild !== this.last.node.parentNode) {
-      this.lines -= this.box.firstChild.textContent.split("\n").length;
+      const count = this.box.firstChild.textContent.split("\n").length;
+      this.lines -= count;
+      this.dropped += count;
       this.box.firstChild.remove();
+      this.tellMissing();
     }
-    this.counter.textContent = `${this.lines.toLocaleString("en")} lines`;
+    const end = this.part.hidden ? "" : "the last ";
+    this.counter.textContent = `${end}${this.lines.toLocaleString("en")} ${this.lines === 1 ? "line" : "lines"}`;
     if (!this.drawing) {
       this.drawing = requestAnimationFrame(() => {
         this.drawing = null;
         if (this.follow.checked) this.toEnd();
+        else if (this.stay) this.box.scrollTop = this.box.scrollHeight - this.stay.below;
+        if (this.stay && this.at >= this.stay.until) this.stay = null;
         if (this.search.value) this.find(true);
       });
     }
@@ -238,7 +303,7 @@ class Log {
     }
     this.current = keep && before ? this.found.findIndex((one) => one.node === before.node && one.at === before.at) : -1;
     this.show();
-    if (!keep && this.found.length) this.step(1);
+    if (this.current < 0 && this.found.length) this.step(1);
   }
 
   step(by) {
@@ -358,15 +423,11 @@ function connect() {
     // A stream begins with all of them, and after trouble with the database they say that it answers again.
     say("live", "on");
     fresh();
-    replace(JSON.parse(data));
-    tick();
+    show(JSON.parse(data));
   });
+  on("title", (data) => { document.title = `${data} · Callsheet`; });
   on("log", (data) => {
-    const piece = JSON.parse(data);
-    if (!log) return;
-    log.at = piece.at;
-    if (piece.skipped) log.skipped(piece.skipped);
-    piece.pieces.forEach((one) => log.append(one));
+    if (log) log.take(JSON.parse(data));
   });
   on("output", (data) => {
     const output = document.getElementById("output");
