@@ -28,8 +28,8 @@ function length(ms) {
 function tick() {
   const now = Date.now() + offset;
   for (const time of document.querySelectorAll("time[data-said]")) {
-    // What goes on may have ended, of which nobody has told.
-    if (stale && time.dataset.said === "since") continue;
+    // What goes on may have ended, and what was to come may not have come, of which nobody has told.
+    if (stale && (time.dataset.said === "since" || time.textContent.startsWith("in "))) continue;
     const since = now - Date.parse(time.dateTime);
     const said = time.dataset.said === "since" ? length(Math.max(0, since))
       : since < 0 ? `in ${rough(Math.floor(-since / 1000))}` : `${rough(Math.floor(since / 1000))} ago`;
