@@ -69,7 +69,7 @@ pub(super) fn timeline(overview: &Overview, concurrency: &BTreeMap<String, u32>,
                         svg.lanes viewBox={ "0 0 " (WIDTH) " " (count * LANE) } width="100%" height=(count * LANE)
                             preserveAspectRatio="none" role="group" aria-label={ "runs of " (plain_name(flow)) } {
                             @if let Some(width) = unread.get(flow.as_str()) {
-                                path.unread d=((0..count).map(|lane| format!("M0 {}h{width}", lane * LANE + LANE / 2)).collect::<String>()) { title { "earlier runs were not read" } }
+                                path.unread d=((0..count).map(|lane| format!("M0 {}h{width}", lane * LANE + LANE / 2)).collect::<String>()) {}
                             }
                             @let spots = spots(&shown, &lanes, start, length);
                             @for status in DRAWN { g class=(shape(status)) {
