@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use super::words::{age, counted, thousands};
 use crate::domain::labels::Labels;
-use crate::domain::{JobId, Timestamp};
+use crate::domain::{JobId, JobStatus, Timestamp};
 use crate::store::{EndedRow, History, Overview, Queue};
 
 /// Due jobs of a flow in which nothing runs are waited for this long before somebody is told.
 const NOTHING_CLAIMS: Duration = Duration::from_secs(60);
 /// Failures are news for this long.
 const RECENTLY: Duration = Duration::from_secs(3600);
+/// So many flows whose jobs failed are named one by one.
+const FAILING: usize = 5;
 /// How long a run may go unconfirmed whose type no flow has.
 const UNCONFIRMED: Duration = Duration::from_secs(30);
 
@@ -59,8 +61,8 @@ pub enum About {
     Waiting(String),
     /// This flow, whose waiting rows would go on if it were resumed.
     Paused(String),
-    /// The last failures.
-    Failures,
+    /// What of this flow has failed; of all flows where `None`.
+    Failures(Option<String>),
 }
 
 /// Why nothing takes the rows of a flow that are due.
@@ -174,18 +176,48 @@ impl<'a> Situation<'a> {
         })
     }
 
-    fn failures(&self) -> Option<Need> {
+    /// The flows whose jobs have failed lately, each by itself, so that a noisy one does not hide another.
+    fn failures(&self) -> Vec<Need> {
         let (overview, now) = (self.overview, self.overview.now);
-        let failed: Vec<&EndedRow> =
-            overview.failures.iter().filter(|row| now.since(row.completed_time) <= RECENTLY).collect();
-        let last = failed.first()?;
+        let is_recent = |row: &&EndedRow| now.since(row.completed_time) <= RECENTLY;
+        let mut flows: BTreeMap<&str, (u64, Option<Timestamp>)> = BTreeMap::new();
+        for row in overview.failures.iter().filter(is_recent) {
+            let (failed, last) = flows.entry(&row.job_type).or_default();
+            *failed += 1;
+            *last = (*last).max(Some(row.completed_time));
+        }
+        // Of a quiet flow the failure may be among its own last ends alone.
+        for row in overview.ended.iter().filter(|row| row.status == JobStatus::Error).filter(is_recent) {
+            let (failed, last) = flows.entry(&row.job_type).or_default();
+            *failed = (*failed).max(1);
+            *last = (*last).max(Some(row.completed_time));
+        }
         // Only so many are read, and whether there were more is the history's to say.
-        let counted =
-            self.history.map(|history| history.ended(None, now, 60, 1).first().map_or(0, |ended| ended.failed));
-        let many = counted.unwrap_or(0).max(failed.len() as u64);
-        let jobs = if many == 1 { "1 job has".to_owned() } else { format!("{} jobs have", thousands(many)) };
-        let sentence = format!("{jobs} failed in the last hour, the last one {} ago", age(last.completed_time, now));
-        Some(Need { sentence, about: About::Failures })
+        for flow in overview.queues.iter().map(|queue| queue.job_type.as_str()) {
+            let minutes = self.history.map(|history| history.ended(Some(flow), now, 60, 1));
+            let counted = minutes.and_then(|minutes| minutes.first().map(|ended| ended.failed)).unwrap_or(0);
+            if counted > 0 {
+                let (failed, _) = flows.entry(flow).or_default();
+                *failed = (*failed).max(counted);
+            }
+        }
+        let mut flows: Vec<_> = flows.into_iter().collect();
+        flows.sort_by_key(|(_, (failed, _))| std::cmp::Reverse(*failed));
+        let more = flows.len().saturating_sub(FAILING);
+        let each = flows.into_iter().take(FAILING).map(|(flow, (failed, last))| {
+            let jobs = if failed == 1 { "1 job of".to_owned() } else { format!("{} jobs of", thousands(failed)) };
+            let have = if failed == 1 { "has" } else { "have" };
+            let last = last.map(|last| format!(", the last one {} ago", age(last, now))).unwrap_or_default();
+            let sentence = format!("{jobs} {} {have} failed in the last hour{last}", (self.name)(flow));
+            Need { sentence, about: About::Failures(Some(flow.to_owned())) }
+        });
+        let mut found: Vec<Need> = each.collect();
+        if more > 0 {
+            let flows = if more == 1 { "1 more flow has".to_owned() } else { format!("{more} more flows have") };
+            let sentence = format!("{flows} jobs that failed in the last hour");
+            found.push(Need { sentence, about: About::Failures(None) });
+        }
+        found
     }
 }
 
@@ -198,7 +230,7 @@ pub fn nobody_fits(overview: &Overview, requires: &Labels) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Attempt, JobStatus};
+    use crate::domain::Attempt;
     use crate::store::{Count, OpenRow, WorkerRow};
 
     fn at(seconds: i64) -> Timestamp {
@@ -337,8 +369,25 @@ mod tests {
     fn failures_are_news_for_an_hour() {
         let mut all = overview(live(), Vec::new());
         all.failures = vec![failure(99_700), failure(96_500), failure(96_000)];
-        assert_eq!(sentences(&all), ["2 jobs have failed in the last hour, the last one 5m ago"]);
+        assert_eq!(sentences(&all), ["2 jobs of render have failed in the last hour, the last one 5m ago"]);
         all.failures.remove(1);
-        assert_eq!(sentences(&all), ["1 job has failed in the last hour, the last one 5m ago"]);
+        assert_eq!(sentences(&all), ["1 job of render has failed in the last hour, the last one 5m ago"]);
+    }
+
+    #[test]
+    fn a_noisy_flow_hides_no_failure_of_another() {
+        let of = |flow: &str, completed: i64| EndedRow { job_type: flow.to_owned(), ..failure(completed) };
+        let mut all = overview(live(), Vec::new());
+        all.failures = (0..100).map(|second| of("NOISY", 99_990 - second)).collect();
+        all.ended = vec![of("QUIET", 99_700), of("NOISY", 99_990), of("LONG_AGO", 90_000)];
+        let expected = [
+            "100 jobs of noisy have failed in the last hour, the last one 10s ago",
+            "1 job of quiet has failed in the last hour, the last one 5m ago",
+        ];
+        assert_eq!(sentences(&all), expected);
+        all.ended.extend(["A", "B", "C", "D"].map(|flow| of(flow, 99_000)));
+        assert_eq!(sentences(&all).len(), FAILING + 1);
+        assert_eq!(sentences(&all).last().unwrap(), "1 more flow has jobs that failed in the last hour");
+        assert_eq!(needs(&all).last().unwrap().about, About::Failures(None));
     }
 }

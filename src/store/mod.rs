@@ -4,6 +4,7 @@
 //! the rest is a call each. Nobody waits here for a change: [`Store::watch`] tells when to look again.
 
 mod adopted;
+mod ahead;
 mod audit;
 mod change;
 mod claim;
@@ -61,6 +62,7 @@ use sea_orm::{
 use tokio::sync::watch;
 
 pub use adopted::{Adoption, Unfit};
+pub use ahead::Pause;
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
 pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, Undelivered};

@@ -18,7 +18,7 @@ pub const COUNTED_UP_TO: u64 = 1000;
 /// So many open rows are read at the most; more are only counted.
 const MOST_OPEN: u64 = 500;
 /// So many of the last failures are read.
-const FAILURES: u64 = 8;
+pub const FAILURES: usize = 100;
 /// So many ended jobs are read for the lanes of all flows, and so many of each flow at the most.
 const LANES: usize = 240;
 const LANE: usize = 40;
@@ -169,6 +169,18 @@ pub struct Overview {
     pub earlier: Vec<EarlierRun>,
     /// The workers, in the order of their names.
     pub workers: Vec<WorkerRow>,
+}
+
+impl Overview {
+    /// So many ended jobs of each type were read at the most; where there are as many there may be earlier ones.
+    #[must_use]
+    pub fn lane(&self) -> usize {
+        lane(self.queues.len())
+    }
+}
+
+fn lane(types: usize) -> usize {
+    (LANES / types.max(1)).clamp(2, LANE)
 }
 
 const ACTION: &str = "read the overview";
@@ -343,7 +355,7 @@ impl Store {
         if types.is_empty() {
             return Ok(Vec::new());
         }
-        let each = (LANES / types.len()).clamp(2, LANE);
+        let each = lane(types.len());
         let lane = |wanted: &str| {
             format!(
                 "SELECT {} FROM jobs {} WHERE jobs.type = {wanted} AND {ENDED} AND completed_time IS NOT NULL \

@@ -524,6 +524,43 @@ fn enqueue_says_where_it_has_made_a_database_and_only_then() {
     came(place.command(&["enqueue", "SEQ", "a"]).env("DATABASE_URL", "sqlite://typo.db")).says("typo.db");
 }
 
+/// As root another user is asked; anybody else locks itself out.
+#[test]
+fn what_a_user_may_not_look_at_is_not_said_to_be_missing() {
+    let place = Place::new(CONFIG);
+    place.run(&["migrate", "up"]).exits(0);
+    let [program, data] = [place.path("callsheet"), place.path("callsheet-data")];
+    let built = assert_cmd::cargo::cargo_bin!("callsheet");
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).unwrap();
+    let rights = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    rights(place.0.path(), 0o755);
+    let is_root = rustix::process::geteuid().is_root();
+    rights(&data, if is_root { 0o700 } else { 0o000 });
+    let (is_data_dir, why) = if is_root {
+        ("belongs to user 0, and this is user 65534", "callsheet-data belongs to user 0, and this is user 65534")
+    } else {
+        ("can't be written to", "callsheet-data keep its owner out")
+    };
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(&program);
+        if is_root {
+            command.uid(65534);
+        }
+        command.current_dir("/").env_remove("DATABASE_URL").env("CALLSHEET_CONFIG", place.path("callsheet.toml"));
+        came(Command::from_std(command).args(arguments).timeout(Duration::from_secs(60)))
+    };
+    let alone = ["list", "flows", "workers", "events"].map(|command| vec![command]);
+    let of_a_job = ["show", "logs", "cancel", "retry"].map(|command| vec![command, "1"]);
+    for arguments in alone.into_iter().chain(of_a_job).chain([vec!["enqueue", "SEQ", "a"]]) {
+        run(&arguments).exits(5).prints_nothing().says("can't read and write the database ").says(why);
+    }
+    run(&["drain"]).exits(2).says("can't read this worker's id in ").says(why);
+    let checked = run(&["check"]).exits(2).says(is_data_dir);
+    assert!(!checked.stderr.contains("there is no database"), "{}", checked.stderr);
+    run(&["doctor"]).exits(1).prints(why);
+    rights(&data, 0o700);
+}
+
 #[test]
 fn a_unique_key_gives_the_job_that_holds_it() {
     let place = Place::new(CONFIG);

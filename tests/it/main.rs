@@ -42,6 +42,8 @@ mod overview;
 mod page;
 mod page_keys;
 mod page_live;
+mod page_open;
+mod page_says;
 mod page_weight;
 mod peers;
 mod process_layer;

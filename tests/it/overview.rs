@@ -88,6 +88,44 @@ async fn the_overview_tells_what_waits_runs_and_has_ended(on: On) {
 }
 on_each_database!(the_overview_tells_what_waits_runs_and_has_ended, mariadb);
 
+async fn the_jobs_before_one_are_counted_as_claims_take_them(on: On) {
+    let Some(service) = Service::prepare(on, FLOWS).await else { return };
+    let now = service.store.now().await.unwrap();
+    let due = now.unix_millis() - 10_000;
+    let row = |flow: &str, priority: i32, run_at: i64| format!("('{flow}', 'x', {priority}, {run_at})");
+    let rows = [
+        row("ONE", 0, due),
+        row("ONE", 5, due + 5000),
+        row("ONE", 5, due + 1_000_000),
+        row("ONE", 0, due - 1),
+        row("ONE", 0, due),
+        row("ONE", 0, due + 1),
+        row("ONE", -1, due - 5000),
+        row("TWO", 9, due),
+    ];
+    service.sql(&format!("INSERT INTO jobs (type, identifier, priority, run_at) VALUES {}", rows.join(", "))).await;
+    let ahead = async |id: i64| {
+        let (job, now) = (service.job(JobId(id)).await, service.store.now().await.unwrap());
+        let count = service.store.ahead_of(&job, now).await.unwrap();
+        (count.at_least, count.or_more)
+    };
+    let mut places = Vec::new();
+    for id in [2, 4, 1, 5, 6, 7, 8] {
+        places.push(ahead(id).await);
+    }
+    assert_eq!(places, [0, 1, 2, 3, 4, 5, 0].map(|count| (count, false)));
+    let many = format!("{} INSERT INTO jobs (type, identifier, priority) SELECT 'ONE', 'x', 7 FROM n", numbers(1100));
+    service.sql(&insert_last(on, &many)).await;
+    assert_eq!(ahead(1).await, (COUNTED_UP_TO, true));
+
+    service.sql("INSERT INTO flows (type) VALUES ('ONE')").await;
+    assert_eq!(service.store.pause_of("ONE").await.unwrap(), None);
+    service.store.pause(&"ONE".parse().unwrap(), "me").await.unwrap();
+    let pause = service.store.pause_of("ONE").await.unwrap().expect("it is paused");
+    assert!(pause.by.as_deref() == Some("me") && pause.since.is_some_and(|since| since >= now), "{pause:?}");
+}
+on_each_database!(the_jobs_before_one_are_counted_as_claims_take_them, mariadb);
+
 /// `WITH … INSERT` as all databases take it.
 fn insert_last(on: On, sql: &str) -> String {
     let (with, rest) = sql.split_once(" INSERT ").unwrap();

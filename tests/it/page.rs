@@ -63,7 +63,10 @@ async fn a_job_is_enqueued_watched_cancelled_and_retried() {
     let job = enqueue(&browser, &service, "run:600").await;
     browser.until_text("#job .badge", "PROGRESS").await;
     browser.click("#job .danger");
+    browser.until_text("h1", "Cancel 1 job?").await;
+    browser.click(".confirm .danger");
     browser.until_text(".notice", "asked to end").await;
+    assert_eq!(browser.run("return location.pathname"), json!(format!("/jobs/{job}")), "it leads back to the job");
     service.until(job, JobStatus::Cancelled).await;
     browser.until_text("#job .badge", "CANCELLED").await;
     browser.click("#job form[action$=retry] button");
@@ -247,7 +250,19 @@ async fn a_hundred_thousand_lines_are_shown_and_searched() {
     let job = service.insert("ONE", &["a"]).await[0];
     service.until(job, JobStatus::Completed).await;
     browser.open(&address(&service, &format!("/jobs/{job}")));
-    browser.until_text("#log-lines", "100,000 lines").await;
+    // Its end is there at once, and stays until the rest is asked for.
+    browser
+        .until("the end", "return document.querySelector('#log-lines').textContent === 'the last 1,000 lines'")
+        .await;
+    browser.until_text("#live", "live").await;
+    let first = browser.run("return document.querySelector('#log').textContent.slice(0, 14)");
+    assert_eq!(first, json!("line 99001 of "), "the end begins there");
+    browser.click("#log-earlier");
+    browser.until("all", "return document.querySelector('#log-lines').textContent === '100,000 lines'").await;
+    assert_eq!(browser.run("return document.querySelector('#log-part').hidden"), json!(true), "nothing is missing");
+    let numbers = "const t = document.querySelector('#log').textContent.match(/line [0-9]+ /g).map(l => +l.slice(5)); \
+        return t.length === 100000 && t.every((n, at) => n === at + 1)";
+    assert_eq!(browser.run(numbers), json!(true), "each line once, in order");
     let at_the_end =
         "const l = document.querySelector('#log'); return l.scrollTop + l.clientHeight > l.scrollHeight - 50";
     browser.until("the end to be followed", at_the_end).await;
@@ -257,9 +272,17 @@ async fn a_hundred_thousand_lines_are_shown_and_searched() {
         b = document.querySelector('#log').getBoundingClientRect(); return r.top >= b.top && r.bottom <= b.bottom";
     browser.until("what was found to be in sight", in_sight).await;
 
+    // What is looked for is found in what has not been sent yet.
+    browser.open(&address(&service, &format!("/jobs/{job}")));
+    browser.until_text("#log-lines", "the last 1,000 lines").await;
+    browser.enter("#log-search", "line 777 of");
+    browser.until_text("#log-found", "1 of 1").await;
+    browser.until("what was found to be in sight", in_sight).await;
+
     // On a phone the output is out of sight at first, and its end is where it is then scrolled to.
     browser.size(390, 100);
     browser.open(&address(&service, &format!("/jobs/{job}")));
+    browser.run("document.querySelector('#log-earlier').click()");
     browser.until("all lines", "return document.querySelector('#log-lines').textContent.startsWith('100,')").await;
     browser.size(390, 700);
     browser.run("document.querySelector('#output').scrollIntoView()");

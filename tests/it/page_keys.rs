@@ -67,7 +67,10 @@ async fn somebody_signs_in_enqueues_and_cancels_without_a_mouse() {
     service.until(job, JobStatus::Progress).await;
     browser.until_text("#job .badge", "PROGRESS").await;
 
-    tab_to(&browser, "#job button.danger").await;
+    tab_to(&browser, "#job a.danger").await;
+    browser.press(ENTER);
+    browser.until_text("h1", "Cancel 1 job?").await;
+    tab_to(&browser, ".confirm button[type=submit]").await;
     browser.press(ENTER);
     browser.until_text(".notice", "asked to end").await;
     service.until(job, JobStatus::Cancelled).await;

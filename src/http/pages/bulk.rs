@@ -110,6 +110,15 @@ pub(super) async fn chosen(store: &Store, deed: Deed, all: bool, fields: &Fields
     }
 }
 
+/// The address of the page that it leads back to: of the only job, if it was asked for there, or of the list.
+pub(super) fn back(fields: &Fields) -> String {
+    let ids: Vec<&str> = fields.all("id").collect();
+    match (fields.first("back"), ids.as_slice()) {
+        (Some("job"), [id]) if id.parse::<i64>().is_ok() => format!("/jobs/{id}"),
+        _ => Filter::of(fields).address(None),
+    }
+}
+
 /// The page that asks.
 pub(super) fn confirm(deed: Deed, all: bool, chosen: &Chosen, fields: &Fields, visitor: &Visitor) -> Markup {
     let count = chosen.rows.len();
@@ -119,19 +128,27 @@ pub(super) fn confirm(deed: Deed, all: bool, chosen: &Chosen, fields: &Fields, v
         *kinds.entry((&row.job_type, row.status)).or_default() += 1;
     }
     let filter = Filter::of(fields);
-    let back = filter.address(None);
+    let back = back(fields);
+    let to_list = back == filter.address(None);
     let running = chosen.rows.iter().filter(|row| row.status == JobStatus::Progress).count();
     html! {
         section.panel.confirm {
             @if count == 0 {
                 h1 { "Nothing to " (deed.word()) }
-                p { "None of the chosen jobs can be " @match deed { Deed::Cancel => "cancelled: they have ended.", Deed::Retry => "retried: only ERROR and CANCELLED jobs can." } }
-                a.button href=(back) { "Back to the list" }
+                p {
+                    @if all { "No job that is as the filter says" } @else if chosen.others == 0 { "No job was chosen." }
+                    @else if chosen.others == 1 { "The chosen job" } @else { "None of the chosen jobs" }
+                    @if all || chosen.others > 0 {
+                        @if chosen.others == 1 { " can't be " } @else { " can be " }
+                        @match deed { Deed::Cancel => "cancelled: what has ended can't.", Deed::Retry => "retried: only ERROR and CANCELLED jobs can." }
+                    }
+                }
+                a.button href=(back) { @if to_list { "Back to the list" } @else { "Back to the job" } }
             } @else {
                 h1 { @match deed { Deed::Cancel => "Cancel ", Deed::Retry => "Retry " } (jobs) "?" }
                 @match deed {
-                    Deed::Cancel if running > 0 => p.bad { "The commands of " (running) @if running == 1 { " running job" } @else { " running jobs" } " will be ended: SIGTERM, then SIGKILL after the flow's kill_grace." },
-                    Deed::Cancel => p { "None of them runs." },
+                    Deed::Cancel if running > 0 => p.bad { "The " (if running == 1 { "command" } else { "commands" }) " of " (running) @if running == 1 { " running job" } @else { " running jobs" } " will be ended: SIGTERM, then SIGKILL after the flow's kill_grace." },
+                    Deed::Cancel => p { @if count == 1 { "It does not run." } @else { "None of them runs." } },
                     Deed::Retry => p { "Each goes back to PENDING with a fresh budget of attempts; its runs and logs are kept." },
                 }
                 @if chosen.more { p.bad { "More than " (thousands(MOST as u64)) " are as the filter says: the newest " (thousands(MOST as u64)) " are taken now." } }
@@ -142,6 +159,7 @@ pub(super) fn confirm(deed: Deed, all: bool, chosen: &Chosen, fields: &Fields, v
                     (csrf(visitor))
                     input type="hidden" name="do" value={ (deed.word()) @if all { "-all" } };
                     (filter.hidden())
+                    @if !to_list { input type="hidden" name="back" value="job"; }
                     @if all {
                         input type="hidden" name="upto" value=(chosen.rows.first().map_or(0, |row| row.id.0));
                     } @else {
@@ -149,7 +167,7 @@ pub(super) fn confirm(deed: Deed, all: bool, chosen: &Chosen, fields: &Fields, v
                     }
                     div.buttons {
                         button class=(if deed == Deed::Cancel { "danger" } else { "" }) type="submit" { @match deed { Deed::Cancel => "Cancel ", Deed::Retry => "Retry " } (jobs) }
-                        a.button.quiet href=(back) { "Leave them" }
+                        a.button.quiet href=(back) { @if count == 1 { "Leave it" } @else { "Leave them" } }
                     }
                 }
             }

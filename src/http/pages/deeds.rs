@@ -164,7 +164,14 @@ pub(super) async fn act_on_many(State(app): State<App>, posted: PostedForm<Field
     let (doer, fields) = (Doer::of(&app, posted.viewer)?, posted.form);
     let (deed, all) = deed(&fields).map_err(|problem| doer.refused(problem))?;
     let (done, count) = act(&doer, deed, all, &fields).await.map_err(|error| doer.refused(error))?;
-    let address = Filter::of(&fields).address(None);
+    let address = bulk::back(&fields);
+    let is_one = address != Filter::of(&fields).address(None);
+    // It has ended while somebody was asked.
+    let done = match deed {
+        Deed::Cancel if is_one && count == 0 => "not-cancelled",
+        Deed::Retry if is_one && count == 0 => "not-retried",
+        Deed::Cancel | Deed::Retry => done,
+    };
     Ok(Redirect::to(&saying(&address, done, count)).into_response())
 }
 

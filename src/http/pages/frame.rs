@@ -87,6 +87,8 @@ impl Frame<'_> {
                     }
                 }
                 main #main tabindex="-1" {
+                    // What is said here is read aloud, so it stays while parts are replaced.
+                    @if self.live.is_some() { p #news.hidden role="status" {} }
                     @if let Some(notice) = self.notice {
                         p class={ "notice " (if notice.is_bad { "bad" } else { "ok" }) } role="status" { (notice.sentence) }
                     }

@@ -3,11 +3,12 @@
 use maud::{Markup, html};
 
 use super::jobs::what;
+use super::log_tail::Tail;
 use super::parts::{ago, badge, button, exact, icon, meter, name, plain_name, remark, said, since};
+use super::waits::{self, Awaited, Wait};
 use super::{Part, Visitor};
-use crate::domain::{JobId, JobStatus, Timestamp};
+use crate::domain::{JobStatus, Timestamp};
 use crate::http::words::{duration_of, size, thousands};
-use crate::process::logs::Stream;
 use crate::store::{EventRow, JobRow, RunRow};
 
 /// Of a job that was tried without end, so many attempts and events are shown: the last ones.
@@ -21,6 +22,12 @@ pub(super) struct JobView<'a> {
     pub(super) job: &'a JobRow,
     pub(super) runs: &'a [RunRow],
     pub(super) events: &'a [EventRow],
+    /// Why it has not been started; `None` where it has been, or is not due.
+    pub(super) wait: Option<&'a Wait>,
+    /// The jobs that it waits for, and how many more there are.
+    pub(super) awaited: (&'a [Awaited], usize),
+    /// How often it may be tried; `None` where neither its row nor a flow says so.
+    pub(super) maximum_attempts: Option<u32>,
     pub(super) now: Timestamp,
 }
 
@@ -28,7 +35,13 @@ pub(super) struct JobView<'a> {
 pub(super) fn parts(view: JobView<'_>, visitor: &Visitor) -> Vec<Part> {
     let mut parts = vec![Part { id: "job", class: "job-head", body: head(view, visitor) }];
     if let Some(error) = view.job.error.as_deref().filter(|error| !error.trim().is_empty()) {
-        let body = html! { h2 { "Error" } pre.error tabindex="0" { (cut(&said(error))) } };
+        let title = match view.job.status {
+            JobStatus::Cancelled => "Why it was cancelled",
+            JobStatus::Pending => "Error of the attempt before",
+            JobStatus::InQueue | JobStatus::Progress | JobStatus::Completed | JobStatus::Error => "Error",
+        };
+        let calm = view.job.status == JobStatus::Cancelled;
+        let body = html! { h2 { (title) } pre.error.calm[calm] tabindex="0" { (cut(&said(error))) } };
         parts.push(Part { id: "error", class: "panel", body });
     }
     parts
@@ -61,7 +74,7 @@ fn head(view: JobView<'_>, visitor: &Visitor) -> Markup {
         h1 { span.muted { "#" (job.id) } " " (name(&job.identifier)) }
         div.state {
             (badge(job.status))
-            @match (job.attempt.0, job.maximum_attempts) {
+            @match (job.attempt.0, view.maximum_attempts) {
                 (0, None) => {},
                 (0, Some(maximum)) => span { "at most " (maximum) @if maximum == 1 { " attempt" } @else { " attempts" } },
                 (attempt, None) => span { "attempt " (attempt) },
@@ -70,8 +83,12 @@ fn head(view: JobView<'_>, visitor: &Visitor) -> Markup {
             @if let Some(worker) = &job.worker_id { span { "on " (name(worker)) } }
             @if job.cancel_requested_time.is_some() && !job.status.is_final() { span.badge.cancelled { (icon("cancelled")) "cancelling" } }
             @if visitor.operator {
-                @if !job.status.is_final() { (button(visitor, &format!("/jobs/{}/cancel", job.id), "Cancel", "danger", &of)) }
-                @if matches!(job.status, JobStatus::Error | JobStatus::Cancelled) { (button(visitor, &format!("/jobs/{}/retry", job.id), "Retry", "", &of)) }
+                @match job.status {
+                    JobStatus::Pending => (button(visitor, &format!("/jobs/{}/cancel", job.id), "Cancel", "danger", &of)),
+                    // What runs may have run for hours: it is asked first.
+                    JobStatus::InQueue | JobStatus::Progress => a.button.danger href={ "/jobs/bulk?do=cancel&back=job&id=" (job.id) } aria-label={ "Cancel " (of) "…" } { "Cancel…" },
+                    JobStatus::Completed | JobStatus::Error | JobStatus::Cancelled => {},
+                }
             }
         }
         @if job.status == JobStatus::Progress {
@@ -83,18 +100,14 @@ fn head(view: JobView<'_>, visitor: &Visitor) -> Markup {
             }
         } @else {
             div.summary { (what(job, now)) @if let Some(code) = job.exit_code { span.muted { " exit code " (code) } } }
-            // What a command said last is most often why it failed, and is far down in what it said.
-            @if job.status == JobStatus::Error && let Some(last) = last_line(job.error.as_deref().unwrap_or_default()) {
-                p.last-line { code { (remark(&last, 300)) } }
+            @if let Some(wait) = view.wait { p.wait { (waits::sentence(wait, now)) } }
+            // Not where Cancel was, which somebody may be about to press.
+            @if visitor.operator && matches!(job.status, JobStatus::Error | JobStatus::Cancelled) {
+                div.again { (button(visitor, &format!("/jobs/{}/retry", job.id), "Retry", "", &of)) }
             }
         }
+        (waits::list(view.awaited.0, view.awaited.1, job.status == JobStatus::Pending))
     }
-}
-
-/// The last line behind the sentence that an error begins with.
-fn last_line(error: &str) -> Option<String> {
-    let error = said(error);
-    error.lines().skip(1).filter(|line| !line.trim().is_empty()).last().map(ToOwned::to_owned)
 }
 
 /// The statuses that the job went through, with the times between them.
@@ -104,14 +117,17 @@ fn path(view: JobView<'_>) -> Markup {
     html! {
         h2 { "Path" }
         ol.path {
-            @if shown == 0 { li { (badge(JobStatus::Pending)) span { "created " (ago(view.job.created_time, view.now)) } } }
+            @if shown == 0 { li { (badge(JobStatus::Pending)) span { (exact(view.job.created_time)) } span.muted { "created " (ago(view.job.created_time, view.now)) } } }
             @else { li.muted { (shown) " earlier changes are left out" } }
             @for event in view.events.iter().skip(shown) {
                 @let gap = before.replace(event.time).map(|before| event.time.since(before));
                 li {
                     @if let Some(gap) = gap { span.gap { "+" (duration_of(i64::try_from(gap.as_millis()).unwrap_or(i64::MAX))) } }
                     @match event.to_status.parse::<JobStatus>() { Ok(status) => (badge(status)), Err(_) => (name(&event.to_status)) }
-                    span { (ago(event.time, view.now)) @if event.attempt.0 > 1 { ", attempt " (event.attempt) } @if let Some(worker) = &event.worker_id { ", " (name(worker)) } }
+                    span { (exact(event.time)) }
+                    span.muted { (ago(event.time, view.now)) }
+                    @if event.attempt.0 > 1 { span { "attempt " (event.attempt) } }
+                    @if let Some(worker) = &event.worker_id { span { (name(worker)) } }
                     @if let Some(message) = &event.message { span.muted { (remark(message, 300)) } }
                 }
             }
@@ -126,14 +142,14 @@ fn attempts(view: JobView<'_>) -> Markup {
     let skipped = view.runs.len().saturating_sub(MOST);
     html! {
         h2 { "Attempts" }
-        @if view.runs.is_empty() { p.muted { "No command has been started yet." } } @else {
+        @if view.runs.is_empty() { p.muted { (no_command(view.job)) } } @else {
             @if skipped > 0 { p.muted { (skipped) " earlier attempts are left out" } }
             div.scroll tabindex="0" role="region" aria-label="Attempts" {
                 table {
                     thead { tr {
-                        th.number scope="col" { "#" } th scope="col" { "Outcome" } th scope="col" { "Started" } th.number scope="col" { "Took" }
-                        th.number scope="col" { "Exit" } th.number scope="col" { "CPU user / system" } th.number scope="col" { "Peak memory" } th.number scope="col" { "Read / written" }
-                        th scope="col" { "Worker" } th.number scope="col" { "Pid" } th scope="col" { "Output" }
+                        th.number scope="col" { "#" } th scope="col" { "Outcome" } th.number scope="col" { "Exit" } th scope="col" { "Output" }
+                        th scope="col" { "Started" } th.number scope="col" { "Took" } th.number scope="col" { "CPU user / system" } th.number scope="col" { "Peak memory" } th.number scope="col" { "Read / written" }
+                        th scope="col" { "Worker" } th.number scope="col" { "Pid" }
                     } }
                     tbody { @for run in view.runs.iter().skip(skipped).rev() { (attempt(run, view.now)) } }
                 }
@@ -143,7 +159,7 @@ fn attempts(view: JobView<'_>) -> Markup {
 }
 
 fn attempt(run: &RunRow, now: Timestamp) -> Markup {
-    let log = |stream: &str| format!("/api/v1/jobs/{}/logs?attempt={}&stream={stream}", run.job_id, run.attempt);
+    let log = |stream: &str| download(run, stream);
     html! {
         tr {
             th.number scope="row" { (run.attempt) }
@@ -153,7 +169,11 @@ fn attempt(run: &RunRow, now: Timestamp) -> Markup {
                 Some("CANCELLED") => span.badge.cancelled { (icon("cancelled")) "CANCELLED" },
                 Some(other) => span.badge.error { (icon("error")) (name(other)) },
             } }
-            td { @if let Some(time) = run.started_time { (ago(time, now)) } }
+            td.number { @match (run.exit_code, run.signal) {
+                (_, Some(signal)) => { "signal " (signal) } (Some(code), None) => (code), (None, None) => "",
+            } }
+            td.downloads { a href=(log("both")) download=(file(run, "both")) { "both" } " " a href=(log("stdout")) download=(file(run, "stdout")) { "stdout" } " " a href=(log("stderr")) download=(file(run, "stderr")) { "stderr" } }
+            td { @if let Some(time) = run.started_time { span.exact { (exact(time)) } " " span.muted { (ago(time, now)) } } }
             td.number {
                 @match (run.started_time, run.completed_time) {
                     (Some(start), Some(end)) => (duration_of(i64::try_from(end.since(start).as_millis()).unwrap_or(i64::MAX))),
@@ -161,17 +181,17 @@ fn attempt(run: &RunRow, now: Timestamp) -> Markup {
                     _ => "",
                 }
             }
-            td.number { @match (run.exit_code, run.signal) {
-                (_, Some(signal)) => { "signal " (signal) } (Some(code), None) => (code), (None, None) => "",
-            } }
             td.number { @if let (Some(user), Some(system)) = (run.user_cpu_ms, run.system_cpu_ms) { (duration_of(user)) " / " (duration_of(system)) } }
             td.number { @if let Some(bytes) = run.max_rss_bytes.and_then(|bytes| u64::try_from(bytes).ok()) { (size(bytes)) } }
             td.number { @if let (Some(read), Some(written)) = (run.io_read_bytes.and_then(|bytes| u64::try_from(bytes).ok()), run.io_write_bytes.and_then(|bytes| u64::try_from(bytes).ok())) { (size(read)) " / " (size(written)) } }
-            td { @if let Some(worker) = &run.worker_id { (name(worker)) } @if let Some(slot) = &run.slot { " " span.muted { (name(slot)) } } }
+            td.worker { @if let Some(worker) = &run.worker_id { (name(worker)) } @if let Some(slot) = &run.slot { " " span.muted { (name(slot)) } } }
             td.number { @if let Some(pid) = run.pid { (pid) } }
-            td { a href=(log("both")) download=(file(run, "both")) { "both" } " " a href=(log("stdout")) download=(file(run, "stdout")) { "stdout" } " " a href=(log("stderr")) download=(file(run, "stderr")) { "stderr" } }
         }
     }
+}
+
+fn download(run: &RunRow, stream: &str) -> String {
+    format!("/api/v1/jobs/{}/logs?attempt={}&stream={stream}", run.job_id, run.attempt)
 }
 
 fn file(run: &RunRow, stream: &str) -> String {
@@ -180,19 +200,19 @@ fn file(run: &RunRow, stream: &str) -> String {
 
 /// What is known of the output without a script: the end of it. A script takes the place over, and follows.
 pub(super) struct LogView<'a> {
-    pub(super) job: JobId,
+    pub(super) job: &'a JobRow,
     /// The attempt whose output it is.
     pub(super) run: Option<&'a RunRow>,
     pub(super) attempts: Vec<u32>,
     /// The end of it; `None` where this machine has none of it.
-    pub(super) tail: Option<Vec<(Stream, String)>>,
+    pub(super) tail: Option<Tail>,
     /// The worker that it is fetched from, or why it can't be; `None` where this one ran it.
     pub(super) elsewhere: Option<Result<String, String>>,
 }
 
 pub(super) fn log(view: &LogView<'_>) -> Markup {
     let Some(run) = view.run else {
-        return html! { section #output.panel { h2 { "Output" } p.muted { "No command has been started yet." } } };
+        return html! { section #output.panel { h2 { "Output" } p.muted { (no_command(view.job)) } } };
     };
     html! {
         section #output.panel {
@@ -209,7 +229,7 @@ pub(super) fn log(view: &LogView<'_>) -> Markup {
                 (None, None) => p.muted { "There is no output of this attempt any more: retention has removed it." },
                 (None, Some(Err(why))) => p.muted { "Its output is not here: " (remark(why, 400)) "." },
                 (tail, elsewhere) => {
-                    @let pieces = tail.as_deref().unwrap_or_default();
+                    @let pieces = tail.as_ref().map_or(&[][..], |tail| &tail.pieces);
                     div.log-tools #log-tools hidden {
                         label { "Stream " select #log-stream { option value="both" { "both" } option value="stdout" { "stdout" } option value="stderr" { "stderr" } } }
                         label { "Search " input #log-search type="search" placeholder="in the output" maxlength="200"; }
@@ -219,15 +239,26 @@ pub(super) fn log(view: &LogView<'_>) -> Markup {
                         label.check { input type="checkbox" #log-follow checked; " Follow" }
                         span #log-lines.muted {}
                     }
-                    div #log.log tabindex="0" role="log" aria-label="Output" aria-live="off" data-attempt=(run.attempt) data-job=(view.job) {
+                    p.log-part #log-part hidden[!tail.as_ref().is_some_and(|tail| tail.earlier)] {
+                        span #log-missing { "Only the end of it is shown here." }
+                        " " a href=(download(run, "both")) download=(file(run, "both")) { "Download all of it" }
+                        " " button.small type="button" #log-earlier hidden { "Load earlier output" }
+                    }
+                    div #log.log tabindex="0" role="log" aria-label="Output" aria-live="off" data-attempt=(run.attempt) data-job=(view.job.id) data-at=[tail.as_ref().map(|tail| tail.at)] {
                         @if let Some(Ok(worker)) = elsewhere { p.muted { "It is fetched from worker " (name(worker)) ", which has it." } }
-                        @else if pieces.is_empty() { p.muted { "Nothing has been written yet." } }
-                        @for (stream, text) in pieces { pre class=(stream.as_str()) { (text) } }
+                        @else if pieces.is_empty() { p.muted { @if run.outcome.is_some() { "Nothing was written." } @else { "Nothing has been written yet." } } }
+                        // A browser takes away a line end that a `pre` begins with.
+                        @for (stream, text) in pieces { pre class=(stream.as_str()) { @if text.starts_with('\n') { "\n" } (text) } }
                     }
                 }
             }
         }
     }
+}
+
+/// That a job has no run, and whether it may have one.
+fn no_command(job: &JobRow) -> &'static str {
+    if job.status.is_final() { "No command was started." } else { "No command has been started yet." }
 }
 
 fn row(job: &JobRow, now: Timestamp) -> Markup {
@@ -238,7 +269,10 @@ fn row(job: &JobRow, now: Timestamp) -> Markup {
         ("type", name(&job.job_type)),
         ("identifier", name(&job.identifier)),
         ("priority", html! { (job.priority) }),
-        ("run_at", time(Some(job.run_at))),
+        (
+            "run_at",
+            html! { @if job.waits_for_others() { span.muted { "when the jobs that it waits for have ended" } } @else { (time(Some(job.run_at))) } },
+        ),
         (
             "maximum_attempts",
             html! { @match job.maximum_attempts { Some(most) => (most), None => span.muted { "as the flow says" } } },

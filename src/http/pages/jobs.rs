@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDateTime};
 use maud::{Markup, html};
 
 use super::form::Fields;
-use super::parts::{ago, badge, csrf, encoded, meter, name, plain_name, remark, said, since};
+use super::parts::{ago, badge, csrf, encoded, ends, meter, name, plain_name, remark, since};
 use super::{Part, Visitor};
 use crate::domain::{JobId, JobStatus, Timestamp};
 use crate::http::words::duration_of;
@@ -171,7 +171,7 @@ pub(super) fn list(view: JobsView<'_>, visitor: &Visitor) -> Part {
                     table.jobs {
                         thead { tr {
                             @if visitor.operator { th.choose scope="col" { span.hidden { "Choose" } } }
-                            th scope="col" { "Status" } th scope="col" { "Job" } th scope="col" { "What of it" } th.when scope="col" { "Created" }
+                            th.status scope="col" { "Status" } th.job scope="col" { "Job" } th scope="col" { "What of it" } th.when scope="col" { "Created" }
                         } }
                         tbody { @for row in &found.rows { (job_row(row, view.now, visitor.operator)) } }
                     }
@@ -205,10 +205,12 @@ fn job_row(row: &JobRow, now: Timestamp, can_choose: bool) -> Markup {
 /// The one thing about a job that matters most in its present status.
 pub(super) fn what(row: &JobRow, now: Timestamp) -> Markup {
     let took = row.execution_ms.map(duration_of);
+    let when = html! { @if let Some(time) = row.completed_time { " " (ago(time, now)) } };
     match row.status {
+        JobStatus::Pending if row.waits_for_others() => html! { "waits for other jobs" },
         JobStatus::Pending if row.run_at > now => html! {
             @if row.attempt.0 > 0 { "tried again " (ago(row.run_at, now)) } @else { "due " (ago(row.run_at, now)) }
-            @if let Some(error) = &row.error { div.reason { (first_line(error)) } }
+            @if let Some(error) = &row.error { (reason(error)) }
         },
         JobStatus::Pending => html! { "has waited " (since(row.run_at, now)) },
         JobStatus::InQueue => html! { "claimed" @if let Some(time) = row.queued_time { " " (ago(time, now)) } },
@@ -220,15 +222,23 @@ pub(super) fn what(row: &JobRow, now: Timestamp) -> Markup {
         },
         JobStatus::Completed => html! { @if let Some(took) = took { "took " (took) } },
         JobStatus::Error => html! {
-            div.reason { (first_line(row.error.as_deref().unwrap_or("no reason was recorded"))) }
-            @if let Some(took) = took { div.muted { "after " (took) } }
+            (reason(row.error.as_deref().unwrap_or_default()))
+            div.muted { "failed" (when) @if let Some(took) = took { ", after " (took) } }
         },
-        JobStatus::Cancelled => html! { @if let Some(took) = took { "after " (took) } @else { "before it started" } },
+        JobStatus::Cancelled => html! {
+            @if let Some(error) = &row.error { (reason(error)) }
+            div.muted { "cancelled" (when) @if let Some(took) = took { ", after " (took) } @else { ", before it started" } }
+        },
     }
 }
 
-fn first_line(error: &str) -> String {
-    remark(said(error).lines().next().unwrap_or_default(), 200)
+/// Why something failed: its first line, and its last.
+fn reason(error: &str) -> Markup {
+    let (first, last) = ends(error);
+    html! {
+        div.reason { (first) }
+        @if let Some(last) = last { p.last-line { code { (last) } } }
+    }
 }
 
 /// What somebody wants to enqueue.

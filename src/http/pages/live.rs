@@ -14,15 +14,16 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::form::Fields;
 use super::frame::assets;
+use super::log_tail::shown;
 use super::renderings::{Looker, Shown, ShownOutput};
 use super::{Place, Renderings, Visitor};
 use crate::actors::AbortOnDrop;
 use crate::domain::{Attempt, JobId};
 use crate::http::api::logs::ask;
 use crate::http::peers::{Event, Form, Question};
+use crate::http::words::size;
 use crate::http::{App, Viewer, sse};
-use crate::process::logs::{Page, RunLog, Selection, Stream};
-use crate::process::text::made_safe;
+use crate::process::logs::{RunLog, Selection, Stream};
 use crate::store::RunRow;
 
 /// How often the output is looked at.
@@ -44,6 +45,7 @@ struct Watcher {
     job: Option<JobId>,
     looker: Looker,
     told: BTreeMap<&'static str, String>,
+    title: String,
     log: Option<Log>,
     ready: VecDeque<Bytes>,
 }
@@ -72,6 +74,7 @@ pub(super) fn stream(
         app: app.clone(),
         job,
         told: BTreeMap::new(),
+        title: String::new(),
         log,
         ready: VecDeque::from([sse::frame(None, Some("hello"), &hello)]),
     };
@@ -110,6 +113,10 @@ impl Watcher {
     fn show(&mut self, shown: &Shown) {
         match &shown.what {
             Ok(view) => {
+                if self.title != view.title {
+                    self.event("title", &view.title);
+                    self.title.clone_from(&view.title);
+                }
                 for part in &view.parts {
                     if self.told.get(part.id) == Some(&part.hash) {
                         continue;
@@ -121,7 +128,11 @@ impl Watcher {
                     self.follow(output);
                 }
             }
-            Err(trouble) => self.event("trouble", trouble),
+            Err(trouble) => {
+                self.event("trouble", trouble);
+                // Once there is a view again all of it is told: that is how a page learns that it is fresh.
+                self.told.clear();
+            }
         }
     }
 
@@ -133,7 +144,9 @@ impl Watcher {
             return;
         }
         self.event("output", &output.json);
-        self.log = Some(Log { job, attempt: output.attempt, source: Source::Unknown, read: None, ended: output.ended });
+        // The page is given the end of it, and goes on from there.
+        let (attempt, read, ended) = (output.attempt, output.at, output.ended);
+        self.log = Some(Log { job, attempt, source: Source::Unknown, read, ended });
     }
 
     async fn read_log(&mut self) {
@@ -154,17 +167,20 @@ impl Watcher {
         };
         let (read, ended) = (log.read, log.ended);
         // Files are read where that may take its time.
-        let Ok(Some((pieces, next))) = tokio::task::spawn_blocking(move || read_on(&place, read, ended)).await else {
+        let Ok(Some(written)) = tokio::task::spawn_blocking(move || read_on(&place, read, ended)).await else {
             return;
         };
-        log.read = Some(next);
-        self.tell_output(&pieces, next);
+        log.read = Some(written.next);
+        self.tell_output(&written);
     }
 
-    fn tell_output(&mut self, pieces: &[(Stream, String)], next: u64) {
-        if !pieces.is_empty() {
-            let pieces: Vec<_> = pieces.iter().map(|(stream, text)| [stream.as_str(), text]).collect();
-            let data = json!({ "pieces": pieces, "at": next });
+    fn tell_output(&mut self, written: &Written) {
+        if !written.pieces.is_empty() {
+            let pieces: Vec<_> = written.pieces.iter().map(|(stream, text)| [stream.as_str(), text]).collect();
+            let mut data = json!({ "pieces": pieces, "at": written.next });
+            if written.skipped > 0 {
+                data["skipped"] = json!({ "bytes": written.skipped, "size": size(written.skipped) });
+            }
             self.event("log", &data.to_string());
         }
     }
@@ -175,7 +191,7 @@ impl Watcher {
                 if let Some(log) = &mut self.log {
                     log.read = Some(next);
                 }
-                self.tell_output(&pieces, next);
+                self.tell_output(&Written { pieces, next, skipped: 0 });
             }
             Told::Note(why) => {
                 let at = self.log.as_ref().and_then(|log| log.read);
@@ -293,23 +309,36 @@ async fn fetch(app: App, run: RunRow, worker: String, mut at: Option<u64>, told:
     }
 }
 
-/// The pieces of some output as they are shown.
-fn shown(page: &Page) -> Vec<(Stream, String)> {
-    let pieces = page.pieces.iter().filter(|piece| !piece.bytes.is_empty()).map(|piece| {
-        let note = piece.dropped_note().map(|note| note + "\n").unwrap_or_default();
-        (piece.stream, note + &made_safe(&piece.bytes))
-    });
-    pieces.collect()
+/// Some output that was read.
+#[derive(Debug, PartialEq, Eq)]
+struct Written {
+    pieces: Vec<(Stream, String)>,
+    /// Where to go on, in bytes.
+    next: u64,
+    /// How much is left out before it, in bytes.
+    skipped: u64,
 }
 
-/// What was written from this offset on (of what is past, the end), up to the end of a line, and where to go on.
-fn read_on(place: &std::path::Path, from: Option<u64>, ended: bool) -> Option<(Vec<(Stream, String)>, u64)> {
+/// What was written from this offset on (of what is past, the end), up to the end of a line.
+fn read_on(place: &std::path::Path, from: Option<u64>, ended: bool) -> Option<Written> {
     let log = RunLog::open(place, Selection::Both, ended);
-    let from = match from {
+    let mut skipped = 0;
+    let start = match from {
         Some(from) => from,
-        None => log.total_length().ok()?.saturating_sub(PAST),
+        None => {
+            skipped = log.total_length().ok()?.saturating_sub(PAST);
+            skipped
+        }
     };
-    let mut page = log.read(from, AT_ONCE).ok()?;
+    let mut page = log.read(start, AT_ONCE).ok()?;
+    // It begins where a line does.
+    if skipped > 0
+        && let Some(first) = page.pieces.first_mut()
+        && let Some(end) = first.bytes.iter().position(|byte| *byte == b'\n')
+    {
+        first.bytes.drain(..=end);
+        skipped += end as u64 + 1;
+    }
     let length: usize = page.pieces.iter().map(|piece| piece.bytes.len()).sum();
     // A line that is not whole is waited for, unless nothing more will come or it is longer than anybody reads.
     if !ended
@@ -320,7 +349,7 @@ fn read_on(place: &std::path::Path, from: Option<u64>, ended: bool) -> Option<(V
         page.next_offset = page.next_offset.saturating_sub((last.bytes.len() - whole) as u64);
         last.bytes.truncate(whole);
     }
-    Some((shown(&page), page.next_offset))
+    Some(Written { pieces: shown(&page), next: page.next_offset, skipped })
 }
 
 /// What tells a part from the same part as it was before, however much time has passed and whose token its forms have.
@@ -360,12 +389,28 @@ mod tests {
         std::fs::write(scratch.path().join("stdout.0"), "one\ntwo\nthr").unwrap();
         std::fs::write(scratch.path().join("stderr.0"), "\u{1b}[31mbad\u{1b}[0m\n").unwrap();
         let all = |pieces: &[(Stream, String)]| pieces.iter().map(|(_, text)| text.as_str()).collect::<String>();
-        let (first, next) = read_on(scratch.path(), None, false).unwrap();
-        let text = all(&first);
-        assert!(text.contains("one\ntwo\n") && !text.contains('\u{1b}'), "{first:?}");
-        let (more, after) = read_on(scratch.path(), Some(next), true).unwrap();
-        let both = text + &all(&more);
+        let first = read_on(scratch.path(), None, false).unwrap();
+        let text = all(&first.pieces);
+        assert!(text.contains("one\ntwo\n") && !text.contains('\u{1b}') && first.skipped == 0, "{first:?}");
+        let more = read_on(scratch.path(), Some(first.next), true).unwrap();
+        let both = text + &all(&more.pieces);
         assert!(both.contains("thr") && both.contains("bad\n") && both.len() == "one\ntwo\nthrbad\n".len(), "{both:?}");
-        assert_eq!(read_on(scratch.path(), Some(after), true).unwrap(), (Vec::new(), after));
+        let nothing = Written { pieces: Vec::new(), next: more.next, skipped: 0 };
+        assert_eq!(read_on(scratch.path(), Some(more.next), true), Some(nothing));
+    }
+
+    #[test]
+    fn a_past_that_is_too_long_begins_where_a_line_does_and_says_how_much_is_left_out() {
+        let scratch = tempfile::tempdir().unwrap();
+        let line = format!("{}\n", "x".repeat(99));
+        let lines = PAST as usize / line.len() + 1000;
+        std::fs::write(scratch.path().join("stdout.0"), line.repeat(lines)).unwrap();
+        let first = read_on(scratch.path(), None, true).unwrap();
+        assert!(first.pieces[0].1.starts_with(&line), "it begins within a line");
+        let left_out = (lines * line.len()) as u64 - PAST;
+        assert!(first.skipped >= left_out && first.skipped < left_out + 100, "{}", first.skipped);
+        assert_eq!(first.skipped % 100, 0);
+        let second = read_on(scratch.path(), Some(first.next), true).unwrap();
+        assert_eq!((second.skipped, second.pieces[0].1.len()), (0, AT_ONCE));
     }
 }

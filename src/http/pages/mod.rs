@@ -15,6 +15,7 @@ mod frame;
 mod job;
 mod jobs;
 mod live;
+mod log_tail;
 mod missing;
 mod overview;
 mod parts;
@@ -23,6 +24,7 @@ mod renderings;
 mod sign_in;
 mod svg;
 mod timeline;
+mod waits;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -45,8 +47,6 @@ use self::renderings::Renderings;
 use super::peers::{NoAnswer, find_worker};
 use super::{App, Problem, Viewer};
 use crate::domain::{Attempt, JobId, Timestamp};
-use crate::process::logs::{RunLog, Selection};
-use crate::process::text::made_safe;
 use crate::store::{AuditFilter, RunRow};
 
 pub(super) use self::missing::missing;
@@ -128,6 +128,8 @@ struct Output {
     attempt: Attempt,
     /// Whether nothing more will be written.
     ended: bool,
+    /// How far of it is shown, in bytes; `None` where that is not known.
+    at: Option<u64>,
     markup: Markup,
 }
 
@@ -217,17 +219,26 @@ async fn render(
             let flows = flows(app, snapshot.overview.now);
             let complaints = app.handle().complaints();
             let recurring = recurring::entries(&app.config(), &snapshot.recurring, snapshot.overview.now);
+            let webhooks: Vec<String> = app.config().webhooks.iter().map(|webhook| webhook.name.clone()).collect();
+            let undelivered = webhooks.iter().map(|webhook| app.store().undelivered(webhook));
+            let undelivered = futures_util::future::try_join_all(undelivered).await?;
+            let webhooks: Vec<_> = webhooks.into_iter().zip(undelivered).collect();
             let view = OverviewView {
                 overview: &snapshot.overview,
                 history: snapshot.history.as_deref(),
                 waiting: &snapshot.waiting,
                 flows: &flows,
                 recurring: &recurring,
+                webhooks: &webhooks,
                 complaints: &complaints,
                 span: span.as_deref(),
             };
             let parts = overview::parts(view, visitor);
-            Ok(Rendered::of("Overview", "/", parts, snapshot.overview.now))
+            let title = match overview::attention(view).len() {
+                0 => "Overview".to_owned(),
+                needs => format!("({needs}) Overview"),
+            };
+            Ok(Rendered::of(&title, "/", parts, snapshot.overview.now))
         }
         Place::Jobs(filter) => {
             let (store, search) = (app.store(), filter.search());
@@ -270,14 +281,23 @@ impl Rendered {
 }
 
 async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>) -> Result<Rendered, Problem> {
-    /// So many lines are shown without a script.
-    const TAIL: usize = 300;
     let store = app.store();
     let Some(job) = store.job(id).await? else {
         return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no job {id}")));
     };
     let (runs, events, now) = tokio::try_join!(store.runs(id), store.events(id), store.now())?;
-    let view = job::JobView { job: &job, runs: &runs, events: &events, now };
+    let (wait, awaited) = tokio::try_join!(waits::why(app, &job, now), waits::awaited(store, id))?;
+    let config = app.config();
+    let flow = config.flows.iter().find_map(|(name, flow)| (name.as_str() == job.job_type).then_some(flow));
+    let view = job::JobView {
+        job: &job,
+        runs: &runs,
+        events: &events,
+        wait: wait.as_ref(),
+        awaited: (&awaited.0, awaited.1),
+        maximum_attempts: job.maximum_attempts.or(flow.map(|flow| flow.retry.maximum_attempts())),
+        now,
+    };
     let run = match attempt {
         Some(attempt) => runs.iter().rfind(|run| run.attempt == attempt),
         None => runs.last(),
@@ -288,13 +308,7 @@ async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>
     {
         let directory = app.handle().run_dir(id, run.attempt, &token);
         let ended = run.outcome.is_some();
-        let read = tokio::task::spawn_blocking(move || {
-            let log = RunLog::open(&directory, Selection::Both, ended);
-            directory.is_dir().then(|| log.tail(TAIL).map(|page| page.pieces).unwrap_or_default())
-        });
-        let pieces = read.await.ok().flatten();
-        tail = pieces
-            .map(|pieces| pieces.into_iter().map(|piece| (piece.stream, made_safe(&piece.bytes))).collect::<Vec<_>>());
+        tail = tokio::task::spawn_blocking(move || log_tail::read(&directory, ended)).await.ok().flatten();
     }
     let mut attempts: Vec<u32> = runs.iter().map(|run| run.attempt.0).collect();
     attempts.dedup();
@@ -302,11 +316,13 @@ async fn a_job(app: &App, visitor: &Visitor, id: JobId, attempt: Option<Attempt>
         Some(run) if tail.is_none() => elsewhere(app, run).await,
         Some(_) | None => None,
     };
-    let markup = job::log(&job::LogView { job: id, run, attempts, tail, elsewhere });
-    let output = run.map(|run| Output { attempt: run.attempt, ended: run.outcome.is_some(), markup: markup.clone() });
+    let at = tail.as_ref().map(|tail| tail.at);
+    let markup = job::log(&job::LogView { job: &job, run, attempts, tail, elsewhere });
+    let output =
+        run.map(|run| Output { attempt: run.attempt, ended: run.outcome.is_some(), at, markup: markup.clone() });
     let below = html! { @if output.is_none() { (markup) } (job::rest(view)) };
     let (parts, later) = (job::parts(view, visitor), job::later_parts(view));
-    let title = format!("Job {id}: {}", parts::plain_name(&job.identifier));
+    let title = format!("{} Job {id}: {}", parts::mark(job.status), parts::plain_name(&job.identifier));
     Ok(Rendered { output, later, below, ..Rendered::of(&title, "/jobs", parts, now) })
 }
 

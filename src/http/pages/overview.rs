@@ -6,7 +6,7 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::charts::{self, Durations};
-use super::parts::{ago, badge, button, count, encoded, icon, meter, name, plain_name, remark, said, since};
+use super::parts::{ago, badge, button, count, encoded, ends, icon, meter, name, plain_name, remark, since};
 use super::recurring::{self, Entry};
 use super::timeline::timeline;
 use super::workers::workers_table;
@@ -14,8 +14,8 @@ use super::{Part, Visitor};
 use crate::domain::labels::Labels;
 use crate::domain::{JobStatus, Timestamp};
 use crate::http::attention::{About, FlowRules, Need, Situation, nobody_fits};
-use crate::http::words::{duration_of, rough, thousands};
-use crate::store::{Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
+use crate::http::words::{age, duration_of, rough, thousands};
+use crate::store::{Ended, EndedRow, FAILURES, History, OpenRow, Overview, Queue, Undelivered, WorkerRow};
 
 /// What the configuration says about a flow, as far as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +42,18 @@ pub(super) struct OverviewView<'a> {
     pub(super) flows: &'a BTreeMap<String, FlowInfo>,
     /// The jobs that the configuration has enqueued by the clock.
     pub(super) recurring: &'a [Entry],
+    /// What waits for each webhook, by its name.
+    pub(super) webhooks: &'a [(String, Undelivered)],
     /// What the service says is wrong with itself.
     pub(super) complaints: &'a [String],
     /// What the address asks for.
     pub(super) span: Option<&'a str>,
 }
 
+/// An event that waits for a webhook this long is not on its way.
+const UNDELIVERED: Duration = Duration::from_secs(60);
+/// So many different failures are shown.
+const FAILURE_GROUPS: usize = 8;
 /// So many running jobs are shown on a card.
 const RUNS_ON_A_CARD: usize = 4;
 
@@ -131,7 +137,20 @@ pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
     let flows = (!view.flows.is_empty()).then_some(&flows);
     let situation = Situation { overview: view.overview, history: view.history, flows, name: plain_name };
     let complaint = |text: &String| Attention { sentence: remark(text, 300), link: None, act: None };
-    view.complaints.iter().map(complaint).chain(situation.needs().into_iter().map(Attention::from)).collect()
+    let needs = situation.needs().into_iter().map(Attention::from);
+    view.complaints.iter().map(complaint).chain(needs).chain(undelivered(view)).collect()
+}
+
+/// The webhooks for which events wait.
+fn undelivered(view: OverviewView<'_>) -> impl Iterator<Item = Attention> {
+    let now = view.overview.now;
+    view.webhooks.iter().filter_map(move |(webhook, Undelivered { events, oldest })| {
+        let oldest = oldest.filter(|oldest| now.since(*oldest) > UNDELIVERED)?;
+        let wait =
+            if *events == 1 { "1 event waits".to_owned() } else { format!("{} events wait", thousands(*events)) };
+        let sentence = format!("{wait} for webhook {} since {}", plain_name(webhook), age(oldest, now));
+        Some(Attention { sentence, link: None, act: None })
+    })
 }
 
 impl From<Need> for Attention {
@@ -142,7 +161,8 @@ impl From<Need> for Attention {
             About::Job(id) => (format!("/jobs/{id}"), None),
             About::Waiting(flow) => (waiting(flow), None),
             About::Paused(flow) => (waiting(flow), Some((format!("/flows/{}/resume", encoded(flow)), "Resume"))),
-            About::Failures => ("#failures".to_owned(), None),
+            About::Failures(Some(flow)) => (jobs_of(flow, Some(JobStatus::Error)), None),
+            About::Failures(None) => ("/jobs?status=ERROR".to_owned(), None),
         };
         Self { sentence: need.sentence, link: Some(link), act }
     }
@@ -190,6 +210,7 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
     let (state, word) = match (queue.paused, info.is_some() || view.flows.is_empty(), queue.open) {
         (true, _, _) => ("paused", "paused"),
         (false, false, _) => ("attention", "not configured"),
+        (false, true, 0) if waiting > 0 => ("pending", "waiting"),
         (false, true, 0) => ("pending", "idle"),
         (false, true, _) => ("progress", "running"),
     };
@@ -205,10 +226,10 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
             }
             dl.figures {
                 div { dt { "Running" } dd { (queue.open) @if let Some(info) = info { span.muted { " of " (info.concurrency) } } } }
-                div { dt { "Waiting" } dd { a href=(link(JobStatus::Pending)) { (thousands(waiting)) @if more { "+" } } } }
-                div { dt { "Done 24h" } dd { a href=(link(JobStatus::Completed)) { (day.map_or("…".to_owned(), |day| thousands(day.completed))) } } }
+                div { dt { "Waiting" } dd { (figure(Some((waiting, more)), "waiting", flow, &link(JobStatus::Pending))) } }
+                div { dt { "Done 24h" } dd { (figure(day.map(|day| (day.completed, false)), "completed in 24 h", flow, &link(JobStatus::Completed))) } }
                 div { dt { "Failed 24h" } dd class=[day.filter(|day| day.failed > 0).map(|_| "bad")] {
-                    a href=(link(JobStatus::Error)) { (day.map_or("…".to_owned(), |day| thousands(day.failed))) }
+                    (figure(day.map(|day| (day.failed, false)), "failed in 24 h", flow, &link(JobStatus::Error)))
                 } }
             }
             @if !runs.is_empty() {
@@ -229,6 +250,20 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
                 @if let Some(tick) = info.and_then(|info| info.next_tick) { span { "next tick " (ago(tick, now)) } }
                 @if let Some(history) = view.history { (spark(&history.ended(Some(flow), now, 1440, 48))) }
             }
+        }
+    }
+}
+
+/// A number of a card, which leads to what it counts; `None` where it has not been counted yet.
+fn figure(number: Option<(u64, bool)>, of: &str, flow: &str, link: &str) -> Markup {
+    html! {
+        @match number {
+            None => "…",
+            Some((0, false)) => "0",
+            Some((number, more)) => {
+                @let number = format!("{}{}", thousands(number), if more { "+" } else { "" });
+                a href=(link) aria-label={ (number) " " (of) ", " (plain_name(flow)) } { (number) }
+            },
         }
     }
 }
@@ -273,26 +308,54 @@ fn spark(ended: &[Ended]) -> Markup {
     }
 }
 
+/// Failures of one flow that say the same.
+struct Failure<'a> {
+    /// The last of them.
+    row: &'a EndedRow,
+    first: String,
+    last: Option<String>,
+    count: usize,
+}
+
+/// The failures, those of one flow with the same first and last line as one, the latest first.
+fn grouped(failures: &[EndedRow]) -> Vec<Failure<'_>> {
+    let mut groups: Vec<Failure<'_>> = Vec::new();
+    for row in failures {
+        let (first, last) = ends(row.error.as_deref().unwrap_or_default());
+        let is_it =
+            |group: &&mut Failure<'_>| group.row.job_type == row.job_type && group.first == first && group.last == last;
+        match groups.iter_mut().find(is_it) {
+            Some(group) => group.count += 1,
+            None => groups.push(Failure { row, first, last, count: 1 }),
+        }
+    }
+    groups
+}
+
 fn failures(failures: &[EndedRow], now: Timestamp, visitor: &Visitor) -> Markup {
+    let groups = grouped(failures);
+    // Where more may have failed than were read, more of them may say the same.
+    let or_more = if failures.len() >= FAILURES { "+" } else { "" };
     html! {
         div.panel-head { h2 { "Last failures" } a href="/jobs?status=ERROR" { "all failed jobs" } }
         @if failures.is_empty() { p.muted { "No job has failed." } }
         ul.failures {
-            @for row in failures {
-                @let error = said(row.error.as_deref().unwrap_or_default());
-                @let mut lines = error.lines();
+            @for Failure { row, first, last, count } in groups.iter().take(FAILURE_GROUPS) {
                 li {
                     div.failure-head {
                         (badge(row.status))
-                        a href={ "/jobs/" (row.id) } { (row.id) " " (name(&row.identifier)) }
+                        @if *count > 1 { a href=(jobs_of(&row.job_type, Some(JobStatus::Error))) { (count) (or_more) " ×" } }
                         span.muted { (name(&row.job_type)) }
+                        @if *count > 1 { span.muted { "the last one" } }
+                        a href={ "/jobs/" (row.id) } { (row.id) " " (name(&row.identifier)) }
                         span.muted { (ago(row.completed_time, now)) @if let Some(ms) = row.execution_ms { ", after " (duration_of(ms)) } }
-                        @if visitor.operator { (button(visitor, &format!("/jobs/{}/retry", row.id), "Retry", "small", &format!("job {}", row.id))) }
+                        @if visitor.operator && *count == 1 { (button(visitor, &format!("/jobs/{}/retry", row.id), "Retry", "small", &format!("job {}", row.id))) }
                     }
-                    p.reason { (remark(lines.next().unwrap_or("no reason was recorded"), 240)) }
-                    @if let Some(last) = lines.rfind(|line| !line.trim().is_empty()) { p.last-line { code { (remark(last, 240)) } } }
+                    p.reason { (first) }
+                    @if let Some(last) = last { p.last-line { code { (last) } } }
                 }
             }
+            @if groups.len() > FAILURE_GROUPS { li.muted { "and " (groups.len() - FAILURE_GROUPS) " more kinds among the last " (failures.len()) } }
         }
     }
 }

@@ -68,6 +68,14 @@ pub(super) fn said(text: &str) -> String {
     made_safe(text.as_bytes())
 }
 
+/// The sentence that an error begins with, and the last line behind it, which is most often why a command failed.
+pub(super) fn ends(error: &str) -> (String, Option<String>) {
+    let error = said(error);
+    let mut lines = error.lines();
+    let first = lines.next().filter(|line| !line.trim().is_empty()).unwrap_or("no reason was recorded");
+    (remark(first, 240), lines.rfind(|line| !line.trim().is_empty()).map(|last| remark(last, 240)))
+}
+
 /// The shapes that stand beside statuses, so that a colour is never all that tells one; each once, whatever the page shows.
 const SHAPES: [(&str, &str); 8] = [
     ("pending", r#"<circle cx="8" cy="8" r="5.5" fill="none" stroke="currentColor" stroke-width="2"/>"#),
@@ -112,6 +120,17 @@ pub(super) const fn shape(status: JobStatus) -> &'static str {
         JobStatus::Completed => "completed",
         JobStatus::Error => "error",
         JobStatus::Cancelled => "cancelled",
+    }
+}
+
+/// What stands for a status in the title of a page, which has nothing but characters.
+pub(super) const fn mark(status: JobStatus) -> &'static str {
+    match status {
+        JobStatus::Pending | JobStatus::InQueue => "…",
+        JobStatus::Progress => "▶",
+        JobStatus::Completed => "✓",
+        JobStatus::Error => "✗",
+        JobStatus::Cancelled => "⊘",
     }
 }
 
@@ -205,6 +224,16 @@ mod tests {
     #[test]
     fn what_goes_into_an_address_stays_one_part_of_it() {
         assert_eq!(encoded("a/b?c&d=e f\"ä"), "a%2Fb%3Fc%26d%3De%20f%22%C3%A4");
+    }
+
+    #[test]
+    fn an_error_has_a_first_and_a_last_line() {
+        assert_eq!(
+            ends("exit code 1\nTraceback\n  KeyError: 'a'\n\n"),
+            ("exit code 1".into(), Some("KeyError: 'a'".into()))
+        );
+        assert_eq!(ends("exit code 1\n \n"), ("exit code 1".into(), None));
+        assert_eq!(ends(""), ("no reason was recorded".into(), None));
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(super) struct Shown {
 
 /// What of a view may change.
 pub(super) struct Parts {
+    pub(super) title: String,
     pub(super) parts: Vec<ShownPart>,
     pub(super) output: Option<ShownOutput>,
 }
@@ -61,6 +62,7 @@ pub(super) struct ShownPart {
 pub(super) struct ShownOutput {
     pub(super) attempt: Attempt,
     pub(super) ended: bool,
+    pub(super) at: Option<u64>,
     pub(super) json: String,
 }
 
@@ -137,17 +139,17 @@ async fn keep(app: App, overviews: Arc<Overviews>, everybody: Visitor, view: Wea
 
 impl Shown {
     fn of(begun: Instant, rendered: Result<Rendered, Problem>, csrf: &str) -> Self {
-        let what = rendered.map(|Rendered { parts, later, output, .. }| {
+        let what = rendered.map(|Rendered { title, parts, later, output, .. }| {
             let parts = parts.into_iter().chain(later).map(|part| {
                 let hash = super::live::hash(&part.body.0, csrf);
                 let json = json!({ "id": part.id, "class": part.class, "html": part.body.0, "hash": hash });
                 ShownPart { id: part.id, hash, json: json.to_string() }
             });
-            let output = output.map(|Output { attempt, ended, markup }| {
+            let output = output.map(|Output { attempt, ended, at, markup }| {
                 let json = json!({ "attempt": attempt.0, "html": markup.into_string() }).to_string();
-                ShownOutput { attempt, ended, json }
+                ShownOutput { attempt, ended, at, json }
             });
-            Parts { parts: parts.collect(), output }
+            Parts { title, parts: parts.collect(), output }
         });
         let what = what.map_err(|problem| {
             tracing::debug!(?problem, "an open page can't be rendered");

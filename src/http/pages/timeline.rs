@@ -8,7 +8,7 @@ use maud::{Markup, html};
 use super::parts::{name, plain_name, remark, shape};
 use crate::domain::{JobId, JobStatus, Timestamp};
 use crate::http::words::{duration_of, rough};
-use crate::store::Overview;
+use crate::store::{EndedRow, Overview};
 
 /// How far back the timeline may reach: its name in the address, and milliseconds.
 pub(super) const SPANS: [(&str, i64); 5] =
@@ -39,6 +39,12 @@ pub(super) fn timeline(overview: &Overview, concurrency: &BTreeMap<String, u32>,
     let chosen = SPANS.iter().find(|(label, _)| Some(*label) == span).copied();
     let (label, length) = chosen.unwrap_or_else(|| fitting(overview.now, flows.values().flatten()));
     let start = overview.now.unix_millis() - length;
+    let unread = unread(&overview.ended, overview.lane());
+    let unread: BTreeMap<&str, i64> = unread
+        .into_iter()
+        .map(|(flow, until)| (flow, across(until, start, length)))
+        .filter(|(_, width)| *width > 0)
+        .collect();
     html! {
         div.panel-head {
             h2 #timeline-title { "Timeline" }
@@ -62,6 +68,9 @@ pub(super) fn timeline(overview: &Overview, concurrency: &BTreeMap<String, u32>,
                     } @else {
                         svg.lanes viewBox={ "0 0 " (WIDTH) " " (count * LANE) } width="100%" height=(count * LANE)
                             preserveAspectRatio="none" role="group" aria-label={ "runs of " (plain_name(flow)) } {
+                            @if let Some(width) = unread.get(flow.as_str()) {
+                                path.unread d=((0..count).map(|lane| format!("M0 {}h{width}", lane * LANE + LANE / 2)).collect::<String>()) {}
+                            }
                             @let spots = spots(&shown, &lanes, start, length);
                             @for status in DRAWN { g class=(shape(status)) {
                                 @for ((lane, x, width), (bar, more)) in spots.iter().filter(|(_, (bar, _))| bar.status == status) {
@@ -83,9 +92,21 @@ pub(super) fn timeline(overview: &Overview, concurrency: &BTreeMap<String, u32>,
                 @for status in [JobStatus::Progress, JobStatus::Completed, JobStatus::Error, JobStatus::Cancelled] {
                     span { span class={ "key " (shape(status)) } aria-hidden="true" {} (status.as_str()) }
                 }
+                @if !unread.is_empty() { span { span.key.unread aria-hidden="true" {} "not read: only the last " (overview.lane()) " of each flow are shown" } }
             }
         }
     }
+}
+
+/// The flows of which as many jobs were read as ever are, and the end of the earliest of these: what ended before is not known.
+fn unread(ended: &[EndedRow], most: usize) -> BTreeMap<&str, Timestamp> {
+    let mut flows: BTreeMap<&str, (usize, Timestamp)> = BTreeMap::new();
+    for row in ended {
+        let (count, earliest) = flows.entry(&row.job_type).or_insert((0, row.completed_time));
+        *count += 1;
+        *earliest = row.completed_time.min(*earliest);
+    }
+    flows.into_iter().filter(|(_, (count, _))| *count >= most).map(|(flow, (_, until))| (flow, until)).collect()
 }
 
 /// The lane, start and width of what is drawn, and the bar that it is of. Of bars that would cover each other the gravest is
@@ -179,10 +200,14 @@ fn half(milliseconds: i64) -> String {
     if seconds < 3600 { format!("{}m {}s", seconds / 60, seconds % 60).replace(" 0s", "") } else { rough(seconds) }
 }
 
+/// How far across the drawing a time is.
+fn across(time: Timestamp, start: i64, length: i64) -> i64 {
+    (time.unix_millis() - start).clamp(0, length) * WIDTH / length
+}
+
 /// Where a bar starts and how wide it is.
 fn place(bar: &Bar, start: i64, length: i64) -> (i64, i64) {
-    let x = |time: Timestamp| ((time.unix_millis() - start).clamp(0, length)) * WIDTH / length;
-    let (left, right) = (x(bar.start), x(bar.end));
+    let (left, right) = (across(bar.start, start, length), across(bar.end, start, length));
     // However short, it can be seen and met with a pointer.
     let width = (right - left).max(3);
     (left.min(WIDTH - width), width)

@@ -83,6 +83,12 @@ impl Browser {
         self.tell("/url", &json!({ "url": address }));
     }
 
+    /// Opens one more tab and goes there; those before it are hidden then.
+    pub fn tab(&self) {
+        let tab = self.tell("/window/new", &json!({ "type": "tab" }));
+        self.tell("/window", &json!({ "handle": tab["handle"] }));
+    }
+
     /// What a script returns; `arguments[0]` is `argument`.
     pub fn run_with(&self, script: &str, argument: &Value) -> Value {
         self.tell("/execute/sync", &json!({ "script": script, "args": [argument] }))
@@ -120,6 +126,13 @@ impl Browser {
             }
         }
         panic!("{css} is replaced all the time");
+    }
+
+    /// Moves the pointer over an element, so far to the right of its middle, in pixels.
+    pub fn hover(&self, css: &str, right: i32) {
+        let origin = json!({ "element-6066-11e4-a52e-4f735466cecf": self.element(css) });
+        let to = json!({ "type": "pointerMove", "duration": 0, "origin": origin, "x": right, "y": 0 });
+        self.tell("/actions", &json!({ "actions": [{ "type": "pointer", "id": "mouse", "actions": [to] }] }));
     }
 
     /// Types into a field, after what is there.

@@ -5,6 +5,13 @@
 const live = document.getElementById("live");
 const offset = Number(document.body.dataset.now || Date.now()) - Date.now();
 const RECONNECT = 1500;
+/** So long after the last word a page says that it is old; a restart of the service takes less. */
+const STALE_AFTER = 5000;
+/** So long after the last move what is about to be pressed stays as it is. */
+const HELD = 3000;
+const CONTROLS = ["button", ".button", "summary"];
+/** The element that says that a page is old. */
+let stale = null;
 
 // Times ---------------------------------------------------------------------------------------------------------------
 
@@ -21,6 +28,8 @@ function length(ms) {
 function tick() {
   const now = Date.now() + offset;
   for (const time of document.querySelectorAll("time[data-said]")) {
+    // What goes on may have ended, and what was to come may not have come, of which nobody has told.
+    if (stale && (time.dataset.said === "since" || time.textContent.startsWith("in "))) continue;
     const since = now - Date.parse(time.dateTime);
     const said = time.dataset.said === "since" ? length(Math.max(0, since))
       : since < 0 ? `in ${rough(Math.floor(-since / 1000))}` : `${rough(Math.floor(since / 1000))} ago`;
@@ -82,6 +91,37 @@ function replace({ id, class: name, html, hash }) {
   }
 }
 
+/** When somebody last used pointer or keyboard. */
+let used = 0;
+for (const name of ["pointermove", "pointerdown", "keydown"]) addEventListener(name, () => { used = Date.now(); }, { capture: true, passive: true });
+/** Parts that have changed where somebody is about to press something, which must not become something else just then. */
+const held = new Map();
+
+function isHeld(id) {
+  const part = document.getElementById(id);
+  if (!part || Date.now() - used > HELD) return false;
+  const focused = document.activeElement;
+  return part.querySelector(CONTROLS.map((one) => `${one}:hover`)) !== null || (part.contains(focused) && focused.matches(CONTROLS));
+}
+
+const headline = () => {
+  const said = document.querySelector("#situation h1 span, #job .state .badge");
+  return said ? said.textContent.trim() : "";
+};
+let saidLast = headline();
+
+function show(part) {
+  if (isHeld(part.id)) return held.set(part.id, part);
+  held.delete(part.id);
+  replace(part);
+  tick();
+  const said = headline();
+  const news = document.getElementById("news");
+  if (news && said !== saidLast) news.textContent = said;
+  saidLast = said;
+}
+setInterval(() => held.forEach(show), 500);
+
 // Output --------------------------------------------------------------------------------------------------------------
 
 const LINES_OF_A_BLOCK = 300;
@@ -94,7 +134,6 @@ class Log {
     this.attempt = box.dataset.attempt;
     this.lines = 0;
     this.last = null;
-    this.fresh = true;
     this.found = [];
     this.current = -1;
     const tool = (name) => document.getElementById(`log-${name}`);
@@ -102,13 +141,24 @@ class Log {
     this.told = tool("found");
     this.search = tool("search");
     this.follow = tool("follow");
+    this.part = tool("part");
+    this.missing = tool("missing");
+    this.earlier = tool("earlier");
+    // What is left out at the start: bytes that were not sent, in words, and lines that were, and are not kept.
+    this.unsent = "";
+    this.dropped = 0;
+    this.earlier.hidden = this.part.hidden;
     tool("tools").hidden = false;
+    this.adopt();
+    this.earlier.addEventListener("click", () => this.fromTheStart());
     tool("stream").addEventListener("change", (event) => {
       box.classList.toggle("only-stdout", event.target.value === "stdout");
       box.classList.toggle("only-stderr", event.target.value === "stderr");
       this.find();
     });
     this.search.addEventListener("input", () => {
+      // What is looked for may be in what is not here yet.
+      if (this.search.value) this.fromTheStart();
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.find(), 150);
     });
@@ -130,13 +180,55 @@ class Log {
     new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.follow.checked && this.toEnd()).observe(box);
   }
 
+  /** Takes over what the server has shown, and goes on from there. */
+  adopt() {
+    const shown = [...this.box.querySelectorAll("pre")].map((pre) => [pre.className, pre.textContent]);
+    // Where nothing is shown, or not how far it reaches, the stream brings all of it.
+    this.at = shown.length ? this.box.dataset.at || null : null;
+    this.fresh = this.at === null;
+    if (this.fresh) return;
+    this.box.textContent = "";
+    shown.forEach((one) => this.append(one));
+  }
+
+  /** Has everything sent that a page can have. */
+  fromTheStart() {
+    if (this.earlier.hidden) return;
+    this.earlier.hidden = true;
+    // Whoever reads somewhere goes on to read there, as far from the end as that is.
+    if (!this.follow.checked) this.stay = { until: Number(this.at), below: this.box.scrollHeight - this.box.scrollTop };
+    this.at = null;
+    this.fresh = true;
+    disconnect();
+    connect();
+  }
+
+  /** Takes what the stream tells. */
+  take({ pieces, at, skipped }) {
+    if (this.fresh) {
+      // What was shown is the end of what comes now.
+      this.box.textContent = "";
+      this.lines = 0;
+      this.last = null;
+      this.dropped = 0;
+      this.unsent = skipped ? skipped.size : "";
+      this.fresh = false;
+      this.tellMissing();
+    }
+    this.at = at;
+    pieces.forEach((one) => this.append(one));
+  }
+
+  tellMissing() {
+    // What comes before the end that was shown at first can still be had.
+    if (!this.earlier.hidden) return;
+    const dropped = this.dropped && `${this.dropped.toLocaleString("en")} lines`;
+    this.part.hidden = !this.unsent && !dropped;
+    if (!this.part.hidden) this.missing.textContent = `The first ${[this.unsent, dropped].filter(Boolean).join(" and ")} are not shown here.`;
+  }
+
   /** Adds what a stream has written; it may begin and end within a line. */
   append([stream, text]) {
-    if (this.fresh) {
-      // What the server has shown is the end of what comes now.
-      this.box.textContent = "";
-      this.fresh = false;
-    }
     const whole = text.endsWith("\n");
     const lines = (whole ? text.slice(0, -1) : text).split("\n");
     const goesOn = this.last && this.last.stream === stream && !this.last.whole;
@@ -162,14 +254,20 @@ class Log {
     }
     this.lines += lines.length;
     while (this.lines > MOST_LINES && this.box.firstChild !== this.last.node.parentNode) {
-      this.lines -= this.box.firstChild.textContent.split("\n").length;
+      const count = this.box.firstChild.textContent.split("\n").length;
+      this.lines -= count;
+      this.dropped += count;
       this.box.firstChild.remove();
+      this.tellMissing();
     }
-    this.counter.textContent = `${this.lines.toLocaleString("en")} lines`;
+    const end = this.part.hidden ? "" : "the last ";
+    this.counter.textContent = `${end}${this.lines.toLocaleString("en")} ${this.lines === 1 ? "line" : "lines"}`;
     if (!this.drawing) {
       this.drawing = requestAnimationFrame(() => {
         this.drawing = null;
         if (this.follow.checked) this.toEnd();
+        else if (this.stay) this.box.scrollTop = this.box.scrollHeight - this.stay.below;
+        if (this.stay && this.at >= this.stay.until) this.stay = null;
         if (this.search.value) this.find(true);
       });
     }
@@ -205,7 +303,7 @@ class Log {
     }
     this.current = keep && before ? this.found.findIndex((one) => one.node === before.node && one.at === before.at) : -1;
     this.show();
-    if (!keep && this.found.length) this.step(1);
+    if (this.current < 0 && this.found.length) this.step(1);
   }
 
   step(by) {
@@ -242,16 +340,22 @@ class Log {
   }
 }
 
+// The stream ----------------------------------------------------------------------------------------------------------
+
+/** A browser has six connections for all pages of one service, so a page that nobody sees has none. */
+let events = null;
+let retry = null;
+let turnedStale = null;
+let script = null;
+/** Whether the page is told of changes, and since when it has not been. */
+let isTold = false;
+let left = Date.now();
+
 const startLog = () => {
   const box = document.getElementById("log");
   return box ? new Log(box) : null;
 };
 let log = startLog();
-
-// The stream ----------------------------------------------------------------------------------------------------------
-
-let at = null;
-let script = null;
 
 function say(word, name) {
   if (!live) return;
@@ -259,46 +363,100 @@ function say(word, name) {
   live.className = name;
 }
 
+/** What the page shows is as it is now. */
+function fresh() {
+  isTold = true;
+  clearTimeout(turnedStale);
+  turnedStale = null;
+  if (stale) stale.remove();
+  stale = null;
+  document.body.classList.remove("stale");
+}
+
+/** What the page shows is as it was: after a while it says so where it can't be overlooked. */
+function old(why) {
+  leave();
+  if (turnedStale !== null) return;
+  const since = new Date(left + offset).toISOString().slice(11, 19);
+  turnedStale = setTimeout(() => {
+    stale = document.createElement("p");
+    stale.id = "stale";
+    stale.className = "notice bad";
+    stale.setAttribute("role", "alert");
+    stale.textContent = `${why} since ${since} UTC. What stands below is from then.`;
+    document.getElementById("main").prepend(stale);
+    document.body.classList.add("stale");
+  }, STALE_AFTER);
+}
+
+function leave() {
+  if (isTold) left = Date.now();
+  isTold = false;
+}
+
+function disconnect() {
+  clearTimeout(retry);
+  leave();
+  if (events) events.close();
+  events = null;
+}
+
 function connect() {
+  clearTimeout(retry);
+  if (events || document.hidden) return;
   const address = new URL(document.body.dataset.live, location.href);
-  if (log) address.searchParams.set("attempt", log.attempt);
-  if (at) address.searchParams.set("at", at);
-  const events = new EventSource(address);
-  const on = (name, told) => events.addEventListener(name, (event) => told(JSON.parse(event.data)));
-  on("hello", (hello) => {
+  if (log) {
+    address.searchParams.set("attempt", log.attempt);
+    if (log.at !== null) address.searchParams.set("at", log.at);
+  }
+  const source = new EventSource(address);
+  events = source;
+  const on = (name, told) => source.addEventListener(name, (event) => events === source && told(event.data));
+  on("hello", (data) => {
+    const hello = JSON.parse(data);
     // Another version of the service has other pages.
     if (script && script !== hello.script) return location.reload();
     script = hello.script;
     say("live", "on");
   });
-  on("part", (part) => {
-    // After trouble with the database this says that it answers again.
+  on("part", (data) => {
+    // A stream begins with all of them, and after trouble with the database they say that it answers again.
     say("live", "on");
-    replace(part);
-    tick();
+    fresh();
+    show(JSON.parse(data));
   });
-  on("log", (piece) => {
-    at = piece.at;
-    if (log) piece.pieces.forEach((one) => log.append(one));
+  on("title", (data) => { document.title = `${data} · Callsheet`; });
+  on("log", (data) => {
+    if (log) log.take(JSON.parse(data));
   });
-  on("output", ({ html }) => {
+  on("output", (data) => {
     const output = document.getElementById("output");
     if (!output) return;
-    output.outerHTML = html;
+    output.outerHTML = JSON.parse(data).html;
     log = startLog();
-    at = null;
   });
-  events.addEventListener("trouble", (event) => {
+  on("trouble", (data) => {
     say("the database does not answer", "off");
-    if (live) live.title = event.data;
+    if (live) live.title = data;
+    old("The database does not answer");
   });
-  events.addEventListener("error", () => {
-    events.close();
+  source.addEventListener("error", () => {
+    if (events !== source) return;
+    disconnect();
     say("reconnecting…", "off");
-    setTimeout(connect, RECONNECT);
+    old("No connection to the service");
+    retry = setTimeout(connect, RECONNECT);
   });
-  addEventListener("pagehide", () => events.close(), { once: true });
 }
 
-if (document.body.dataset.live) connect();
-addEventListener("pageshow", (event) => event.persisted && connect());
+if (document.body.dataset.live) {
+  connect();
+  addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+  // What is asked for now may need the connection, and may turn out to be no other page.
+  addEventListener("beforeunload", () => {
+    disconnect();
+    retry = setTimeout(connect, RECONNECT);
+  });
+  addEventListener("pagehide", disconnect);
+  addEventListener("pageshow", (event) => event.persisted && connect());
+}
