@@ -5,8 +5,8 @@ use std::time::Duration;
 use callsheet::domain::run::Next;
 use callsheet::domain::{Attempt, JobId, JobStatus};
 use callsheet::store::{
-    AuditFilter, CancelResult, Claim, DrainResult, Enqueued, JobFilter, NewJob, PauseResult, RetryResult, Store, Use,
-    Who, Worker, WorkerNote, WorkerState, Write, Written,
+    AuditFilter, CancelResult, Claim, DrainResult, Enqueued, JobFilter, LastSeen, NewJob, PauseResult, RetryResult,
+    Store, Use, Who, Worker, WorkerNote, WorkerState, Write, Written,
 };
 use migration::{Migrator, MigratorTrait};
 use sea_orm::ConnectionTrait;
@@ -29,6 +29,7 @@ on_every_database!(
     a_flow_is_paused_and_resumed_by_somebody,
     a_drain_is_asked_of_one_start_of_a_worker,
     a_worker_that_has_stopped_stays_so,
+    whose_rows_nobody_looks_after_is_told_where_a_worker_lives,
     what_operators_do_is_in_the_audit_trail,
 );
 
@@ -355,6 +356,20 @@ async fn a_drain_is_asked_of_one_start_of_a_worker(db: Db) {
     assert_eq!(db.store.workers().await.unwrap()[0].runs, 2);
     db.apply(note("2", WorkerState::Stopped)).await;
     assert_eq!(db.store.request_drain(&worker(), "me").await.unwrap(), DrainResult::Stopped);
+}
+
+async fn whose_rows_nobody_looks_after_is_told_where_a_worker_lives(db: Db) {
+    let forsaken = async || db.store.forsaken().await.unwrap().0;
+    db.apply(Write::RegisterWorker(me("1"))).await;
+    db.running("x", 1).await;
+    assert_eq!(forsaken().await, [], "their worker lives");
+    db.apply(note("1", WorkerState::Stopped)).await;
+    assert_eq!(forsaken().await, [], "no worker lives");
+    db.apply(Write::RegisterWorker(Worker { worker: "other".parse().unwrap(), ..me("2") })).await;
+    let found = forsaken().await;
+    let [rows] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((rows.job_type.as_str(), rows.worker_id.as_deref(), rows.rows), ("RENDER", Some(worker().as_str()), 1));
+    assert!(matches!(rows.last_seen, Some(LastSeen::Stopped(_))), "{rows:?}");
 }
 
 async fn a_worker_that_has_stopped_stays_so(db: Db) {
