@@ -393,6 +393,21 @@ struct HealthState {
     store_error: Option<String>,
     draining: Option<String>,
     flows: BTreeMap<FlowType, FlowHealth>,
+    /// By the order in which they were made.
+    runs: BTreeMap<u64, String>,
+    next_complaint: u64,
+}
+
+/// What people are told about one run, until this is dropped.
+pub struct RunComplaint {
+    health: Health,
+    number: u64,
+}
+
+impl Drop for RunComplaint {
+    fn drop(&mut self) {
+        self.health.state().runs.remove(&self.number);
+    }
 }
 
 #[derive(Clone, Default)]
@@ -450,6 +465,16 @@ impl Health {
         self.flow(flow, |health| health.recovery_error = error);
     }
 
+    /// A run of this job does not answer, for as long as what this returns is kept.
+    #[must_use]
+    pub fn about_run(&self, flow: &FlowType, job: JobId, reason: &str) -> RunComplaint {
+        let mut state = self.state();
+        let number = state.next_complaint;
+        state.next_complaint += 1;
+        state.runs.insert(number, format!("the run of job {job} of flow {flow} does not answer: {reason}"));
+        RunComplaint { health: self.clone(), number }
+    }
+
     /// What is wrong, a sentence each; empty where the service is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
@@ -471,6 +496,10 @@ impl Health {
             if let Some(error) = &health.recovery_error {
                 complaints.push(format!("open runs of flow {flow} can't be looked into: {error}"));
             }
+        }
+        complaints.extend(state.runs.values().take(strays::NAMED).cloned());
+        if let Some(more) = state.runs.len().checked_sub(strays::NAMED).filter(|more| *more > 0) {
+            complaints.push(format!("{more} more runs do not answer"));
         }
         complaints
     }

@@ -36,7 +36,7 @@ use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
 use crate::domain::{RunToken, Timestamp};
 
-/// How long a shim that has lost its service may take until it listens for a new one.
+/// How long a shim that has lost its service may take until it listens for a new one. What takes longer is told to people.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
 /// So many looks at run directories are taken at once.
 const LOOKS: usize = 8;
@@ -328,8 +328,9 @@ impl Launcher {
                         return Ok(Evidence::Finished(verdict.into()));
                     }
                     if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
+                        let first = link.is_none().then(out_of_reach);
                         // One that was found waits for nothing when its run is over.
-                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0, None)));
+                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0, first)));
                     }
                 }
             }
@@ -406,6 +407,7 @@ impl Launcher {
         first: Option<RunReport>,
     ) -> RunLink {
         let (reports, receiver) = mpsc::unbounded_channel();
+        let within_reach = !matches!(first, Some(RunReport::OutOfReach { .. }));
         if let Some(first) = first {
             // The receiver is right here, so this can't fail.
             let _ = reports.send(first);
@@ -413,7 +415,7 @@ impl Launcher {
         let sender = watch::Sender::new(Wanted::NOTHING);
         let wanted = sender.subscribe();
         let launcher = Arc::clone(self);
-        let follower = Follower { launcher, run_dir, token, reports, wanted, started: false, generation };
+        let follower = Follower { launcher, run_dir, token, reports, wanted, started: false, within_reach, generation };
         tokio::spawn(follower.run(link));
         RunLink { reports: receiver, control: RunControl { wanted: sender } }
     }
@@ -497,6 +499,8 @@ struct Follower {
     wanted: watch::Receiver<Wanted>,
     /// Whether `Started` was reported: a shim repeats it to every new connection.
     started: bool,
+    /// What was reported last of that; at first it is not said.
+    within_reach: bool,
     /// See [`Waiting`].
     generation: u64,
 }
@@ -593,6 +597,7 @@ impl Follower {
 
     /// Finds the shim again, or out what has become of it, which is then reported; `None` when the run is over.
     async fn find_link(&mut self) -> Option<OwnedFd> {
+        let begun = tokio::time::Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             match self.launcher.look(&self.run_dir, &self.token).await {
@@ -610,7 +615,14 @@ impl Follower {
                         return None;
                     }
                     if link.is_some() {
+                        if !std::mem::replace(&mut self.within_reach, true) {
+                            self.report(RunReport::WithinReach);
+                        }
                         return link;
+                    }
+                    if self.within_reach && begun.elapsed() >= ADOPTION_PATIENCE {
+                        self.within_reach = false;
+                        self.report(out_of_reach());
                     }
                 }
                 Err(error @ (Error::Refused { .. } | Error::NewerFormat { .. })) => {
@@ -629,6 +641,14 @@ impl Follower {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+fn out_of_reach() -> RunReport {
+    let reason = format!(
+        "its shim does not listen for a service, for {} s by now: no room in the data directory, no descriptor, or it stands still",
+        ADOPTION_PATIENCE.as_secs()
+    );
+    RunReport::OutOfReach { reason }
 }
 
 /// The link as the runtime waits for it.

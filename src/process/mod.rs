@@ -147,7 +147,7 @@ pub struct RunLink {
     pub control: RunControl,
 }
 
-/// What a shim tells about its run. An adopted link first repeats `Started` and the last `Progress`.
+/// What a shim tells about its run, or what keeps it from telling. An adopted link first repeats `Started` and the last `Progress`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunReport {
     /// The exec succeeded.
@@ -174,6 +174,13 @@ pub enum RunReport {
         /// Which ones, for a person.
         reason: String,
     },
+    /// The run can't be reached, and nobody knows whether its command goes on; it is tried further.
+    OutOfReach {
+        /// What is the matter, for a person.
+        reason: String,
+    },
+    /// It can be reached again.
+    WithinReach,
     /// The shim will end its command then, unless it hears otherwise.
     Leased {
         /// By [`boottime`](crate::clock::boottime).

@@ -57,6 +57,8 @@ const TELL_START_AFTER: Duration = Duration::from_millis(5);
 const RECORD_START_AFTER: Duration = Duration::from_millis(20);
 /// How often a verdict that can't be written (a full disk) is tried again.
 const VERDICT_PAUSE: Duration = Duration::from_secs(1);
+/// How often a new service is waited for again where there was no socket, descriptor or room for that.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the zygote found out once for all shims.
 #[derive(Debug)]
@@ -194,7 +196,10 @@ struct Shim {
     cause: Option<EndCause>,
     ended: Option<CommandEnded>,
     link: Option<OwnedFd>,
+    /// What a new service connects to; there since the link broke for the first time.
     control: Option<OwnedFd>,
+    /// No new service can be waited for, or be taken in, until then.
+    deaf_until: Option<Duration>,
     children: OwnedFd,
     time_limit: Option<OwnedFd>,
     /// As the service has said; see [`Self::lease`].
@@ -388,6 +393,7 @@ impl Shim {
             ended: None,
             link: None,
             control: None,
+            deaf_until: None,
             children,
             time_limit: None,
             lease: order.lease,
@@ -479,7 +485,7 @@ impl Shim {
             self.stderr.as_ref().map(AsFd::as_fd),
             self.inbox.as_ref().map(Inbox::as_fd),
             self.link.as_ref().map(AsFd::as_fd),
-            self.control.as_ref().map(AsFd::as_fd),
+            self.awaited(),
         ];
         let [children, time_limit, stdout, stderr, inbox, link, control] = readable(sources, timeout.as_ref());
         if children {
@@ -517,7 +523,8 @@ impl Shim {
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
         let memory = self.memory.map(|memory| memory.next);
         let arrival = self.arrival.next_deadline();
-        phase.into_iter().chain(start).chain(untold).chain(progress).chain(arrival).chain(memory).min()
+        let sources = [phase, start, untold, progress, memory, arrival, self.deaf_until];
+        sources.into_iter().flatten().min()
     }
 
     /// Until when the command may run without word from the service.
@@ -617,6 +624,7 @@ impl Shim {
             self.tell_progress();
         }
         self.arrival.go_on(now, crate::clock::now);
+        self.listen_again(now);
         if let Some(memory) = &mut self.memory {
             memory.go_on(self.own_pid, now);
         }
@@ -875,18 +883,45 @@ impl Shim {
         earlier
     }
 
-    /// Waits for a new service from now on.
+    /// Waits for a new service from now on; where that can't be done now (no room on the disk, no descriptor), a moment later.
     fn listen(&mut self) {
         if self.control.is_none() {
             self.control = listening_socket(&self.run_dir).ok();
+            if self.control.is_none() {
+                self.be_deaf();
+            }
         }
+    }
+
+    fn be_deaf(&mut self) {
+        self.deaf_until = Some(boottime() + LISTEN_PAUSE);
+    }
+
+    fn listen_again(&mut self, now: Duration) {
+        if self.deaf_until.is_some_and(|until| now >= until) {
+            self.deaf_until = None;
+            if self.link.is_none() {
+                self.listen();
+            }
+        }
+    }
+
+    /// Where a new service is to be taken in from, where one can be.
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        self.control.as_ref().filter(|_| self.deaf_until.is_none()).map(AsFd::as_fd)
     }
 
     /// Takes a new service in; the newest one counts.
     fn welcome(&mut self) {
         let Some(control) = &self.control else { return };
         crash::before(Step::ControlAccept);
-        let Ok(link) = accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else { return };
+        let link = match accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(link) => link,
+            // It has gone again, or there was nobody.
+            Err(Errno::INTR | Errno::AGAIN | Errno::CONNABORTED) => return,
+            // No descriptor: whoever waits there goes on waiting, so that poll(2) would return at once.
+            Err(_) => return self.be_deaf(),
+        };
         let trusted = sockopt::socket_peercred(&link)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
         if !trusted {
@@ -977,8 +1012,9 @@ impl Shim {
             if appended && (told || synced(journal)) {
                 break;
             }
+            self.listen_again(boottime());
             let pause = timespec(VERDICT_PAUSE);
-            let [waiting] = readable([self.control.as_ref().map(AsFd::as_fd)], Some(&pause));
+            let [waiting] = readable([self.awaited()], Some(&pause));
             if waiting {
                 self.welcome();
             }

@@ -1159,3 +1159,74 @@ async fn what_can_not_be_held_leaves_nothing_and_says_why_when_it_is_launched() 
     assert!(stage.processes.hold(&spec).is_none());
     assert!(stage.run_dir(&spec).exists());
 }
+
+/// The shim of a command.
+fn shim_of(command: i32) -> i32 {
+    Process::read(command).unwrap().parent
+}
+
+/// Something that nothing can be bound over, as on a disk without room, until it is removed.
+fn in_the_way(stage: &Stage, spec: &CommandSpec) -> PathBuf {
+    let control = stage.run_dir(spec).join("ctl");
+    fs::create_dir_all(control.join("something")).unwrap();
+    control
+}
+
+#[tokio::test]
+async fn a_shim_that_can_not_listen_is_told_of_and_listens_when_it_can() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let obstacle = in_the_way(&stage, &spec);
+    drop(link);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    let told_of = next(&mut link).await;
+    assert!(matches!(&told_of, RunReport::OutOfReach { reason } if reason.contains("does not listen")), "{told_of:?}");
+    // Asked meanwhile, it is told when there is somebody to be told.
+    link.control.stop();
+    fs::remove_dir_all(obstacle).unwrap();
+    assert_eq!(next(&mut link).await, RunReport::WithinReach);
+    let told = told(&mut link).await;
+    assert_eq!((told.pid, told.verdict().cause), (Some(pid), EndCause::Requested));
+    assert_nothing_is_alive_of(&spec);
+}
+
+/// So much processor time a process has used, in clock ticks of 10 ms.
+fn ticks_of(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+/// Sets how many descriptors a process may have, and tells how many it might before.
+fn limit_descriptors(pid: i32, current: Option<u64>) -> Option<u64> {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    prlimit(Pid::from_raw(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap().current
+}
+
+#[tokio::test]
+async fn a_shim_without_a_descriptor_for_a_service_waits_quietly() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let shim = shim_of(pid);
+    drop(link);
+    let control = stage.run_dir(&spec).join("ctl");
+    wait_until("its shim to wait for a service", || control.exists().then_some(())).await;
+    // What it has it keeps, and poll(2) refuses to wait for more than there may be.
+    let next_one = (0..).find(|number| !Path::new(&format!("/proc/{shim}/fd/{number}")).exists());
+    let before = limit_descriptors(shim, next_one);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    let used = ticks_of(shim);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let used = ticks_of(shim) - used;
+    limit_descriptors(shim, before);
+    assert_eq!(started(&mut link).await, pid);
+    // Spinning it would have had all of it, or its share of a busy machine.
+    assert!(used < 20, "{used} ticks");
+    link.control.stop_now();
+    told(&mut link).await.verdict();
+}
