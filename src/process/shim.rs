@@ -201,7 +201,11 @@ struct Shim {
     /// No new service can be waited for, or be taken in, until then.
     deaf_until: Option<Duration>,
     children: OwnedFd,
-    time_limit: Option<OwnedFd>,
+    /// When the command has to end, until that is seen to.
+    alarm_at: Option<Duration>,
+    /// Wakes this process up then, also where the machine has slept meanwhile, as poll(2)'s clock has; `None` where there was none
+    /// to be had.
+    alarm: Option<OwnedFd>,
     /// As the service has said; see [`Self::lease`].
     lease: Option<LeaseOrder>,
     guarded: Guarded,
@@ -395,7 +399,8 @@ impl Shim {
             control: None,
             deaf_until: None,
             children,
-            time_limit: None,
+            alarm_at: None,
+            alarm: None,
             lease: order.lease,
             guarded,
             guard: None,
@@ -435,9 +440,6 @@ impl Shim {
             let ready = self.wait();
             if ready.children {
                 self.reap();
-            }
-            if ready.time_limit {
-                self.alarm();
             }
             if ready.stdout {
                 self.read_output(Stream::Stdout);
@@ -480,14 +482,15 @@ impl Shim {
         let timeout = patience.map(timespec);
         let sources = [
             Some(self.children.as_fd()),
-            self.time_limit.as_ref().map(AsFd::as_fd),
+            self.alarm.as_ref().map(AsFd::as_fd),
             self.stdout.as_ref().map(AsFd::as_fd),
             self.stderr.as_ref().map(AsFd::as_fd),
             self.inbox.as_ref().map(Inbox::as_fd),
             self.link.as_ref().map(AsFd::as_fd),
             self.awaited(),
         ];
-        let [children, time_limit, stdout, stderr, inbox, link, control] = readable(sources, timeout.as_ref());
+        // That the alarm has gone off, the clock says as well.
+        let [children, _, stdout, stderr, inbox, link, control] = readable(sources, timeout.as_ref());
         if children {
             let mut signals = [0_u8; 1024];
             let _ = rustix::io::read(&self.children, &mut signals);
@@ -501,7 +504,7 @@ impl Shim {
                 }
             }
         }
-        Ready { children, time_limit, stdout, stderr, inbox, link, control }
+        Ready { children, stdout, stderr, inbox, link, control }
     }
 
     /// The watch that will be the first to end the run, where none is heard of.
@@ -523,7 +526,7 @@ impl Shim {
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
         let memory = self.memory.map(|memory| memory.next);
         let arrival = self.arrival.next_deadline();
-        let sources = [phase, start, untold, progress, memory, arrival, self.deaf_until];
+        let sources = [phase, start, untold, progress, memory, arrival, self.alarm_at, self.deaf_until];
         sources.into_iter().flatten().min()
     }
 
@@ -536,12 +539,12 @@ impl Shim {
     fn set_alarm(&mut self) {
         let lease = self.lease().map(|lease| Duration::from_millis(lease.until_ms));
         let at = lease.map_or(self.guarded.limit_at, |until| until.min(self.guarded.limit_at));
-        self.time_limit = alarm_after(at.saturating_sub(boottime()));
+        self.alarm_at = Some(at);
+        self.alarm = alarm_after(at.saturating_sub(boottime()));
     }
 
-    fn alarm(&mut self) {
-        self.time_limit = None;
-        let now = boottime();
+    fn heed_alarm(&mut self, now: Duration) {
+        (self.alarm_at, self.alarm) = (None, None);
         let lease = self.lease().filter(|lease| now >= Duration::from_millis(lease.until_ms));
         if now >= self.guarded.limit_at {
             self.end(EndCause::TimedOut(Some(self.time_is_up)), false);
@@ -624,6 +627,9 @@ impl Shim {
             self.tell_progress();
         }
         self.arrival.go_on(now, crate::clock::now);
+        if self.alarm_at.is_some_and(|at| now >= at) {
+            self.heed_alarm(now);
+        }
         self.listen_again(now);
         if let Some(memory) = &mut self.memory {
             memory.go_on(self.own_pid, now);
@@ -1130,7 +1136,6 @@ fn group_of(limits: Limits, token: &str, surroundings: &Surroundings) -> Result<
 /// What can be read from without waiting.
 struct Ready {
     children: bool,
-    time_limit: bool,
     stdout: bool,
     stderr: bool,
     inbox: bool,

@@ -1230,3 +1230,27 @@ async fn a_shim_without_a_descriptor_for_a_service_waits_quietly() {
     link.control.stop_now();
     told(&mut link).await.verdict();
 }
+
+#[tokio::test]
+async fn a_time_limit_holds_for_a_shim_that_has_no_descriptor_for_a_timer() {
+    let stage = Stage::new();
+    let spec = CommandSpec { time_limit: Duration::from_secs(1), ..stage.script("while :; do sleep 1; done") };
+    let held = stage.processes.hold(&spec).expect("it is held");
+    let (shim, _) = shim_and_waiting(&stage.run_dir(&spec)).await;
+    let before = limit_descriptors(shim, Some(3));
+    held.release();
+    let mut link = stage.processes.released(&spec.token).expect("it is there");
+    started(&mut link).await;
+    // By then it has also tried to have a guard beside it.
+    let journal = stage.run_dir(&spec).join("journal");
+    wait_until("the record of the start", || {
+        fs::read_to_string(&journal).ok().filter(|records| records.contains("{\"started\":")).map(drop)
+    })
+    .await;
+    limit_descriptors(shim, before);
+    let verdict = told(&mut link).await.verdict();
+    assert!(
+        matches!(verdict.cause, EndCause::TimedOut(Some(TimedOut { timeout: Timeout::StartToClose, .. }))),
+        "{verdict:?}"
+    );
+}
