@@ -727,15 +727,12 @@ impl JobState {
                 tracing::error!(reason, "processes of a run outlive SIGKILL; the run has not ended");
             }
             RunReport::OutOfReach { reason } => {
-                tracing::warn!(
-                    reason,
-                    "a run can't be reached, so nothing that is asked of it is done; it is tried further"
-                );
+                tracing::warn!(reason, "a run does not answer, or not do what it is asked; it is tried further");
                 self.out_of_reach =
                     Some(self.args.shared.health.about_run(&self.args.flow.flow, self.args.run.job, &reason));
             }
             RunReport::WithinReach => {
-                tracing::info!("a run can be reached again");
+                tracing::info!("a run answers again");
                 self.out_of_reach = None;
             }
             RunReport::Leased { until } => self.lease_acknowledged(until),

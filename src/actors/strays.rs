@@ -278,7 +278,12 @@ async fn look_after(
                             );
                         }
                         Some(RunReport::OutOfReach { reason }) => {
-                            tracing::warn!(job = id, run_token, reason, "a run can't be reached; it is tried further");
+                            tracing::warn!(
+                                job = id,
+                                run_token,
+                                reason,
+                                "a run does not answer, or not do what it is asked; it is tried further"
+                            );
                         }
                         Some(_) => {}
                         None => break,

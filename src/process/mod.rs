@@ -55,6 +55,8 @@ mod output;
 #[cfg(target_os = "linux")]
 mod place;
 #[cfg(target_os = "linux")]
+mod rouse;
+#[cfg(target_os = "linux")]
 mod shim;
 #[cfg(target_os = "linux")]
 mod spawn;
@@ -174,12 +176,12 @@ pub enum RunReport {
         /// Which ones, for a person.
         reason: String,
     },
-    /// The run can't be reached, and nobody knows whether its command goes on; it is tried further.
+    /// The shim does not answer, or has not ended the run as it was asked to; it is tried further.
     OutOfReach {
         /// What is the matter, for a person.
         reason: String,
     },
-    /// It can be reached again.
+    /// The shim answers again.
     WithinReach,
     /// The shim will end its command then, unless it hears otherwise.
     Leased {

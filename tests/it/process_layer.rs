@@ -1254,3 +1254,80 @@ async fn a_time_limit_holds_for_a_shim_that_has_no_descriptor_for_a_timer() {
         "{verdict:?}"
     );
 }
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+#[tokio::test]
+async fn a_zygote_that_stands_still_is_killed_and_what_it_was_ordered_never_started() {
+    let stage = Stage::new();
+    stage.run(&command(&["sleep", "0.1"])).await.verdict();
+    let us = std::process::id().cast_signed();
+    let runs = format!("CALLSHEET_RUNS={}", stage.path("runs").canonicalize().unwrap().display());
+    let is_its = |process: &Process| process.parent == us && process.environment.contains(&runs);
+    let (zygote, _) = processes().into_iter().find(|(_, process)| is_its(process)).unwrap();
+    signal(zygote, rustix::process::Signal::STOP);
+    let spec = stage.script(STAMP);
+    let mut link = stage.launch(&spec).await;
+    let first = next(&mut link).await;
+    assert!(matches!(&first, RunReport::OutOfReach { reason } if reason.contains("has answered")), "{first:?}");
+    assert!(matches!(next(&mut link).await, RunReport::LinkLost { .. }));
+    assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+    assert_eq!(stamps(&stage).len(), 0);
+    assert_eq!(stage.run(&stage.script(STAMP)).await.verdict().end, CommandEnd::Exited(0));
+}
+
+/// Alive by its lock, and no more than that.
+#[tokio::test]
+async fn a_zygote_that_stands_still_without_its_service_holds_up_nobody() {
+    let stage = Stage::new();
+    // With another service's data directory.
+    let elsewhere = Stage::new();
+    let mut zygotes = Vec::new();
+    for stage in [&stage, &elsewhere] {
+        stage.run(&command(&["sleep", "0.1"])).await.verdict();
+        let variable = format!("CALLSHEET_RUNS={}", stage.path("runs").canonicalize().unwrap().display());
+        let is_its = |process: &Process| process.environment.contains(&variable);
+        let (zygote, _) = processes().into_iter().find(|(_, process)| is_its(process)).unwrap();
+        zygotes.push(zygote);
+        signal(zygote, rustix::process::Signal::STOP);
+    }
+    let spec = stage.script(STAMP);
+    drop(stage.launch(&spec).await);
+    // What a new service finds.
+    let successor = open(stage.scratch.path());
+    let Evidence::Alive(mut link) = successor.inspect(spec.job, spec.attempt, &spec.token).await.unwrap() else {
+        panic!("its lock is not held")
+    };
+    assert!(matches!(next(&mut link).await, RunReport::OutOfReach { .. }));
+    assert!(matches!(next(&mut link).await, RunReport::LinkLost { .. }));
+    assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+    assert_eq!(stamps(&stage).len(), 0);
+    assert!(is_alive(zygotes[1]), "another service's helper was killed");
+    signal(zygotes[1], rustix::process::Signal::CONT);
+}
+
+#[tokio::test]
+async fn a_shim_that_stands_still_is_woken_to_end_its_run_or_to_be_adopted() {
+    for is_adopted in [false, true] {
+        let stage = Stage::new();
+        let spec = stage.script("while :; do sleep 1; done");
+        let mut link = stage.launch(&spec).await;
+        let pid = started(&mut link).await;
+        let begun = Instant::now();
+        signal(shim_of(pid), rustix::process::Signal::STOP);
+        if is_adopted {
+            drop(link);
+            let Evidence::Alive(adopted) = stage.inspect(&spec).await else { panic!("it is not alive") };
+            link = adopted;
+            assert!(matches!(next(&mut link).await, RunReport::OutOfReach { .. }));
+            assert_eq!(next(&mut link).await, RunReport::WithinReach);
+            assert_eq!(started(&mut link).await, pid);
+        }
+        link.control.stop();
+        assert_eq!(told(&mut link).await.verdict().cause, EndCause::Requested);
+        assert!(is_adopted || begun.elapsed() >= Duration::from_secs(10), "it has woken by itself");
+        assert_nothing_is_alive_of(&spec);
+    }
+}
