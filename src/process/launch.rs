@@ -723,6 +723,7 @@ impl Follower {
         if self.within_reach {
             rouse_at += ADOPTION_PATIENCE;
         }
+        let mut given_up = None;
         loop {
             match self.launcher.look(&self.run_dir, &self.token).await {
                 Ok((Look::Missing, _)) => {
@@ -758,8 +759,17 @@ impl Follower {
                 }
             }
             tokio::select! {
-                () = self.reports.closed() => return None,
+                () = self.reports.closed(), if given_up.is_none() => {
+                    if *self.wanted.borrow() == Wanted::NOTHING {
+                        return None;
+                    }
+                    // Who wanted something and has gone since, as a service that stops, is to have it where there soon is a link.
+                    given_up = Some(Instant::now() + ADOPTION_PATIENCE);
+                }
                 () = tokio::time::sleep(pause) => {}
+            }
+            if given_up.is_some_and(|at| Instant::now() >= at) {
+                return None;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -108,6 +108,15 @@ fn tell(link: &OwnedFd, message: &ToService) -> bool {
     send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
 }
 
+/// What the service says next, where that is understood.
+fn word_from(link: &OwnedFd) -> Result<Option<ToShim>, Errno> {
+    let mut packet = [0_u8; 256];
+    match recv(link, &mut packet, RecvFlags::DONTWAIT)? {
+        (0, _) => Err(Errno::PIPE),
+        (length, _) => Ok(packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())),
+    }
+}
+
 /// How far the ending of the run has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -853,8 +862,8 @@ impl Shim {
         // First, whatever it is.
         self.tell_start();
         let told = self.link.as_ref().is_some_and(|link| tell(link, message));
-        if !told && self.connect(None).is_some() {
-            self.listen();
+        if !told {
+            self.lose_link();
         }
         told
     }
@@ -862,20 +871,34 @@ impl Shim {
     /// Reads what the service wants.
     fn obey(&mut self) {
         let Some(link) = &self.link else { return };
-        let mut packet = [0_u8; 256];
-        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+        match word_from(link) {
+            Ok(word) => self.heed(word),
             Err(Errno::INTR | Errno::AGAIN) => {}
-            Ok((length, _)) if length > 0 => {
-                match packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
-                    Some(ToShim::Stop) => self.end(EndCause::Requested, false),
-                    Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
-                    Some(ToShim::Lease(lease)) => self.renew(lease),
-                    Some(ToShim::Start) | None => {}
-                }
-            }
-            Ok(_) | Err(_) => {
-                self.connect(None);
-                self.listen();
+            Err(_) => self.lose_link(),
+        }
+    }
+
+    fn heed(&mut self, word: Option<ToShim>) {
+        match word {
+            Some(ToShim::Stop) => self.end(EndCause::Requested, false),
+            Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
+            Some(ToShim::Lease(lease)) => self.renew(lease),
+            Some(ToShim::Start) | None => {}
+        }
+    }
+
+    /// The service is gone or does not read. What it had said before it went is still there, and is done.
+    fn lose_link(&mut self) {
+        let Some(link) = self.connect(None) else { return };
+        self.listen();
+        let mut reset = false;
+        loop {
+            match word_from(&link) {
+                Ok(word) => self.heed(word),
+                Err(Errno::INTR) => {}
+                // It went with a word of ours unread; told once, and before what is there.
+                Err(Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => {}
+                Err(_) => return,
             }
         }
     }

@@ -1331,3 +1331,29 @@ async fn a_shim_that_stands_still_is_woken_to_end_its_run_or_to_be_adopted() {
         assert_nothing_is_alive_of(&spec);
     }
 }
+
+#[tokio::test]
+async fn what_is_wanted_while_the_link_is_sought_is_told_though_the_owner_has_gone() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let obstacle = in_the_way(&stage, &spec);
+    drop(link);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    assert!(matches!(next(&mut link).await, RunReport::OutOfReach { .. }));
+    link.control.stop();
+    drop(link);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(is_alive(pid));
+    fs::remove_dir_all(obstacle).unwrap();
+    wait_until("the command to be ended", || (!is_alive(pid)).then_some(())).await;
+    let verdict = match stage.inspect(&spec).await {
+        Evidence::Finished(verdict) => verdict,
+        // Its shim has not quite gone.
+        Evidence::Alive(mut link) => told(&mut link).await.verdict(),
+        other => panic!("it has no verdict but {other:?}"),
+    };
+    assert_eq!(verdict.cause, EndCause::Requested);
+    assert_nothing_is_alive_of(&spec);
+}
