@@ -57,6 +57,8 @@ const TELL_START_AFTER: Duration = Duration::from_millis(5);
 const RECORD_START_AFTER: Duration = Duration::from_millis(20);
 /// How often a verdict that can't be written (a full disk) is tried again.
 const VERDICT_PAUSE: Duration = Duration::from_secs(1);
+/// The wait after a poll(2) that could not wait.
+const POLL_PAUSE: Duration = Duration::from_millis(50);
 /// How often a new service is waited for again where there was no socket, descriptor or room for that.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -1171,7 +1173,15 @@ fn readable<const N: usize>(sources: [Option<BorrowedFd<'_>>; N], timeout: Optio
     let mut polled: Vec<PollFd<'_>> =
         sources.iter().flatten().map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
     // An interruption is taken for nothing being ready: the caller asks again.
-    let any = poll(&mut polled, timeout).is_ok_and(|ready| ready > 0);
+    let any = match poll(&mut polled, timeout) {
+        Ok(ready) => ready > 0,
+        Err(Errno::INTR) => false,
+        // No memory, or fewer descriptors allowed than are waited for: it would fail again at once.
+        Err(_) => {
+            std::thread::sleep(POLL_PAUSE);
+            false
+        }
+    };
     let mut results = polled.iter();
     sources.map(|source| source.is_some() && results.next().is_some_and(|polled| any && !polled.revents().is_empty()))
 }
