@@ -221,7 +221,7 @@ impl Signals {
 }
 
 impl Service {
-    /// Builds everything in order: directory, locks, database, address, actors; then serves.
+    /// Builds everything in order: directory, locks, address, database, actors; then serves.
     ///
     /// # Errors
     /// Where any of it can't be had; what was started is ended again.
@@ -232,7 +232,19 @@ impl Service {
             process::prepare_limits(flow.limits)?;
         }
         let worker = config::worker_id(&config)?;
+        // What a first start may lack is told before the tables are made.
+        let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
+        let receivers: Result<Vec<_>, _> =
+            config.webhooks.iter().map(|webhook| Receiver::of(webhook).map(Arc::new)).collect();
+        let receivers = receivers?;
+        let peers = Peers::of(&config.http)?;
+        let endpoint = config::otlp_endpoint(&config)?;
+        let server = match config.http.listen {
+            Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
+            None => None,
+        };
         let store = Store::of(&config, Use::Service).await?;
+        store.check_rights().await?;
         if options.migrate {
             for migration in store.migrate().await? {
                 tracing::info!(migration, "the schema was brought up to date");
@@ -241,22 +253,13 @@ impl Service {
             store.check_adoption().await?;
         }
         store.check_schema().await?;
-        let tokens = watch::Sender::new(Arc::from(config::known_tokens(&config.http)?));
         let local_key = config::local_key(&config)?;
         let (starts, displaces) = not_another_ones(&store, &worker, &config).await?;
         let processes = Processes::open(&config.data_dir, config.http.token_variables())?;
         let kept = Some((RunDirectories::of(&config.data_dir), config.retention));
         let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"))?);
         metrics.this_worker(&worker, &hostname());
-        let receivers: Result<Vec<_>, _> =
-            config.webhooks.iter().map(|webhook| Receiver::of(webhook).map(Arc::new)).collect();
-        let receivers = receivers?;
-        let peers = Peers::of(&config.http)?;
-        let telemetry = Telemetry::start(config::otlp_endpoint(&config)?, &worker, &hostname(), &metrics);
-        let server = match config.http.listen {
-            Some(address) => Some(http::Server::bind(address, config.http.tls.as_ref()).await?),
-            None => None,
-        };
+        let telemetry = Telemetry::start(endpoint, &worker, &hostname(), &metrics);
         let retired = retired_flows(&store, &worker, &config).await?;
         let incarnation = new_incarnation()?;
         starts.remember(&config.data_dir, &incarnation).map_err(|source| data_dir_error(&config.data_dir, source))?;
@@ -423,6 +426,13 @@ impl Service {
         for line in changes.flows.iter().chain(&changes.tokens) {
             tracing::info!("configuration: {line}");
         }
+        if config.flows.is_empty() && !before.flows.is_empty() {
+            let gone = before.flows.keys().map(FlowType::as_str).collect::<Vec<_>>().join(", ");
+            tracing::warn!(
+                gone,
+                "configuration: the file has no flows any more, and nothing new is started; if that is not meant, put them back"
+            );
+        }
         for key in &changes.restart {
             tracing::warn!(
                 "configuration: {key} is different in the file; it holds from the next start of the service"
@@ -505,7 +515,7 @@ impl Service {
         let on_stop = service.on_stop;
         tracing::info!(?on_stop, running = self.running(), "the service stops; a second signal hastens it");
         let deadline = Instant::now() + service.stop_deadline;
-        self.manager.stopping(service.stop_deadline + 3 * LAST_WRITES);
+        self.manager.stopping(service.stop_deadline + 4 * LAST_WRITES);
         tokio::select! {
             () = self.wind_down(on_stop, deadline) => {}
             () = signals.stop() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
@@ -531,26 +541,27 @@ impl Service {
 
     async fn wind_down(&self, on_stop: OnStop, deadline: Instant) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.health.draining("the service stops, and claims nothing new".to_owned());
         crash::before(Step::WindDown);
-        self.write_state(WorkerState::Draining).await;
-        let (reply, answered) = answer_channel();
-        if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
-            // Bounded: a claim may be waiting for a database that is away.
-            drop(tokio::time::timeout_at(deadline, answered).await);
-        }
         match on_stop {
-            OnStop::Leave => self.keep_runs(deadline).await,
-            OnStop::Wait => self.wait_for_runs(deadline, || ()).await,
-            // Asked again and again: a run may just be between two actors.
+            OnStop::Leave => self.stop_claiming(deadline).await,
+            OnStop::Wait => {
+                self.stop_claiming(deadline).await;
+                self.wait_for_runs(deadline, || ()).await;
+            }
             OnStop::Cancel => {
-                self.wait_for_runs(deadline, || {
+                // Asked again and again: a run may just be between two actors.
+                let cancel = || {
                     if self.root.cast(RootMessage::CancelRuns).is_err() {
                         tracing::debug!("the root is gone while its runs are to be cancelled");
                     }
-                })
-                .await;
+                };
+                // To end a command needs no database, which a claim may be waiting for. What that brings is ended, too.
+                tokio::join!(self.stop_claiming(deadline), self.wait_for_runs(deadline, cancel));
+                self.wait_for_runs(deadline, cancel).await;
             }
         }
+        self.keep_runs().await;
         // A launch that is under way ends up either on disk or in the store; an end that is known goes to the store.
         let last = Instant::now() + LAST_WRITES;
         drop(tokio::time::timeout_at(last, self.shared.launches.all_settled()).await);
@@ -560,13 +571,22 @@ impl Service {
         crash::after(Step::WindDown);
     }
 
-    /// Has the runs' leases made long enough for an upgrade, where other workers live.
-    async fn keep_runs(&self, deadline: Instant) {
+    async fn stop_claiming(&self, deadline: Instant) {
+        self.write_state(WorkerState::Draining).await;
+        let (reply, answered) = answer_channel();
+        if self.root.cast(RootMessage::StopClaiming(reply)).is_ok() {
+            // Bounded: a claim may be waiting for a database that is away.
+            drop(tokio::time::timeout_at(deadline, answered).await);
+        }
+    }
+
+    /// Has the leases of what runs on made long enough for an upgrade, where other workers live.
+    async fn keep_runs(&self) {
         let (kept, mut all_kept) = mpsc::unbounded_channel();
         if self.root.cast(RootMessage::KeepRuns(kept)).is_ok() {
             // Nothing is ever sent: it is closed by the last run that has no use for it any more. Bounded, for the database
             // may be away, and then the leases end when they end.
-            drop(tokio::time::timeout_at(deadline.min(Instant::now() + LAST_WRITES), all_kept.recv()).await);
+            drop(tokio::time::timeout(LAST_WRITES, all_kept.recv()).await);
         }
     }
 

@@ -12,6 +12,7 @@ mod template;
 mod tokens;
 mod validate;
 mod webhooks;
+mod withheld;
 mod worker;
 mod written;
 
@@ -46,6 +47,7 @@ pub use telemetry::{InvalidEndpoint, OtlpEndpoint, otlp_endpoint};
 pub use template::TEMPLATE;
 pub use tokens::{AccessRole, KnownToken, TokenConfig, TokenSecret, known_tokens};
 pub use webhooks::{InvalidWebhookUrl, WebhookConfig, WebhookSecret, WebhookUrl};
+pub use withheld::Withheld;
 pub use worker::{known_worker_id, local_key, worker_id};
 
 /// The file that is read where none is named, in the current directory.
@@ -236,6 +238,9 @@ pub enum Error {
     /// The file that was asked for does not exist.
     #[error("there is no configuration file {}", .0.display())]
     NotFound(PathBuf),
+    /// What is there is a directory, a pipe or a device.
+    #[error("the configuration {} is no regular file", .0.display())]
+    NoFile(PathBuf),
     /// The file is there and can't be read.
     #[error("can't read the configuration file {}", path.display())]
     Unreadable {
@@ -314,6 +319,15 @@ pub enum Error {
         /// The variable's name.
         variable: String,
     },
+    /// Another user keeps the data directory, and with it this worker's id, to itself.
+    #[error("can't read this worker's id in {}", path.display())]
+    Withheld {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        #[source]
+        source: Withheld,
+    },
     /// The file that keeps this worker's id holds something else.
     #[error(
         "{} does not hold a worker id (1 to 100 letters, digits, '.', '_', ':' or '-'); remove it to get a new one, or set \
@@ -341,6 +355,10 @@ impl Config {
     pub fn load_with_places(overrides: &Overrides) -> Result<(Self, Places), Error> {
         let here = std::env::current_dir().map_err(Error::CurrentDir)?;
         let path = here.join(overrides.config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_FILE)));
+        // One that never ends, or that nobody writes to, would be read for ever.
+        if std::fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::NoFile(path));
+        }
         match std::fs::read(&path) {
             Ok(bytes) => Self::from_bytes(&bytes, &path, &here, overrides),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => match &overrides.config {

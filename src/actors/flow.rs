@@ -134,6 +134,10 @@ impl Actor for FlowActor {
         };
         state.start(&myself, Role::Dispatcher).await?;
         state.start(&myself, Role::Scheduler).await?;
+        if state.args.site.claims {
+            let flow = &state.args.site.flow.flow;
+            tracing::info!(r#type = %flow, master_task_queue = flow.master_task_queue(), task_queue = flow.task_queue(), "a flow has started");
+        }
         state.args.site.shared.metrics.flow_up(&state.args.site.flow.flow, true);
         state.args.site.shared.health.flow_started(&state.args.site.flow.flow);
         if !state.args.site.claims {

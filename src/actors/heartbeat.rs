@@ -128,11 +128,14 @@ impl Actor for HeartbeatActor {
                 }
             }
             HeartbeatMessage::Leave(kept) => {
-                state.leasing = state.leasing.left();
-                if state.leasing == Leasing::Planned {
+                let (leasing, tell) = state.leasing.left();
+                state.leasing = leasing;
+                if leasing == Leasing::Planned {
                     // Also where another one is under way: they are written in their order.
                     state.kept = Some(kept);
                     state.confirm(&myself);
+                } else if tell == Tell::Freely {
+                    (state.args.parent)(HeartbeatEvent::Lease(None, Some(kept)));
                 }
             }
             #[cfg(test)]
@@ -148,7 +151,7 @@ impl HeartbeatState {
             self.overdue = true;
             self.args.metrics.heartbeat_timeout(&self.args.flow);
             let what = match self.leasing {
-                Leasing::Long | Leasing::Shortening | Leasing::Planned => "its command runs on",
+                Leasing::Long | Leasing::Shortening | Leasing::Planned | Leasing::Left => "its command runs on",
                 Leasing::Short | Leasing::Lengthening => "other workers live, so its shim ends its command",
             };
             tracing::warn!(

@@ -23,12 +23,14 @@ use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatM
 use super::retention::RetentionMessage;
 use super::slots::HeldSlot;
 use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Launcher, Reply, RunComplaint, Shared, Transition, Upward, Watched, after};
+use super::{AbortOnDrop, Health, Launcher, Reply, RunComplaint, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
-use crate::domain::run::{Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, conclude};
+use crate::domain::run::{
+    Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, Verdict, conclude,
+};
 use crate::domain::slots::Slot;
 use crate::domain::template::{Placeholder, Template};
 use crate::domain::trace::{JobTrace, RunPart, TraceParent};
@@ -160,7 +162,10 @@ pub enum JobStart {
     /// Settle a row that can't be run as asked, with this reason.
     Refuse(String),
     /// Find out what became of the command.
-    Recover,
+    Recover {
+        /// The database's time of the look at its row.
+        looked: Timestamp,
+    },
 }
 
 /// What a JobActor is started with.
@@ -207,12 +212,7 @@ impl JobArgs {
             words.iter().map(|word| word.fill(|placeholder| value(placeholder, signal))).collect()
         };
         let text = |template: &Template| template.fill(|placeholder| value(placeholder, ""));
-        // By the clock that set both times, so that this machine's own does not matter.
-        let now = match self.start {
-            JobStart::Launch { claimed, .. } => claimed.plus(since),
-            JobStart::Refuse(_) | JobStart::Recover => shared.clock.now(),
-        };
-        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(now);
+        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(self.database_time(since));
         CommandSpec {
             flow: flow.flow.clone(),
             job: run.job,
@@ -240,11 +240,21 @@ impl JobArgs {
             kill_grace: flow.kill_grace,
             start_by: match self.start {
                 JobStart::Launch { begun: Some(begun), .. } => begun.saturating_add(flow.heartbeat_timeout),
-                JobStart::Launch { begun: None, .. } | JobStart::Refuse(_) | JobStart::Recover => Duration::MAX,
+                JobStart::Launch { begun: None, .. } | JobStart::Refuse(_) | JobStart::Recover { .. } => Duration::MAX,
             },
             lease: self.first_lease(),
             output_limit: flow.output_limit,
             limits: flow.limits,
+        }
+    }
+
+    /// What it is so long after the claim, or after the look at the row, by the clock that the job's times are of: this machine's own
+    /// may be another, or be set meanwhile.
+    fn database_time(&self, since: Duration) -> Timestamp {
+        match self.start {
+            JobStart::Launch { claimed, .. } => claimed.plus(since),
+            JobStart::Recover { looked } => looked.plus(since),
+            JobStart::Refuse(_) => self.shared.clock.now(),
         }
     }
 
@@ -282,8 +292,8 @@ pub struct JobState {
     heartbeat_restarts: RestartBudget,
     spawned: Instant,
     reports: Option<AbortOnDrop>,
-    /// When this actor was started.
-    since: Instant,
+    /// When this actor was started, by [`boottime`](crate::clock::boottime).
+    since: Duration,
     /// An inspection or a sweep, or the wait for another: a run does one of these at a time.
     work: Option<AbortOnDrop>,
     work_wait: Duration,
@@ -298,6 +308,8 @@ pub struct JobState {
     /// What the shim was told of its lease, and whether it has one.
     told: Told,
     leased: bool,
+    /// Whoever waits until this run can be left, as long as it is being launched.
+    keeping: Option<Kept>,
     progress: Progress,
     /// What people are told while the run can't be reached.
     out_of_reach: Option<RunComplaint>,
@@ -349,7 +361,7 @@ impl Actor for JobActor {
             heartbeat_restarts: RestartBudget::default(),
             spawned: Instant::now(),
             reports: None,
-            since: Instant::now(),
+            since: crate::clock::boottime(),
             work: None,
             work_wait: WORK_AGAIN,
             ask: None,
@@ -360,6 +372,7 @@ impl Actor for JobActor {
             held,
             told: Told::Nothing,
             leased: false,
+            keeping: None,
             progress: Progress::Written,
             out_of_reach: None,
             watched,
@@ -376,7 +389,7 @@ impl Actor for JobActor {
             JobStart::Launch { waited: true, .. } => state.confirm_claim(&myself),
             JobStart::Launch { waited: false, .. } => state.launch(&myself),
             JobStart::Refuse(reason) => state.ended(&myself, RunEnd::Refused(reason)),
-            JobStart::Recover => state.inspect(&myself),
+            JobStart::Recover { .. } => state.inspect(&myself),
         });
         Ok(())
     }
@@ -441,7 +454,10 @@ impl JobState {
                 }
             }
         }
-        Ok(())
+        match self.keeping.take() {
+            Some(kept) => self.keep(myself, kept).await,
+            None => Ok(()),
+        }
     }
 
     /// Where the run stands.
@@ -555,7 +571,11 @@ impl JobState {
     }
 
     fn command_spec(&self) -> CommandSpec {
-        self.args.command_spec(self.slot.clone(), self.since.elapsed())
+        self.args.command_spec(self.slot.clone(), self.elapsed())
+    }
+
+    fn elapsed(&self) -> Duration {
+        crate::clock::boottime().saturating_sub(self.since)
     }
 
     fn terms(&self) -> LeaseTerms {
@@ -593,13 +613,18 @@ impl JobState {
         }
     }
 
-    /// Has the run's lease made long enough for a service that is away for a while, where it has one.
+    /// Has the run's lease made long enough for a service that is away for a while, where it has one, and its start written.
     async fn keep(&mut self, myself: &ActorRef<JobMessage>, kept: Kept) -> Result<(), ActorProcessingErr> {
-        if !self.leased {
+        if self.phase == RunPhase::Launching {
+            // Whether it has one, and of what, turns out once it runs; or it has nothing to keep.
+            self.keeping = Some(kept);
             return Ok(());
         }
-        if self.heartbeat.is_none() {
-            self.heartbeat_timer = None;
+        if self.start_timer.take().is_some_and(|timer| !timer.is_finished()) {
+            self.record_start(myself);
+        }
+        self.heartbeat_timer = None;
+        if self.heartbeat.is_none() && self.leased {
             self.start_heartbeat(myself).await?;
         }
         if let Some(heartbeat) = &self.heartbeat {
@@ -671,7 +696,7 @@ impl JobState {
             Some(Err(error)) => return self.inspect_again(myself, &ErrorChain(&error).to_string()),
             None => return self.inspect_again(myself, "the inspection panicked"),
         };
-        if !matches!(self.args.start, JobStart::Recover) {
+        if !matches!(self.args.start, JobStart::Recover { .. }) {
             return;
         }
         self.args.shared.metrics.recovered(&self.args.flow.flow, verdict);
@@ -770,17 +795,21 @@ impl JobState {
         let (launcher, token) = (Arc::clone(&self.args.shared.launcher), self.args.run.token.clone());
         let elsewhere = self.args.flow.cancel_command.is_some().then(|| self.command_spec());
         let myself = myself.clone();
+        let leftovers = Leftovers { health: self.args.shared.health.clone(), job: self.args.run.job };
         self.work = Some(AbortOnDrop::spawn(async move {
+            // As long as anything of it lives, or may live, the run is not over: nothing else is started in its place.
             loop {
                 match launcher.remove_leftovers(token.clone()).await {
                     Ok(0) => break,
                     Ok(killed) => tracing::warn!(killed, "killed what a lost run had left alive"),
                     Err(error) => {
                         tracing::error!(error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
+                        leftovers.health.leftovers(leftovers.job, Some(ErrorChain(&error).to_string()));
                         tokio::time::sleep(WORK_AGAIN).await;
                     }
                 }
             }
+            drop(leftovers);
             let reason = match elsewhere {
                 None => reason,
                 // Once: that it fails may as well mean that nothing is there to be ended.
@@ -820,7 +849,8 @@ impl JobState {
             start_to_close_timeout: self.args.flow.start_to_close_timeout,
             schedule_deadline: self.schedule_deadline(),
         };
-        let conclusion = conclude(&end, &context, now);
+        // Whether there is time for another attempt is a matter of the database's clock.
+        let conclusion = conclude(&end, &context, self.args.database_time(self.elapsed()));
         self.end = Some((end, conclusion, now));
         self.step(myself, RunEvent::Ended);
     }
@@ -970,7 +1000,7 @@ impl JobState {
             pid: self.started.map(|(pid, _)| pid),
             started_time: self.started.map(|(_, time)| time),
             completed_time: verdict.map_or(*now, |verdict| verdict.completed_time),
-            execution_ms: verdict.map(|verdict| i64::try_from(verdict.execution.as_millis()).unwrap_or(i64::MAX)),
+            execution_ms: verdict.map(Verdict::execution_ms),
             usage: verdict.map(|verdict| verdict.usage),
             message: Some(self.end_message(conclusion)),
             lapsed: false,
@@ -1144,6 +1174,18 @@ impl JobState {
             }
             RestartDecision::GiveUp => Err(format!("the HeartbeatActor keeps failing: {why}").into()),
         }
+    }
+}
+
+/// The complaint about what a lost run has left alive, which goes with whoever tries to end it.
+struct Leftovers {
+    health: Health,
+    job: JobId,
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        self.health.leftovers(self.job, None);
     }
 }
 

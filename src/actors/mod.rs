@@ -127,7 +127,8 @@ pub trait Launcher: Send + Sync + 'static {
     fn is_over(&self, job: JobId, attempt: Attempt, token: RunToken) -> BoxFuture<'_, Result<bool, process::Error>>;
     /// Where a run's files are.
     fn run_dir(&self, job: JobId, attempt: Attempt, token: &RunToken) -> PathBuf;
-    /// Kills what a run left alive whose shim is gone, and says how many processes that were.
+    /// Kills what a run left alive whose shim is gone, and says how many processes that were; an error where any lives on, or
+    /// nobody can tell.
     fn remove_leftovers(&self, token: RunToken) -> BoxFuture<'_, Result<usize, process::Error>>;
     /// Ends elsewhere what a run without a shim may have left there; an error follows "its cancel_command".
     fn clean_up(&self, spec: CommandSpec) -> BoxFuture<'_, Result<(), String>>;
@@ -396,6 +397,8 @@ struct HealthState {
     /// By the order in which they were made.
     runs: BTreeMap<u64, String>,
     next_complaint: u64,
+    /// Why what lost runs have left alive can't be ended.
+    leftovers: BTreeMap<JobId, String>,
 }
 
 /// What people are told about one run, until this is dropped.
@@ -475,6 +478,15 @@ impl Health {
         RunComplaint { health: self.clone(), number }
     }
 
+    /// What a job's lost run has left alive is gone, or can't be ended.
+    pub fn leftovers(&self, job: JobId, error: Option<String>) {
+        let mut state = self.state();
+        match error {
+            Some(error) => drop(state.leftovers.insert(job, error)),
+            None => drop(state.leftovers.remove(&job)),
+        }
+    }
+
     /// What is wrong, a sentence each; empty where the service is ready.
     #[must_use]
     pub fn complaints(&self) -> Vec<String> {
@@ -501,6 +513,8 @@ impl Health {
         if let Some(more) = state.runs.len().checked_sub(strays::NAMED).filter(|more| *more > 0) {
             complaints.push(format!("{more} more runs do not answer"));
         }
+        complaints
+            .extend(state.leftovers.iter().map(|(job, error)| format!("a run of job {job} is lost, and {error}")));
         complaints
     }
 

@@ -15,8 +15,9 @@ use super::flow::RecoverRequest;
 use super::job::{JobActor, JobArgs, JobStart, OwnedRun};
 use super::status::{ErrorChain, StatusMessage};
 use super::{Port, Reply, Watched};
+use crate::domain::Timestamp;
 use crate::metrics::{MailboxGauge, Role};
-use crate::store::OpenJob;
+use crate::store::{self, OpenJob};
 
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
@@ -109,8 +110,13 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
     if !matches!(answered.await, Ok(Some(()))) {
         return Err(Failure::Again("the StatusActor is being restarted".to_owned()));
     }
-    let open = site.shared.store.open_jobs(&site.shared.worker, Some(&site.flow.flow)).await;
-    for job in open.map_err(|error| Failure::Again(ErrorChain(&error).to_string()))? {
+    let store = &site.shared.store;
+    let open = async {
+        let open = store.open_jobs(&site.shared.worker, Some(&site.flow.flow)).await?;
+        Ok::<_, store::Error>((open, store.now().await?))
+    };
+    let (open, looked) = open.await.map_err(|error| Failure::Again(ErrorChain(&error).to_string()))?;
+    for job in open {
         let name = site.flow.flow.workflow_id(job.id);
         if request.only.as_ref().is_some_and(|only| *only != name) {
             continue;
@@ -123,7 +129,7 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
             // It died with an earlier JobSupervisor and has not quite gone; its run is nobody's in a moment.
             return Err(Failure::Again(format!("the last actor of {name} is still leaving")));
         }
-        let Some(args) = job_args(request, &job) else { continue };
+        let Some(args) = job_args(request, &job, looked) else { continue };
         let actor = request.site.shared.tree.watch(Role::Job, Some(&request.site.flow.flow), JobActor);
         match Watched::spawn_linked(Some(name), actor, args, request.jobs.get_cell()).await {
             Ok(_) => {}
@@ -139,7 +145,7 @@ async fn try_recover(request: &RecoverRequest) -> Result<(), Failure> {
     Ok(())
 }
 
-fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
+fn job_args(request: &RecoverRequest, job: &OpenJob, looked: Timestamp) -> Option<JobArgs> {
     let site = &request.site;
     let Some(token) = job.token.clone() else {
         // Somebody else than Callsheet set its status. The next claim settles it, right after recovery; where the flow is
@@ -166,7 +172,7 @@ fn job_args(request: &RecoverRequest, job: &OpenJob) -> Option<JobArgs> {
             claimed_time: job.queued_time.unwrap_or(job.runnable_since),
             cancel_requested: job.cancel_requested,
         },
-        start: JobStart::Recover,
+        start: JobStart::Recover { looked },
         settle: settle_through(&site.dispatcher),
         slot_freed: wake_through(&site.dispatcher),
     })

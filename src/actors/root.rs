@@ -4,7 +4,7 @@
 //! and the metrics, and is tried again for ever. Only where the StatusActor or recovery can't be kept alive does the
 //! root give up, and the process exits: commands run on, and the next start finds them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -498,6 +498,7 @@ fn watch_backlog(shared: &Arc<Shared>, counted: &Counted) -> AbortOnDrop {
         let (shared, counted) = (Arc::clone(&shared), Arc::clone(&counted));
         async move {
             let mut changes = shared.changed.subscribe();
+            let mut told = BTreeSet::new();
             loop {
                 let started = Instant::now();
                 let read = async { Ok((shared.store.flow_states().await?, shared.store.workers().await?)) };
@@ -505,7 +506,7 @@ fn watch_backlog(shared: &Arc<Shared>, counted: &Counted) -> AbortOnDrop {
                 shared.metrics.store_up(read.is_ok());
                 match read {
                     Ok((states, workers)) => {
-                        show_backlog(&shared, &lock(&counted), &states);
+                        show_backlog(&shared, &lock(&counted), &states, &mut told);
                         let live = workers.into_iter().filter(|worker| worker.state != WorkerState::Stopped.as_str());
                         let live = live.map(|worker| (worker.worker_id, worker.heartbeat_time));
                         shared.metrics.workers(shared.clock.now(), live);
@@ -521,10 +522,23 @@ fn watch_backlog(shared: &Arc<Shared>, counted: &Counted) -> AbortOnDrop {
     })
 }
 
-fn show_backlog(shared: &Shared, flows: &[FlowType], states: &[FlowState]) {
+/// Types that are told of at most, and letters of each: anybody may write any there.
+const MOST_TOLD: usize = 100;
+const MOST_OF_A_TYPE: usize = 200;
+
+/// `told` are the types without a flow of which the log has told.
+fn show_backlog(shared: &Shared, flows: &[FlowType], states: &[FlowState], told: &mut BTreeSet<String>) {
     let served = |state: &&FlowState| flows.iter().any(|flow| flow.as_str() == state.job_type);
     let open = |state: &FlowState| state.pending + state.inqueue + state.progress;
-    let unserved = states.iter().filter(|state| !served(state)).map(open).sum();
+    let unserved = || states.iter().filter(|state| !served(state) && open(state) > 0);
+    for state in unserved() {
+        let name: String = state.job_type.chars().take(MOST_OF_A_TYPE).collect();
+        if told.len() < MOST_TOLD && told.insert(name.clone()) {
+            tracing::warn!(r#type = ?name, open = open(state), "jobs of a type that no flow of this worker has are left alone");
+        }
+    }
+    told.retain(|name| unserved().any(|state| state.job_type.starts_with(name.as_str())));
+    let unserved = unserved().map(open).sum();
     for flow in flows {
         let state = states.iter().find(|state| state.job_type == flow.as_str());
         let backlog = state.map_or_else(Backlog::default, |state| Backlog {

@@ -60,7 +60,7 @@ fn address(config: &Config) -> Result<SocketAddr> {
 
 fn no_service(address: SocketAddr, why: &str) -> Failure {
     Failure::new(Exit::Failed, format!("no service answers at {address} (http.listen): {why}"))
-        .help("the actors live in a running service; `callsheet serve` starts one, `callsheet workers` shows where others run")
+        .help("`callsheet serve` starts one; `callsheet workers` shows where others run")
 }
 
 /// A token that the environment holds: one for this command, or one of the configuration's own.

@@ -1,6 +1,6 @@
 //! `check`: everything that would stop the service or a flow, found before it does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +9,11 @@ use serde::Serialize;
 
 use super::Context;
 use super::ask::{Asked, ask};
-use super::failure::{Exit, Failure, ProblemJson, Result};
+use super::failure::{Exit, Failure, ProblemJson, Result, what_to_do};
+use super::output::shown_type;
+use super::places::{Obstacle, obstacle};
 use crate::config::{self, Complaint, Config, FlowConfig, Places, known_tokens, worker_id};
+use crate::domain::FlowType;
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::template::Template;
 use crate::http;
@@ -72,7 +75,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     } else if config.flows.is_empty() {
         findings.warn("", "the configuration has no flows, so nothing would be run", "add a [flows.TYPE] table");
     }
-    findings.data_dir();
+    findings.places();
     findings.http();
     for flow in config.flows.values() {
         findings.command(flow);
@@ -116,52 +119,24 @@ impl Findings<'_> {
         self.warnings.push(self.places.complaint(key, message, Some(help.into())));
     }
 
-    fn data_dir(&mut self) {
-        let path = self.config.data_dir.clone();
-        let shown = path.display();
-        match std::fs::metadata(&path) {
-            Ok(found) if !found.is_dir() => {
-                self.problem(
-                    "data_dir",
-                    format!("{shown} is no directory"),
-                    "name a directory, or one that can be made",
-                );
-            }
-            Ok(found) => {
-                let user = rustix::process::geteuid().as_raw();
-                if found.uid() != user {
-                    let message =
-                        format!("the data directory {shown} belongs to user {}, and this is user {user}", found.uid());
-                    self.problem(
-                        "data_dir",
-                        message,
-                        format!("run as its owner, or give it to this user: chown {user} {shown}"),
-                    );
-                } else if access(&path, Access::WRITE_OK | Access::EXEC_OK).is_err() {
-                    let help = format!("give its owner the right to write: chmod u+rwx {shown}");
-                    self.problem("data_dir", format!("the data directory {shown} can't be written to"), help);
-                } else if self.config.worker_id.is_none()
-                    && path.join("worker_id").exists()
-                    && let Err(error) = worker_id(self.config)
-                {
-                    self.problem("data_dir", error.to_string(), "the file keeps what this worker calls itself");
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let parent = path.ancestors().skip(1).find(|parent| parent.exists()).unwrap_or(Path::new("/"));
-                if !parent.is_dir() || access(parent, Access::WRITE_OK | Access::EXEC_OK).is_err() {
-                    let message =
-                        format!("the data directory {shown} does not exist and can't be made in {}", parent.display());
-                    self.problem("data_dir", message, "make it, or give this user the right to");
-                }
-            }
-            Err(error) => {
-                self.problem(
-                    "data_dir",
-                    format!("can't look at the data directory {shown}: {error}"),
-                    "check its path",
-                );
-            }
+    fn places(&mut self) {
+        let path = &self.config.data_dir;
+        let (shown, user) = (path.display(), rustix::process::geteuid().as_raw());
+        // One that others may write to could be used, until there are runs in it.
+        if let Some(owner) = std::fs::metadata(path).ok().filter(|found| found.is_dir() && found.uid() != user) {
+            let message =
+                format!("the data directory {shown} belongs to user {}, and this is user {user}", owner.uid());
+            let help = format!("run as its owner, or give it to this user: chown {user} {shown}");
+            return self.problem("data_dir", message, help);
+        }
+        if let Some(Obstacle { key, message, help }) = obstacle(self.config) {
+            return self.problem(key, message, help);
+        }
+        if self.config.worker_id.is_none()
+            && path.join("worker_id").exists()
+            && let Err(error) = worker_id(self.config)
+        {
+            self.problem("data_dir", error.to_string(), "the file keeps what this worker calls itself");
         }
     }
 
@@ -198,6 +173,9 @@ impl Findings<'_> {
                 self.warn("", error.to_string(), "the service needs it in its environment, and does not start without");
             }
             Ok(_) => {}
+        }
+        if let Err(error) = config::otlp_endpoint(self.config) {
+            self.problem("", error.to_string(), "write http://HOST:PORT, or take it out of the environment");
         }
     }
 
@@ -237,6 +215,10 @@ impl Findings<'_> {
         let is_relative = program.contains('/') && !program.starts_with('/');
         match find_program(program, directory, path) {
             Found::Executable => {}
+            Found::Directory(path) => {
+                let message = format!("the program {} of {kind} is a directory", path.display());
+                self.problem(&key, message, "write the program's own path");
+            }
             Found::NotExecutable(path) => {
                 let message = format!("the program {} of {kind} can't be executed by this user", path.display());
                 self.problem(&key, message, format!("chmod +x {}", path.display()));
@@ -287,13 +269,33 @@ impl Findings<'_> {
             }
         }
         match self.look_into_database().await {
-            Ok(strange) => {
-                for name in strange {
-                    let name = super::output::one_line(&name);
+            Ok((strange, in_bytes)) => {
+                for (name, waiting) in in_bytes {
+                    let rows = if waiting == 1 { "1 row waits".to_owned() } else { format!("{waiting} rows wait") };
                     let message = format!(
-                        "there are open jobs of the type {name}, which no flow of this worker has; they are left alone"
+                        "{rows} for ever: the type {} was written as a BLOB, which equals the name of no flow",
+                        shown_type(&name)
                     );
-                    self.warn("", message, format!("add [flows.{name}], or leave them to another worker"));
+                    let help =
+                        "UPDATE jobs SET type = CAST(type AS TEXT) WHERE typeof(type) = 'blob'; and bind it as a text";
+                    self.warn("", message, help);
+                }
+                for name in strange {
+                    let shown = shown_type(&name);
+                    let message = format!(
+                        "there are open jobs of the type {shown}, which no flow of this worker has; they are left alone"
+                    );
+                    let near = self.config.flows.keys().find(|flow| flow.as_str().eq_ignore_ascii_case(name.trim()));
+                    let help = match (near, name.parse::<FlowType>()) {
+                        (Some(near), _) => format!(
+                            "did you mean {near}? Upper and lower case count; put their type right, or leave them to another worker"
+                        ),
+                        (None, Ok(flow)) => format!("add [flows.{flow}], or leave them to another worker"),
+                        (None, Err(rule)) => {
+                            format!("no flow can have it: {rule}; put their type right, or cancel them")
+                        }
+                    };
+                    self.warn("", message, help);
                 }
             }
             // It is made by the first `serve`, `migrate up` or `enqueue`.
@@ -303,10 +305,13 @@ impl Findings<'_> {
                 let message = format!("the database {shown} lacks tables of this version");
                 self.warn("database_url", message, "`callsheet serve` and `callsheet migrate up` make them");
             }
+            // That its directory can't be looked into has been said.
+            Err(store::Error::Withheld { path, .. })
+                if !self.problems.is_empty() && path.starts_with(&self.config.data_dir) => {}
             Err(error) => {
-                let complaint =
-                    self.places.complaint("database_url", format!("{shown}: {}", super::failure::chain(&error)), None);
-                self.database_problems.push(complaint);
+                let message = format!("{shown}: {}", super::failure::chain(&error));
+                let help = what_to_do(&error).map(str::to_owned);
+                self.database_problems.push(self.places.complaint("database_url", message, help));
             }
         }
     }
@@ -345,13 +350,16 @@ impl Findings<'_> {
         Ok(!adoption.unfit.is_empty() || !adoption.missing.is_empty())
     }
 
-    async fn look_into_database(&self) -> std::result::Result<Vec<String>, store::Error> {
+    /// Open types that no flow has, and those that are in bytes.
+    async fn look_into_database(&self) -> std::result::Result<(Vec<String>, BTreeMap<String, u64>), store::Error> {
         let store = Store::of(self.config, Use::Tool).await?;
+        store.check_rights().await?;
         store.check_schema().await?;
         let configured: BTreeSet<&str> = self.config.flows.keys().map(|flow| flow.as_str()).collect();
         let states = store.flow_states().await?.into_iter();
         let open = states.filter(|state| state.pending + state.inqueue + state.progress > 0);
-        Ok(open.map(|state| state.job_type).filter(|name| !configured.contains(name.as_str())).collect())
+        let strange = open.map(|state| state.job_type).filter(|name| !configured.contains(name.as_str())).collect();
+        Ok((strange, store.types_in_bytes().await?))
     }
 
     fn report(self, context: &Context) -> Result {
@@ -403,6 +411,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 enum Found {
     Executable,
     NotExecutable(PathBuf),
+    Directory(PathBuf),
     Nothing,
 }
 
@@ -415,11 +424,14 @@ fn find_program(program: &str, directory: Option<&Path>, path: Option<std::ffi::
         std::env::split_paths(&path.unwrap_or_default()).map(|directory| base.join(directory).join(program)).collect()
     };
     let mut not_executable = None;
+    // In a directory of PATH it is passed over, as it is by execvp(3).
+    let directory = candidates.iter().find(|candidate| program.contains('/') && candidate.is_dir()).cloned();
     for candidate in candidates.into_iter().filter(|candidate| candidate.is_file()) {
         if access(&candidate, Access::EXEC_OK).is_ok() {
             return Found::Executable;
         }
         not_executable.get_or_insert(candidate);
     }
-    not_executable.map_or(Found::Nothing, Found::NotExecutable)
+    let directory = directory.map(Found::Directory);
+    not_executable.map(Found::NotExecutable).or(directory).unwrap_or(Found::Nothing)
 }

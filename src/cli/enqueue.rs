@@ -11,7 +11,8 @@ use chrono::DateTime;
 use serde_json::json;
 
 use super::failure::{Exit, Failure, Result};
-use super::{Context, is_missing_file, open_for_service, wait};
+use super::output::quoted;
+use super::{Context, is_missing_file, open_for_service, this_user, wait};
 use crate::config::{Config, FlowConfig};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::trace::{self, InvalidTraceParent, InvalidTraceState, TraceContext, TraceParent, TraceState};
@@ -160,7 +161,7 @@ pub(super) async fn run(context: &Context, args: &Args) -> Result {
     let enqueued = store.enqueue_after(&jobs, &after).await?;
     // With --json a waiting command prints each job once, when it has ended.
     if interrupts.is_none() || !context.output.json {
-        print(context, &jobs, &enqueued)?;
+        print(context, &jobs, &enqueued).map_err(|failure| failure.after(&done(&enqueued)))?;
     }
     let Some(interrupts) = interrupts else { return Ok(()) };
     let ids: Vec<JobId> = enqueued.iter().map(|job| job.id).collect();
@@ -172,13 +173,15 @@ fn each(jobs: usize, after: &[JobId]) -> BTreeMap<usize, Vec<JobId>> {
     (0..jobs).map(|place| (place, after.to_vec())).collect()
 }
 
-/// The tables; an embedded database that nothing has used yet is made, so that the first command need not be `serve`.
+/// The tables. An embedded database that nothing has used yet is made, so that the first command need not be `serve`; that is said,
+/// since a slip of the pen makes one, too, whose jobs no service runs.
 async fn store(context: &Context, config: &Config) -> Result<Store> {
     match Store::of(config, crate::store::Use::Tool).await {
         Err(error) if is_missing_file(&error) && matches!(config.database_url, DatabaseUrl::Sqlite(_)) => {
             let store = open_for_service(config).await?;
             store.migrate().await?;
-            Ok(store)
+            context.output.note(format_args!("made a new database at {}", config.database_url));
+            Ok(store.on_behalf_of(this_user()))
         }
         Err(error) => Err(error.into()),
         Ok(_) => context.store(config).await,
@@ -206,6 +209,16 @@ fn print(context: &Context, jobs: &[NewJob], enqueued: &[Enqueued]) -> Result {
     Ok(context.output.raw(text.as_bytes())?)
 }
 
+/// What was done, for whoever can't be given the ids in the usual way.
+fn done(enqueued: &[Enqueued]) -> String {
+    let ids: Vec<i64> = enqueued.iter().map(|job| job.id.0).collect();
+    match (ids.iter().min(), ids.iter().max()) {
+        (Some(first), Some(last)) if first == last => format!("job {first} was enqueued"),
+        (Some(first), Some(last)) => format!("{} jobs were enqueued (from {first} to {last})", ids.len()),
+        _ => "nothing was enqueued".to_owned(),
+    }
+}
+
 fn find_flow(config: &Config, name: &str) -> Result<Arc<FlowConfig>> {
     let found = config.flows.iter().find(|(flow, _)| flow.as_str() == name);
     if let Some((_, flow)) = found {
@@ -224,7 +237,8 @@ fn find_flow(config: &Config, name: &str) -> Result<Arc<FlowConfig>> {
         None if known.is_empty() => format!("{} has no flows; add a [flows.TYPE] table", file.display()),
         None => format!("the flows of {} are: {}", file.display(), known.join(", ")),
     };
-    Err(Failure::new(Exit::Usage, format!("no flow has the type {name:?}; nothing was enqueued")).help(help))
+    let shown = quoted(name);
+    Err(Failure::new(Exit::Usage, format!("no flow has the type {shown}; nothing was enqueued")).help(help))
 }
 
 /// All identifiers, of the arguments and of `--from`, each fit for the flow.

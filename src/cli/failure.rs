@@ -58,6 +58,12 @@ impl Failure {
         Self::new(exit, "")
     }
 
+    /// A failure before which this was done.
+    pub(super) fn after(mut self, done: &str) -> Self {
+        self.message = format!("{done}, but {}", self.message);
+        self
+    }
+
     /// The exit code that says so.
     pub(super) fn exit(&self) -> Exit {
         self.exit
@@ -170,12 +176,14 @@ impl From<config::Error> for Failure {
             config::Error::AdoptedWithoutPostgres { .. } => Self::new(Exit::Usage, chain(&error))
                 .help("set database_url to the PostgreSQL that the table is in, or remove [store.jobs]"),
             config::Error::Unreadable { .. }
+            | config::Error::NoFile(_)
             | config::Error::CurrentDir(_)
             | config::Error::KeyFile { .. }
             | config::Error::KeyGarbage(_)
             | config::Error::TokenUnset { .. }
             | config::Error::TokenUnfit { .. }
             | config::Error::Telemetry { .. }
+            | config::Error::Withheld { .. }
             | config::Error::WorkerIdFile { .. }
             | config::Error::WorkerIdGarbage(_) => Self::new(Exit::Usage, chain(&error)),
         }
@@ -194,26 +202,46 @@ impl From<store::Error> for Failure {
             store::Error::Unavailable { .. }
             | store::Error::Timeout { .. }
             | store::Error::Replaced { .. }
+            | store::Error::LogGone { .. }
             | store::Error::NoDatabase { .. }
             | store::Error::NoDirectory { .. }
             | store::Error::Refused { .. }
+            | store::Error::Withheld { .. }
             | store::Error::Encoding { .. }
             | store::Error::ServerTooOld { .. }
             | store::Error::SchemaMissing
+            | store::Error::TableTaken { .. }
+            | store::Error::Rights { .. }
             | store::Error::SchemaTooNew { .. }
             | store::Error::Corrupt { .. } => Exit::Database,
         };
         let failure = Self::new(exit, chain(&error));
-        match error {
-            store::Error::AdoptionMissing { .. } => {
-                failure.help("`callsheet check` prints the statements that add it; run them as the owner of the table")
-            }
-            store::Error::Unavailable { .. } | store::Error::Timeout { .. } | store::Error::Refused { .. } => failure
-                .help(
-                    "check that the database runs and that --database-url, DATABASE_URL or the configuration names it",
-                ),
-            _ => failure,
+        match what_to_do(&error) {
+            Some(help) => failure.help(help),
+            None => failure,
         }
+    }
+}
+
+/// What to do about what the database, or its place, is not fit for.
+pub(super) fn what_to_do(error: &store::Error) -> Option<&'static str> {
+    match error {
+        store::Error::AdoptionMissing { .. } => {
+            Some("`callsheet check` prints the statements that add it; run them as the owner of the table")
+        }
+        store::Error::Withheld { .. } => {
+            Some("run this as the user that the service runs as, such as: sudo -u callsheet callsheet …")
+        }
+        store::Error::TableTaken { adoptable: true, table } if table == "jobs" => Some(
+            "name a database or a schema that is Callsheet's own, or have it use that table as its jobs: [store.jobs] of the \
+             configuration (README, \"A table that you already have\")",
+        ),
+        store::Error::TableTaken { .. } => Some("name a database that is Callsheet's own"),
+        store::Error::Rights { .. } => Some("grant it (docs/databases.md), or name another role by database_url"),
+        store::Error::Unavailable { .. } | store::Error::Timeout { .. } | store::Error::Refused { .. } => {
+            Some("check that the database runs and that --database-url, DATABASE_URL or the configuration names it")
+        }
+        _ => None,
     }
 }
 

@@ -140,6 +140,7 @@ fn ran(row: &JobRow, now: Timestamp) -> String {
 fn detail(row: &JobRow, now: Timestamp) -> String {
     let text = match (&row.error, &row.status_message) {
         _ if row.cancel_requested_time.is_some() && !row.status.is_final() => "cancel requested".to_owned(),
+        _ if row.waits_for_others() => "waits for other jobs".to_owned(),
         _ if row.status == JobStatus::Pending && row.run_at > now => format!("due {}", age(row.run_at, now)),
         (Some(error), _) if row.status != JobStatus::Progress => error.lines().next().unwrap_or_default().to_owned(),
         (_, Some(message)) => message.clone(),

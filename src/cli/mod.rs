@@ -20,6 +20,7 @@ mod migrate;
 mod notify;
 mod output;
 mod pause;
+mod places;
 mod prune;
 mod recurring;
 mod retry;
@@ -30,6 +31,7 @@ mod top;
 mod wait;
 mod workers;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,7 +64,7 @@ struct Cli {
 struct Global {
     /// The configuration file [default: ./callsheet.toml]
     #[arg(long, global = true, value_name = "PATH", env = "CALLSHEET_CONFIG", hide_env_values = true)]
-    config: Option<PathBuf>,
+    config: Option<OsString>,
     /// Where the jobs are: sqlite://PATH, postgres://… or mysql://…; stands over the configuration
     #[arg(long, global = true, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
@@ -139,7 +141,7 @@ pub fn run() -> ExitCode {
     };
     let output = Output::new(global.json, global.quiet);
     // An empty variable of the environment is one that is not set, as everywhere else.
-    let config = global.config.filter(|path| !path.as_os_str().is_empty());
+    let config = global.config.filter(|path| !path.is_empty()).map(PathBuf::from);
     let database_url = global.database_url.filter(|url| !url.is_empty());
     let context = Context {
         overrides: Overrides { config, database_url, data_dir: global.data_dir },
@@ -216,12 +218,16 @@ fn tool(command: impl Future<Output = Result>) -> Result {
 
 /// Opens the database of `config` to change its tables, making directory and file of an embedded one.
 async fn open_for_service(config: &Config) -> Result<Store> {
-    if let DatabaseUrl::Sqlite(path) = &config.database_url
-        && let Some(directory) = path.parent()
-    {
-        make_private_directory(directory)?;
-    }
+    make_place_of_database(config)?;
     Ok(Store::of(config, Use::Service).await?)
+}
+
+/// Makes the directory of an embedded database.
+fn make_place_of_database(config: &Config) -> Result {
+    match &config.database_url {
+        DatabaseUrl::Sqlite(path) => path.parent().map_or(Ok(()), make_private_directory),
+        DatabaseUrl::Postgres(_) | DatabaseUrl::MySql(_) => Ok(()),
+    }
 }
 
 /// The workers that have shown a sign of life lately and have not ended, by the clock of the database.

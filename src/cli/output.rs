@@ -7,7 +7,7 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
 use serde::Serialize;
 
-use crate::domain::JobStatus;
+use crate::domain::{FlowType, JobStatus};
 pub(super) use crate::http::words::{age, duration_of};
 use crate::process::text::made_safe;
 
@@ -160,6 +160,18 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     cut
 }
 
+/// A job type that somebody has written: quoted where no flow could have it, and cut to a length that can be read.
+pub(super) fn shown_type(name: &str) -> String {
+    if name.parse::<FlowType>().is_ok() { name.to_owned() } else { quoted(name) }
+}
+
+/// What somebody has written, in quotes, cut to a length that can be read.
+pub(super) fn quoted(text: &str) -> String {
+    let cut: String = text.chars().take(60).collect();
+    let dots = if cut.len() < text.len() { "…" } else { "" };
+    format!("{cut:?}{dots}")
+}
+
 /// How many columns of a terminal the text takes.
 pub(super) fn columns(text: &str) -> usize {
     text.chars().map(columns_of).sum()
@@ -201,6 +213,12 @@ mod tests {
         assert_eq!(cut("映画の", 6), "映画の");
         assert_eq!(cut("映画の最後", 6), "映画…");
         assert_eq!(cut(&"a".repeat(200_000), 40).chars().count(), 40);
+    }
+
+    #[test]
+    fn a_type_that_no_flow_can_have_is_quoted_and_cut() {
+        assert_eq!(["HELLO", "MY-TYPE", "", "A\nB"].map(shown_type), ["HELLO", "\"MY-TYPE\"", "\"\"", "\"A\\nB\""]);
+        assert_eq!(shown_type(&"a".repeat(200_000)).chars().count(), 63);
     }
 
     #[test]

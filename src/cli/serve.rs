@@ -6,7 +6,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 use super::failure::{Exit, Failure, Result};
-use super::{Context, LogFormat};
+use super::places::{Obstacle, obstacle};
+use super::{Context, LogFormat, make_place_of_database};
 use crate::app::{self, ServeOptions};
 
 /// Run the service in the foreground
@@ -29,6 +30,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result {
         return Err(Failure::new(Exit::Usage, "no configuration file, so there are no flows to serve")
             .help("run `callsheet init` to write a callsheet.toml, or name one with --config PATH"));
     }
+    // In the words of `check`, before anything is made.
+    if let Some(Obstacle { key: _, message, help }) = obstacle(&config) {
+        return Err(Failure::new(Exit::Usage, message).help(help));
+    }
+    make_place_of_database(&config)?;
     start_logging(context, context.verbosity);
     let options = ServeOptions { migrate: !args.no_migrate, overrides: Some(context.overrides.clone()) };
     Ok(service_runtime()?.block_on(app::serve(config, options))?)

@@ -257,7 +257,7 @@ schedule = \"* * * *\"
             "6:10: `listen` = \"0.0.0.0:80\" can be reached by other machines, and there are no tokens",
             "8:12: the program, the first text of `command`, is empty",
             "8:17: unknown placeholder {id}; there are {identifier}, {job_id}, {type}, {attempt}, {run_token}, \
-             {worker_id} and {run_dir} (write {{ and }} for plain braces)",
+             {worker_id} and {run_dir} (write {{id}} for {id} as it stands)",
             "9:15: `concurrency` must be 1 to 10000, not 0",
             "10:14: `kill_grace` must be a text in quotes, not an integer",
             "11:8: the flow x has no `command`",
@@ -300,7 +300,13 @@ fn syntax_errors_have_a_place_and_hide_no_other_complaint() {
             "4:11: `on_stop` must be a text in quotes, not an integer",
         ]
     );
-    assert_eq!(complaints("worker_id = \"a\"\nworker_id = \"b\"\n"), ["2:1: duplicate key"]);
+    assert_eq!(complaints("worker_id = \"a\"\nworker_id = \"b\"\n"), ["2:1: the key `worker_id` is there already"]);
+    let twice =
+        "[flows.A]\ncommand = [\"a\"]\n[flows.A]\ncommand = [\"b\"]\n[flows.B]\ncommand = [\"c\"]\ncommand = [\"d\"]\n";
+    assert_eq!(
+        complaints(twice),
+        ["3:8: the table [flows.A] is there already", "7:1: the key `command` is there already"]
+    );
 }
 
 #[test]
@@ -329,7 +335,7 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
         ),
         (
             "cancel_command = [\"scancel\", \"-s{signals}\"]",
-            "3:33: unknown placeholder {signals}; in a `cancel_command` there are {signal}, {identifier}, {job_id}, {type}, {attempt}, {run_token}, {worker_id} and {run_dir} (write {{ and }} for plain braces)",
+            "3:33: unknown placeholder {signals}; in a `cancel_command` there are {signal}, {identifier}, {job_id}, {type}, {attempt}, {run_token}, {worker_id} and {run_dir} (write {{signals}} for {signals} as it stands)",
         ),
         (
             "kill_grace = \"900ms\"\ncancel_command = [\"scancel\"]",
@@ -462,7 +468,7 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
             "[[defaults.recurring]]\nidentifier = \"a\"\nschedule = \"@daily\"",
             "3:1: `recurring` can't stand in [defaults]: every flow would enqueue the same job",
         ),
-        ("[retention]\nlogs = \"1s\"", "4:8: `logs` must be at least 1m"),
+        ("[retention]\nlogs = \"0s\"", "4:8: `logs` must be at least 1s"),
         (
             "[retention]\nlogs = \"30\"",
             "4:8: `logs` = \"30\" is no duration: time unit needed, for example 30sec or 30ms",

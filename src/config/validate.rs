@@ -87,7 +87,7 @@ const HEARTBEAT: Bounds =
     bounds(1, DAY, "a run is confirmed several times within it, and a lost worker is noticed only after it");
 const KILL_GRACE: Bounds = bounds(0, DAY, "a slot stays taken until it has passed");
 const RETRY: Bounds = bounds(0, TEN_YEARS, "the next attempt would never come");
-const KEPT: Bounds = bounds(60, 10 * TEN_YEARS, "rows that go sooner could not be looked at");
+const KEPT: Bounds = bounds(1, 10 * TEN_YEARS, "rows that go at once could not be looked at");
 const WEBHOOK: Bounds = bounds(1, 300, "whoever takes longer should answer first and work afterwards");
 const SILENCE: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to print something");
 

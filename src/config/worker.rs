@@ -5,7 +5,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::{Config, Error};
+use rustix::fs::Access;
+
+use super::{Config, Error, Withheld};
 use crate::crash::{self, Step};
 use crate::domain::WorkerId;
 
@@ -43,7 +45,10 @@ pub fn known_worker_id(config: &Config) -> Result<Option<WorkerId>, Error> {
     match read(&path) {
         Ok(id) => id.parse().map(Some).map_err(|_| Error::WorkerIdGarbage(path)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::WorkerIdFile { path, source }),
+        Err(source) => Err(match Withheld::on_the_way_to(&path, Access::READ_OK) {
+            Some(source) => Error::Withheld { path, source },
+            None => Error::WorkerIdFile { path, source },
+        }),
     }
 }
 

@@ -219,8 +219,23 @@ const COMMAND: &str =
 pub(super) fn read(text: &str) -> (Written, Notes) {
     let mut notes = Notes::default();
     let (document, errors) = DeTable::parse_recoverable(text);
+    let mut twice = None;
     for error in errors {
-        notes.add_syntax(error.span().unwrap_or(0..0), error.message().lines().collect::<Vec<_>>().join("; "));
+        let span = error.span().unwrap_or(0..0);
+        let message = error.message().lines().collect::<Vec<_>>().join("; ");
+        let Some(name) = text.get(span.clone()).filter(|_| message == "duplicate key") else {
+            notes.add_syntax(span, message);
+            continue;
+        };
+        let line = text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
+        if text[line..].trim_start().starts_with('[') {
+            let header = text[line..].lines().next().unwrap_or_default().trim();
+            notes.add_syntax(span.clone(), format!("the table {header} is there already"));
+            twice = Some(span.start);
+        // A table that is there twice has its keys twice, which is one mistake.
+        } else if twice.is_none_or(|table| text[table..span.start].contains("\n[")) {
+            notes.add_syntax(span, format!("the key `{name}` is there already"));
+        }
     }
     let mut top = Table { name: "the file".to_owned(), table: document.get_ref(), notes: &mut notes };
     let mut written = Written {

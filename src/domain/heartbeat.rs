@@ -100,8 +100,10 @@ pub enum Leasing {
     Short,
     /// Short at the shim; long in the store from the next confirmation on.
     Lengthening,
-    /// The service stops.
+    /// The service stops, and the run is to have a longer lease that ends.
     Planned,
+    /// The service stops, long in both.
+    Left,
 }
 
 impl Leasing {
@@ -109,7 +111,7 @@ impl Leasing {
     #[must_use]
     pub const fn to_write(self) -> Lease {
         match self {
-            Self::Long | Self::Shortening | Self::Lengthening => Lease::Long,
+            Self::Long | Self::Shortening | Self::Lengthening | Self::Left => Lease::Long,
             Self::Short => Lease::Short,
             Self::Planned => Lease::Planned,
         }
@@ -128,15 +130,18 @@ impl Leasing {
             (Self::Short | Self::Lengthening, _, _) => (Self::Lengthening, Tell::Until(Lease::Short)),
             (Self::Planned, Lease::Planned, _) => (Self::Planned, Tell::Until(Lease::Planned)),
             (Self::Planned, _, _) => (Self::Planned, Tell::Nothing),
+            (Self::Left, _, _) => (Self::Left, Tell::Nothing),
         }
     }
 
-    /// The service stops and leaves the command running.
+    /// The service stops and leaves the command running. A shim that may have heard of a short lease, which the store does
+    /// not have, is told to forget it; and no other one is begun.
     #[must_use]
-    pub const fn left(self) -> Self {
+    pub const fn left(self) -> (Self, Tell) {
         match self {
-            Self::Short | Self::Lengthening => Self::Planned,
-            other => other,
+            Self::Short | Self::Lengthening | Self::Planned => (Self::Planned, Tell::Nothing),
+            Self::Shortening => (Self::Left, Tell::Freely),
+            Self::Long | Self::Left => (Self::Left, Tell::Nothing),
         }
     }
 
@@ -197,7 +202,7 @@ mod tests {
         #[test]
         fn the_store_never_has_a_shorter_lease_than_the_shim(steps in prop::collection::vec((0_u8..4, any::<bool>()), 0..60)) {
             let mut world = World { leasing: Leasing::Long, store_short: false, shim_free: true, told: None };
-            let mut in_flight = None;
+            let (mut in_flight, mut left) = (None, false);
             for (step, shared) in steps {
                 match step {
                     0 => in_flight = in_flight.or(Some(world.leasing.to_write())),
@@ -220,7 +225,12 @@ mod tests {
                         }
                     },
                     _ => if shared {
-                        world.leasing = world.leasing.left();
+                        let (leasing, tell) = world.leasing.left();
+                        world.leasing = leasing;
+                        if tell != Tell::Nothing {
+                            world.told = Some(tell);
+                        }
+                        left = true;
                     },
                 }
                 prop_assert!(!(world.store_short && world.shim_free), "{world:?}");
@@ -228,6 +238,9 @@ mod tests {
                 let may_be_short = in_flight.is_some_and(|wrote| wrote != Lease::Long);
                 let will_be_free = world.shim_free || world.told == Some(Tell::Freely);
                 prop_assert!(!(may_be_short && will_be_free), "{world:?}, in flight: {in_flight:?}");
+                prop_assert!(!left || matches!(world.leasing, Leasing::Planned | Leasing::Left), "{world:?}");
+                let is_short = world.told == Some(Tell::Until(Lease::Short));
+                prop_assert!(world.leasing != Leasing::Left || (world.shim_free || world.told == Some(Tell::Freely)) && !is_short, "{world:?}");
             }
         }
     }

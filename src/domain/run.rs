@@ -157,6 +157,17 @@ pub struct Verdict {
     pub said: Option<Box<Said>>,
 }
 
+impl Verdict {
+    /// How long the command ran, in milliseconds: what lies between its two times where these are right, which are rounded each by
+    /// itself, so that they add up; else by the clock that nobody can set.
+    #[must_use]
+    pub fn execution_ms(&self) -> i64 {
+        let by_times = self.completed_time.unix_millis().saturating_sub(self.started_time.unix_millis());
+        let by_clock = i64::try_from(self.execution.as_millis()).unwrap_or(i64::MAX);
+        if by_times.abs_diff(by_clock) <= 1 { by_times.max(0) } else { by_clock }
+    }
+}
+
 /// Every way in which a run can end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunEnd {
@@ -499,6 +510,22 @@ mod tests {
             schedule_deadline: Timestamp::from_unix_millis(1_000_000),
         };
         conclude(end, &context, Timestamp::from_unix_millis(10_000))
+    }
+
+    #[test]
+    fn the_time_that_a_command_took_is_that_between_its_times_unless_the_clock_was_set() {
+        let RunEnd::Ended(verdict) = verdict(CommandEnd::Exited(0), EndCause::Itself) else { unreachable!() };
+        let took = |from: i64, to: i64, micros: u64| {
+            let [started_time, completed_time] = [from, to].map(Timestamp::from_unix_millis);
+            let execution = Duration::from_micros(micros);
+            Verdict { started_time, completed_time, execution, ..verdict.clone() }.execution_ms()
+        };
+        assert_eq!(
+            (took(1000, 5003, 4_002_999), took(1000, 5003, 4_003_400), took(1000, 5003, 4_004_000)),
+            (4003, 4003, 4003)
+        );
+        assert_eq!((took(1000, 3_605_003, 4_002_999), took(5000, 1000, 4_002_999)), (4002, 4002));
+        assert_eq!((took(1000, 999, 10), took(1000, 1000, 999)), (0, 0));
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! [`store::Error`]: crate::store::Error
 
 mod api;
+pub mod attention;
 pub mod auth;
 mod body;
 pub mod client;

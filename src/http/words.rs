@@ -47,6 +47,13 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
+/// What was counted, with a `+` where there may be more.
+#[must_use]
+pub fn counted(number: u64, or_more: bool) -> String {
+    let number = thousands(number);
+    if or_more { format!("{number}+") } else { number }
+}
+
 /// An amount of memory, such as `18 MiB`.
 #[must_use]
 pub fn size(bytes: u64) -> String {

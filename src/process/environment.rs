@@ -85,10 +85,11 @@ impl Environment {
 ///
 /// The service's secrets don't, nor what a service manager or another Callsheet told the service about itself.
 pub(super) fn is_passed_on(name: &OsStr) -> bool {
-    const KEPT_BACK: [&str; 13] = [
+    const KEPT_BACK: [&str; 14] = [
         "DATABASE_URL",
         "PGPASSWORD",
         "PGPASSFILE",
+        "MYSQL_PWD",
         "NOTIFY_SOCKET",
         "INVOCATION_ID",
         "JOURNAL_STREAM",
@@ -171,7 +172,14 @@ mod tests {
     fn the_zygote_holds_no_secret_either_not_even_one_of_a_name_that_the_configuration_chose() {
         let secrets = ["OPS_TOKEN".to_owned()];
         let is_for_zygote = |name: &str| is_for_zygote(OsStr::new(name), &secrets);
-        for name in ["DATABASE_URL", "PGPASSWORD", "OPS_TOKEN", "CALLSHEET_OPS_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS"] {
+        for name in [
+            "DATABASE_URL",
+            "PGPASSWORD",
+            "MYSQL_PWD",
+            "OPS_TOKEN",
+            "CALLSHEET_OPS_TOKEN",
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ] {
             assert!(!is_for_zygote(name), "{name}");
         }
         for name in ["PATH", "OPS_TOKEN_2", "CALLSHEET_RUN_TOKEN", "CALLSHEET_CRASH_AT"] {

@@ -42,6 +42,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// What a run without a shim has left alive can't be ended, or not be told from the rest.
+    #[error("what the run has left alive can't be ended")]
+    Leftovers {
+        /// Which process it is, or what the system said.
+        #[source]
+        source: io::Error,
+    },
     /// A run directory written by a newer release.
     #[error(
         "{path} was written by a newer release of callsheet (format {version}, this one knows up to {known}): \

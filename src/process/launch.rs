@@ -415,7 +415,7 @@ impl Launcher {
     }
 
     pub(super) async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
-        let failed = |source| Error::RunFile { action: "list", path: "/proc".into(), source };
+        let failed = |source| Error::Leftovers { source };
         let (token, in_memory) = (token.clone(), self.in_memory.clone());
         let removed = tokio::task::spawn_blocking(move || {
             crash::before(Step::Sweep);

@@ -390,7 +390,7 @@ impl Processes {
     /// For runs that are [`Evidence::Gone`]: a killed shim's command dies with it, but what that had started may not.
     ///
     /// # Errors
-    /// Where the processes of this machine can't be listed.
+    /// Where the processes of this machine can't be looked at, or one of the run's lives on, as where it runs as another user.
     pub async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
         self.launcher.remove_leftovers(token).await
     }

@@ -24,11 +24,26 @@ pub(super) struct Stat {
 }
 
 impl Stat {
+    /// `None` where there is no such process, or it can't be told.
     pub(super) fn of(pid: i32) -> Option<Self> {
+        Self::read(pid).ok().flatten()
+    }
+
+    /// `None` where there is no such process.
+    ///
+    /// # Errors
+    /// Where it can't be told.
+    fn read(pid: i32) -> io::Result<Option<Self>> {
         // In one read: a line is some 300 bytes long, and the file does not know its length.
         let mut line = [0; 1024];
-        let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut line).ok()?;
-        Self::parse(&String::from_utf8_lossy(line.get(..length)?))
+        let read = fs::File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut line));
+        match read {
+            Ok(length) => Ok(Self::parse(&String::from_utf8_lossy(line.get(..length).unwrap_or_default()))),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::SRCH) => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     /// A name may hold spaces and parentheses, so the fields are counted from the last one.
@@ -171,62 +186,120 @@ pub(super) fn mark_of(token: &str) -> u64 {
     1 << 62 | token.get(..15).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or_default()
 }
 
-fn is_marked(pid: i32, mark: u64) -> bool {
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+/// What a file of a process in `/proc` holds; `None` where that process is gone, or keeps it from this user.
+///
+/// # Errors
+/// Where it can't be told, as where this process may have no more descriptors: that is no sign that nobody is there.
+fn file_of(pid: i32, file: &str) -> io::Result<Option<Vec<u8>>> {
+    match fs::read(format!("/proc/{pid}/{file}")) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+fn is_marked(pid: i32, mark: u64) -> io::Result<bool> {
+    let limits = file_of(pid, "limits")?.unwrap_or_default();
+    let limits = String::from_utf8_lossy(&limits);
     let locks = limits.lines().find_map(|line| line.strip_prefix("Max file locks"));
-    locks.is_some_and(|values| values.split_ascii_whitespace().any(|value| value.parse() == Ok(mark)))
+    Ok(locks.is_some_and(|values| values.split_ascii_whitespace().any(|value| value.parse() == Ok(mark))))
 }
 
 /// Kills every process that carries the run's mark, or its token in its environment, with all that is below it, and says
-/// how many there were.
-///
-/// Bounded: what is not dead after ten seconds of trying (state D) is left.
+/// how many there were. None of them lives by then.
 ///
 /// # Errors
-/// Where `/proc` can't be listed.
+/// Where `/proc` or a process in it can't be looked at, or one can't be ended: it is another user's by now (credentials(7),
+/// setuid), or is not dead after ten seconds of trying (state D). Nobody may count on its absence then.
 pub(super) fn kill_marked(token: &RunToken) -> io::Result<usize> {
     let entry = format!("CALLSHEET_RUN_TOKEN={token}");
     let mark = mark_of(token.as_str());
     let mut seen = BTreeSet::new();
     let begun = crate::clock::boottime();
     loop {
-        let mut alive = false;
+        let (mut killed, mut out_of_reach) = (None, None);
         for pid in all_processes()? {
-            if let Some(start_ticks) = kill_if_marked(pid, mark, entry.as_bytes()) {
-                alive = true;
-                seen.insert((pid, start_ticks));
+            match kill_if_marked(pid, mark, entry.as_bytes())? {
+                None => {}
+                Some(Found::Killed { start_ticks }) => {
+                    killed = Some(pid);
+                    seen.insert((pid, start_ticks));
+                }
+                Some(Found::OutOfReach) => out_of_reach = Some(pid),
             }
         }
-        if !alive || crate::clock::boottime().saturating_sub(begun).as_secs() >= 10 {
-            return Ok(seen.len());
+        match (killed, out_of_reach) {
+            (None, None) => return Ok(seen.len()),
+            (None, Some(pid)) => {
+                let reason = format!("process {} runs as another user, who has to end it", described(pid));
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+            }
+            (Some(pid), _) if crate::clock::boottime().saturating_sub(begun) >= TRIED_FOR => {
+                return Err(io::Error::other(format!("process {} outlives SIGKILL", described(pid))));
+            }
+            (Some(_), _) => std::thread::sleep(std::time::Duration::from_millis(5)),
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 
-/// Kills the process where it carries the mark, and tells its start time; `None` where it doesn't, or is dead.
-fn kill_if_marked(pid: i32, mark: u64, entry: &[u8]) -> Option<u64> {
-    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    if pid == i32::try_from(std::process::id()).ok()? || !(is_marked(pid, mark) || has_in_environment(pid, entry)) {
-        return None;
+/// For how long processes of a run are killed again and again.
+const TRIED_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A process for people.
+fn described(pid: i32) -> String {
+    match Stat::of(pid) {
+        Some(stat) => format!("{pid} ({}, state {})", stat.name.escape_debug(), stat.state),
+        None => pid.to_string(),
     }
-    let stat = Stat::of(pid).filter(|stat| stat.state != 'Z' && stat.state != 'X')?;
+}
+
+/// A living process of a run.
+enum Found {
+    /// It got SIGKILL.
+    Killed { start_ticks: u64 },
+    /// It may not be signalled.
+    OutOfReach,
+}
+
+/// Kills the process where it carries the mark; `None` where it doesn't, or is dead.
+///
+/// # Errors
+/// Where that can't be told.
+fn kill_if_marked(pid: i32, mark: u64, entry: &[u8]) -> io::Result<Option<Found>> {
+    let Some(number) = Pid::from_raw(pid).filter(|_| Ok(pid) != i32::try_from(std::process::id())) else {
+        return Ok(None);
+    };
+    let process = match pidfd_open(number, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if !(is_marked(pid, mark)? || has_in_environment(pid, entry)?) {
+        return Ok(None);
+    }
+    let Some(stat) = Stat::read(pid)?.filter(|stat| stat.state != 'Z' && stat.state != 'X') else { return Ok(None) };
     // Stopped through the descriptor first: what can't end by itself keeps its number, and so its children are its own.
-    pidfd_send_signal(&process, Signal::STOP).ok()?;
-    kill_all(pid);
+    let stopped = pidfd_send_signal(&process, Signal::STOP);
+    if stopped.is_ok() {
+        kill_all(pid);
+    }
     // The descriptor was opened before the mark was read: both are of one process, or this fails.
-    match pidfd_send_signal(process, Signal::KILL) {
-        Err(Errno::SRCH) => None,
-        _ => Some(stat.start_ticks),
+    match stopped.and_then(|()| pidfd_send_signal(process, Signal::KILL)) {
+        Ok(()) => Ok(Some(Found::Killed { start_ticks: stat.start_ticks })),
+        Err(Errno::SRCH) => Ok(None),
+        Err(Errno::PERM) => Ok(Some(Found::OutOfReach)),
+        Err(error) => Err(error.into()),
     }
 }
 
 /// Anybody may write anything there, so only this user's processes are looked at.
-fn has_in_environment(pid: i32, entry: &[u8]) -> bool {
+fn has_in_environment(pid: i32, entry: &[u8]) -> io::Result<bool> {
     let own =
         fs::metadata(format!("/proc/{pid}")).is_ok_and(|found| found.uid() == rustix::process::geteuid().as_raw());
-    own && fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|found| found == entry))
+    let environment = if own { file_of(pid, "environ")?.unwrap_or_default() } else { Vec::new() };
+    Ok(environment.split(|byte| *byte == 0).any(|found| found == entry))
 }
 
 #[cfg(test)]

@@ -22,6 +22,10 @@ const ROUNDS: usize = 20;
 /// Jobs that are looked at in one claim: 500 take some tens of milliseconds, and other claims and settlements wait meanwhile.
 const PORTION: usize = 1000;
 
+/// Where a job that waits for others stands in the queue: the end of the year 9999, where the triggers of `job_dependencies`
+/// put it.
+pub const AFTER_OTHERS: Timestamp = Timestamp::from_unix_millis(253_402_300_799_000);
+
 /// What became of jobs that waited for others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waited {

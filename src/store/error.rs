@@ -1,13 +1,16 @@
 //! What can go wrong with the database, told apart by what a caller can do about it.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use sea_orm::sqlx;
 use sea_orm::sqlx::mysql::MySqlDatabaseError;
+use sea_orm::sqlx::postgres::PgDatabaseError;
 use sea_orm::sqlx::sqlite::SqliteError;
 use sea_orm::{DbErr, RuntimeErr};
 
 use super::sqlite::Refusal;
+use crate::config::Withheld;
 use crate::domain::JobId;
 
 /// Why the store could not do what it was asked.
@@ -20,7 +23,7 @@ pub enum Error {
         action: &'static str,
         /// Why it failed.
         #[source]
-        source: DbErr,
+        source: Said,
     },
     /// An answer did not come in time; what was asked for may have happened.
     #[error("the database is not available: it took too long to {action}")]
@@ -37,6 +40,17 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The log beside a SQLite file is another one than was opened, or none: what is in it, others don't see, and what is
+    /// committed from now on would go with this process.
+    #[error(
+        "the database's log {} was moved, deleted or replaced under the service; stop the service in good order, which folds what it \
+         has of the log into the database, and start it again",
+        path.display()
+    )]
+    LogGone {
+        /// The log.
+        path: PathBuf,
+    },
     /// There is no SQLite file, and the caller may not make one.
     #[error("there is no database at {}; `callsheet migrate up` or `callsheet serve` makes one", path.display())]
     NoDatabase {
@@ -49,6 +63,15 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Another user keeps the SQLite file, or a directory on the way to it, to itself.
+    #[error("can't read and write the database {}", path.display())]
+    Withheld {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        #[source]
+        source: Withheld,
+    },
     /// The database URL can't be used; it is not repeated, since it may hold a password.
     #[error("the database URL can't be used: {reason}")]
     InvalidUrl {
@@ -60,7 +83,7 @@ pub enum Error {
     Refused {
         /// What it said.
         #[source]
-        source: DbErr,
+        source: Said,
     },
     /// A PostgreSQL database that does not keep text in UTF-8.
     #[error("the database keeps text as {encoding}; Callsheet needs a database with the encoding UTF8")]
@@ -77,6 +100,22 @@ pub enum Error {
     /// Callsheet's tables are not there, or not all of them.
     #[error("the database has no Callsheet tables of this version; run `callsheet migrate up`")]
     SchemaMissing,
+    /// The database has no Callsheet tables, and somebody else's table has the name of one of them.
+    #[error("the database has a table {table} that is not Callsheet's, which needs that name for its own")]
+    TableTaken {
+        /// Its name.
+        table: String,
+        /// Whether `[store.jobs]` could use one there.
+        adoptable: bool,
+    },
+    /// The role of this user may not do what a service does.
+    #[error("the role {role} has no right to {lacks}")]
+    Rights {
+        /// Its name.
+        role: String,
+        /// What it may not do.
+        lacks: String,
+    },
     /// The table of `[store.jobs]` can't be used as it is described there.
     #[error("the table of [store.jobs] can't be used: {reason}")]
     Adopted {
@@ -102,7 +141,7 @@ pub enum Error {
     Corrupt {
         /// What SQLite said.
         #[source]
-        source: DbErr,
+        source: Said,
     },
     /// A row holds what no migration allows.
     #[error("a row of the database can't be read: {reason}")]
@@ -137,15 +176,41 @@ pub enum Error {
         action: &'static str,
         /// Why it failed.
         #[source]
-        source: DbErr,
+        source: Said,
     },
+}
+
+/// What the driver said, without the line of the server's own source that it adds to the words of PostgreSQL.
+#[derive(Debug)]
+pub struct Said(DbErr);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        let line = server_line(&self.0).map(|line| format!(" at line {line}"));
+        f.write_str(line.as_deref().and_then(|line| text.strip_suffix(line)).unwrap_or(&text))
+    }
+}
+
+/// Its text holds what its causes say.
+impl std::error::Error for Said {}
+
+fn server_line(error: &DbErr) -> Option<usize> {
+    let (DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    let sqlx::Error::Database(error) = &**error else { return None };
+    error.try_downcast_ref::<PgDatabaseError>()?.line()
 }
 
 impl Error {
     /// Whether the same call may succeed later without anybody doing anything about it here.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::Replaced { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Timeout { .. } | Self::Replaced { .. } | Self::LogGone { .. })
     }
 
     /// Whether some other transaction holds what this one needs, for longer than it is waited for; others may well succeed.
@@ -154,7 +219,7 @@ impl Error {
         let Self::Unavailable { source, .. } = self else { return false };
         // lock_not_available, and query_canceled: a statement that was still waiting when its time was over. On MySQL
         // ER_LOCK_WAIT_TIMEOUT, which MariaDB says to NOWAIT too, and ER_LOCK_NOWAIT.
-        database_code(source).is_some_and(|code| matches!(&*code, "55P03" | "57014" | "1205" | "3572"))
+        database_code(&source.0).is_some_and(|code| matches!(&*code, "55P03" | "57014" | "1205" | "3572"))
     }
 
     /// Every answer of [`Self::kind`].
@@ -184,13 +249,13 @@ impl Error {
         match self {
             Self::Unavailable { .. } => "unavailable",
             Self::Timeout { .. } => "timeout",
-            Self::Replaced { .. } => "replaced",
+            Self::Replaced { .. } | Self::LogGone { .. } => "replaced",
             Self::NoDatabase { .. } | Self::NoDirectory { .. } => "no_database",
             Self::InvalidUrl { .. } => "invalid_url",
-            Self::Refused { .. } => "refused",
+            Self::Refused { .. } | Self::Withheld { .. } | Self::Rights { .. } => "refused",
             Self::Encoding { .. } => "encoding",
             Self::ServerTooOld { .. } => "server_too_old",
-            Self::SchemaMissing => "schema_missing",
+            Self::SchemaMissing | Self::TableTaken { .. } => "schema_missing",
             Self::SchemaTooNew { .. } => "schema_too_new",
             Self::Adopted { .. } | Self::AdoptionMissing { .. } => "adopted_table",
             Self::Corrupt { .. } => "corrupt",
@@ -204,7 +269,9 @@ impl Error {
 
     /// Sorts what the database said into what a caller can do about it.
     pub(super) fn from_database(action: &'static str, source: DbErr) -> Self {
-        match classify(&source) {
+        let class = classify(&source);
+        let source = Said(source);
+        match class {
             Class::Unavailable => Self::Unavailable { action, source },
             Class::Refused => Self::Refused { source },
             Class::SchemaMissing => Self::SchemaMissing,
@@ -259,7 +326,7 @@ fn classify_sqlite(code: &str, message: &str) -> Class {
     // The low byte of an extended code is its primary code.
     match code.parse::<u32>().unwrap_or_default() & 0xff {
         // PERM, BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN: a disk or its rights, which somebody will see to.
-        3 | 5 | 6 | 8 | 10 | 13 | 14 => Class::Unavailable,
+        3 | 5 | 6 | 7 | 8 | 10 | 13 | 14 | 15 => Class::Unavailable,
         11 | 26 => Class::Corrupt, // CORRUPT, NOTADB
         1 if message.starts_with("no such table") || message.starts_with("no such column") => Class::SchemaMissing,
         _ => Class::Other,
@@ -316,12 +383,12 @@ fn database_code(error: &DbErr) -> Option<String> {
 /// Whether a row was not inserted into MySQL since another one has its key: ER_DUP_ENTRY.
 pub(super) fn is_duplicate(error: &Error) -> bool {
     let Error::Statement { source, .. } = error else { return false };
-    database_code(source).is_some_and(|code| code == "1062")
+    database_code(&source.0).is_some_and(|code| code == "1062")
 }
 
 /// Whether the transaction lost against another one and should simply be tried again: it was chosen as the victim, or a
 /// unique key that was free when it looked was not any more when it wrote.
 pub(super) fn lost_a_race(error: &Error) -> bool {
     let (Error::Unavailable { source, .. } | Error::Statement { source, .. }) = error else { return false };
-    matches!(database_code(source).as_deref(), Some("40001" | "40P01" | "23505" | "1213" | "1062"))
+    matches!(database_code(&source.0).as_deref(), Some("40001" | "40P01" | "23505" | "1213" | "1062"))
 }

@@ -2,9 +2,13 @@
 //!
 //! SQLite writes each page and the 24 bytes before it by themselves, some 35 calls for the end of a job and the claim of the next.
 //! A file system of ours (a VFS, <https://www.sqlite.org/vfs.html>), through which the writing connection opens its log, gathers what
-//! follows on what was written last, until the log is synced, read or cut. That is before anybody else knows of it: with `synchronous = FULL`
-//! a commit syncs the log first and then says in the index beside it that there is more (`sqlite3WalFrames` in SQLite's source). Everything
-//! else is the system's own file system's, and so is the log for every other connection.
+//! follows on what was written last, until the log is synced, read or cut. Everything else is the system's own file system's, and
+//! so is the log for every other connection.
+//!
+//! It must be empty whenever somebody else may write the log, or know of what is in it. Settled by [`NEEDED`]: frames are
+//! written by commits alone, which sync the log and only then say in the index beside it that there is more (`sqlite3WalFrames`
+//! in SQLite's source). A transaction that wrote some before, for want of memory, and is taken back says nothing more to the log;
+//! what was left of it here would later be written over the commits of others.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::mem::size_of;
@@ -17,6 +21,8 @@ use rusqlite::ffi::{
 
 /// What the file system is called.
 pub(super) const NAME: &CStr = c"callsheet-gathered";
+/// What a connection through it has to be set to, before it writes anything.
+pub(super) const NEEDED: &str = "PRAGMA synchronous = FULL; PRAGMA cache_spill = OFF";
 /// Bytes that are gathered at most: the pages of some sixty changes.
 const AT_MOST: usize = 128 << 10;
 
@@ -176,11 +182,10 @@ unsafe extern "C" fn open(
 unsafe extern "C" fn close(file: *mut sqlite3_file) -> c_int {
     // SAFETY: SQLite closes a file once, and does not use it after that.
     unsafe {
-        let flushed = flush(file);
+        // What was not synced was not committed.
         drop(Box::from_raw((*file.cast::<LogFile>()).gathered));
         let (real, methods) = real(file);
-        let closed = methods.xClose.map_or(SQLITE_IOERR, |close| close(real));
-        if flushed == SQLITE_OK { closed } else { flushed }
+        methods.xClose.map_or(SQLITE_IOERR, |close| close(real))
     }
 }
 
@@ -251,8 +256,8 @@ mod tests {
     fn connection(path: &Path) -> Connection {
         register().unwrap();
         let connection = Connection::open_with_flags_and_vfs(path, OpenFlags::default(), NAME).unwrap();
-        let settings = "PRAGMA page_size = 2048; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0";
-        connection.execute_batch(settings).unwrap();
+        let settings = "PRAGMA page_size = 2048; PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0";
+        connection.execute_batch(&format!("{settings}; {NEEDED}")).unwrap();
         connection
     }
 
@@ -300,7 +305,7 @@ mod tests {
         assert!(of_a_commit(&plain) > 40);
     }
 
-    /// Pages that do not fit into memory are in the log before their commit, are read back from there and written over.
+    /// More than its cache holds, which stays in memory all the same; parts of it are taken back.
     #[test]
     fn what_is_gathered_is_read_back_and_is_there_after_a_death() {
         let directory = tempfile::tempdir().unwrap();
@@ -328,15 +333,10 @@ mod tests {
         }
         ours.execute_batch("BEGIN").unwrap();
         insert(0, 300, 2000);
-        // As they are left by a process that is killed: with half a transaction in the log.
-        for suffix in ["", "-wal"] {
-            fs::copy(directory.path().join(format!("a.db{suffix}")), directory.path().join(format!("b.db{suffix}")))
-                .unwrap();
-        }
+        // As they are left by a process that is killed.
+        let recovered = copied(directory.path());
         ours.execute_batch("ROLLBACK").unwrap();
         insert(1000, 1010, 10);
-        let recovered = Connection::open(directory.path().join("b.db")).unwrap();
-        assert_eq!(recovered.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
         let (rows, total) = sum(&recovered);
         assert_eq!(rows, 200);
         assert_eq!(sum(&ours), (rows + 10, total + 10 * (1000..1010).sum::<i64>()));
@@ -344,5 +344,40 @@ mod tests {
         ours.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
         assert_eq!(fs::metadata(directory.path().join("a.db-wal")).unwrap().len(), 0);
         assert_eq!(sum(&other), sum(&ours));
+    }
+
+    /// What the files hold now, as after a death.
+    fn copied(directory: &Path) -> Connection {
+        for suffix in ["", "-wal"] {
+            let place = |name: &str| directory.join(format!("{name}.db{suffix}"));
+            fs::copy(place("a"), place("b")).unwrap();
+        }
+        let copied = Connection::open(directory.join("b.db")).unwrap();
+        assert_eq!(copied.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
+        copied
+    }
+
+    /// A transaction that is larger than the cache by so much and so little that some of it would be left where it is gathered.
+    #[test]
+    fn nothing_of_what_was_taken_back_is_written_over_what_others_have_committed() {
+        for rows in (800..1000).step_by(10) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("a.db");
+            let ours = connection(&path);
+            ours.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b BLOB); PRAGMA wal_checkpoint(PASSIVE)")
+                .unwrap();
+            ours.execute_batch("BEGIN IMMEDIATE").unwrap();
+            for a in 0..rows {
+                ours.execute("INSERT INTO t VALUES (?1, randomblob(1800))", [a]).unwrap();
+            }
+            ours.execute_batch("ROLLBACK").unwrap();
+            let other = Connection::open(&path).unwrap();
+            for a in 1..=3 {
+                other.execute("INSERT INTO t VALUES (?1, 'x')", [a]).unwrap();
+            }
+            assert_eq!((sum(&ours), sum(&other)), ((3, 6), (3, 6)), "{rows}");
+            ours.execute_batch("INSERT INTO t VALUES (4, 'x')").unwrap();
+            assert_eq!((sum(&copied(directory.path())), sum(&other)), ((4, 10), (4, 10)), "{rows}");
+        }
     }
 }

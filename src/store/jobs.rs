@@ -1,5 +1,7 @@
 //! Cancelling a job, and everything that is read for people.
 
+use std::collections::BTreeMap;
+
 use entity::{job_events, jobs, runs, workers};
 use sea_orm::sea_query::{Alias, Expr, ExprTrait, Order, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ColumnType, EntityTrait, Iterable};
@@ -8,7 +10,8 @@ use super::connection::{Connection, Transaction};
 use super::sql::{Dialect, Doing, OPEN, Row};
 use super::update::{Rows, Update};
 use super::{
-    CancelResult, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, OpenJob, Page, RunRow, Store, WorkerRow,
+    AFTER_OTHERS, CancelResult, Error, EventRow, FlowState, JobFilter, JobRow, KnownRun, OpenJob, Page, RunRow, Store,
+    WorkerRow,
 };
 use crate::crash::{self, Step};
 use crate::domain::labels::{Label, Labels};
@@ -245,17 +248,19 @@ impl Store {
         let select = format!(
             "SELECT {} AS type, CAST(max(paused) AS bigint) AS paused, max(paused_time) AS paused_time, \
              {} AS paused_by, CAST(sum(pending) AS bigint) AS pending, \
-             CAST(sum(runnable) AS bigint) AS runnable, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
+             CAST(sum(runnable) AS bigint) AS runnable, CAST(sum(dependent) AS bigint) AS dependent, min(oldest) AS oldest, CAST(sum(inqueue) AS bigint) AS inqueue, \
              CAST(sum(progress) AS bigint) AS progress FROM (\
              SELECT type, CASE WHEN paused THEN 1 ELSE 0 END AS paused, CASE WHEN paused THEN paused_time END AS paused_time, \
-             CASE WHEN paused THEN paused_by END AS paused_by, 0 AS pending, 0 AS runnable, CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
-             UNION ALL SELECT type, 0, NULL, NULL, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), min(run_at), 0, 0 \
+             CASE WHEN paused THEN paused_by END AS paused_by, 0 AS pending, 0 AS runnable, 0 AS dependent, CAST(NULL AS bigint) AS oldest, 0 AS inqueue, 0 AS progress FROM flows \
+             UNION ALL SELECT type, 0, NULL, NULL, count(*), sum(CASE WHEN run_at <= $1 THEN 1 ELSE 0 END), \
+             sum(CASE WHEN run_at >= {} THEN 1 ELSE 0 END), min(run_at), 0, 0 \
              FROM jobs {} WHERE status = 'PENDING' GROUP BY type \
-             UNION ALL SELECT type, 0, NULL, NULL, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
+             UNION ALL SELECT type, 0, NULL, NULL, 0, 0, 0, NULL, sum(CASE WHEN status = 'INQUEUE' THEN 1 ELSE 0 END), \
              sum(CASE WHEN status = 'PROGRESS' THEN 1 ELSE 0 END) FROM jobs {} WHERE {OPEN} GROUP BY type) AS parts \
              GROUP BY type ORDER BY type",
             dialect.as_text("type"),
             dialect.as_text("max(paused_by)"),
+            AFTER_OTHERS.unix_millis(),
             dialect.by_index("jobs_due"),
             dialect.by_index("jobs_open"),
         );
@@ -264,6 +269,34 @@ impl Store {
             let statement = self.statement(select, [now.unix_millis().into()]);
             let results = self.reader().query_all(statement).await.doing(ACTION)?;
             results.iter().map(|result| flow_state(&Row { result, dialect }, now)).collect()
+        };
+        self.in_time(ACTION, query).await
+    }
+
+    /// The types that rows which wait have as bytes (a BLOB of SQLite) rather than as a text, and how many have each: no claim
+    /// finds them, since bytes equal no text.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn types_in_bytes(&self) -> Result<BTreeMap<String, u64>, Error> {
+        const ACTION: &str = "look for types that are no texts";
+        let dialect = self.dialect();
+        if dialect != Dialect::Sqlite {
+            return Ok(BTreeMap::new());
+        }
+        // Bytes come behind all texts, so the index leads there at once (<https://www.sqlite.org/datatype3.html#sort_order>).
+        let select = format!(
+            "SELECT {}, CAST(count(*) AS bigint) AS waiting FROM jobs {} WHERE status = 'PENDING' AND type >= x'' GROUP BY jobs.type",
+            dialect.text("type"),
+            dialect.by_index("jobs_due")
+        );
+        let query = async {
+            let results = self.reader().query_all(self.statement(select, [])).await.doing(ACTION)?;
+            let read = |result| {
+                let row = Row { result, dialect };
+                Ok((row.some_text("type")?, u64::try_from(row.int("waiting")?).unwrap_or(0)))
+            };
+            results.iter().map(read).collect()
         };
         self.in_time(ACTION, query).await
     }
@@ -462,6 +495,7 @@ fn flow_state(row: &Row<'_>, now: Timestamp) -> Result<FlowState, Error> {
         paused_by: row.text("paused_by")?,
         pending: count("pending")?,
         runnable: count("runnable")?,
+        dependent: count("dependent")?,
         inqueue: count("inqueue")?,
         progress: count("progress")?,
         oldest_pending: row.maybe_time("oldest")?.filter(|oldest| *oldest <= now),

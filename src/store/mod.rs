@@ -15,6 +15,7 @@ mod enqueue;
 mod error;
 mod events;
 mod folding;
+mod forsaken;
 mod gathered;
 mod jobs;
 mod leases;
@@ -29,6 +30,7 @@ mod postgres;
 mod prune;
 mod read;
 mod recurring;
+mod rights;
 mod runs;
 mod schema;
 mod search;
@@ -49,6 +51,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sea_orm::sqlx::{self, ConnectOptions};
 use sea_orm::{
@@ -61,9 +64,10 @@ pub use adopted::{Adoption, Unfit};
 pub use audit::{AuditFilter, Who};
 pub use claim::DISOWNED;
 pub use deliveries::{AgainResult, Delivery, DeliveryFilter, DeliveryRow, Sent, Undelivered};
-pub use dependencies::{DependencyRow, FailedWaiter, Waited};
-pub use error::Error;
+pub use dependencies::{AFTER_OTHERS, DependencyRow, FailedWaiter, Waited};
+pub use error::{Error, Said};
 pub use events::{EventPage, StreamedEvent};
+pub use forsaken::{Forsaken, LastSeen};
 pub use overview::*;
 pub use prune::Pruned;
 pub use read::*;
@@ -74,7 +78,7 @@ pub use standing::{Standing, Waiting};
 pub use wake::Wakes;
 pub use write::*;
 
-use crate::config::{AdoptedTable, Config};
+use crate::config::{AdoptedTable, Config, Withheld};
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
 use crate::domain::database_url::DatabaseUrl;
@@ -167,6 +171,9 @@ impl Store {
     }
 
     async fn open_file(path: &Path, use_: Use) -> Result<Self, Error> {
+        if let Some(source) = Withheld::on_the_way_to(path, Access::READ_OK | Access::WRITE_OK) {
+            return Err(Error::Withheld { path: path.to_owned(), source });
+        }
         if use_ == Use::Tool && !path.exists() {
             return Err(Error::NoDatabase { path: path.to_owned() });
         }
@@ -453,7 +460,10 @@ impl Store {
             Place::Memory { .. } => call.await,
             Place::File { file, .. } => {
                 file.check()?;
-                call.await
+                let answer = call.await?;
+                // It may have waited for its turn, and what it has written may be in a file that nobody will find.
+                file.check()?;
+                Ok(answer)
             }
             Place::Server { trust, .. } | Place::SilentServer { trust } => {
                 let answer = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or(Err(Error::Timeout { action }));
@@ -536,6 +546,7 @@ mod tests {
         sendable(&store.retry_page(&JobFilter::default(), ""));
         sendable(&store.list(&JobFilter::default()));
         sendable(&store.flow_states());
+        sendable(&store.forsaken());
         sendable(&store.migrate());
         sendable(&store.watch());
         sendable(&Store::connect(&"sqlite://x".parse().unwrap(), Use::Tool));

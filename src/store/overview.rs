@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::connection::Connection;
 use super::sql::{Dialect, Doing, OPEN, Row};
-use super::{Error, Store, WorkerRow};
+use super::{AFTER_OTHERS, Error, Store, WorkerRow};
 use crate::domain::{Attempt, JobId, JobStatus, Timestamp};
 
 /// Up to so many waiting rows of a flow are counted at each look.
@@ -24,8 +24,9 @@ const LANES: usize = 240;
 const LANE: usize = 40;
 /// So many flows are looked at the most; a table of types that somebody has filled with noise must stay readable.
 const MOST_FLOWS: usize = 200;
-/// So much of an error is read, in characters: its sentence and the lines that follow it.
-const ERROR_LENGTH: usize = 1000;
+/// So much of an error is read, in characters: its sentence and the end of the output, 4 KiB at the most, whose last line often
+/// says why.
+const ERROR_LENGTH: usize = 5000;
 
 /// How many there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,20 +37,26 @@ pub struct Count {
     pub or_more: bool,
 }
 
-/// How a flow's queue stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a flow's queue stands; by default as that of a flow that nobody has used yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
     /// The type, which may be one that no flow has.
     pub job_type: String,
     /// Whether it is paused.
     pub paused: bool,
+    /// Since when it is paused; `None` where it is not, or was paused by SQL.
+    pub paused_time: Option<Timestamp>,
+    /// Who paused it, as above.
+    pub paused_by: Option<String>,
     /// Rows that wait and are due.
     pub waiting: Count,
     /// Rows that wait for their `run_at`.
     pub delayed: Count,
+    /// Rows that wait for other jobs.
+    pub dependent: Count,
     /// `run_at` of the row that has been due for the longest time.
     pub oldest_waiting: Option<Timestamp>,
-    /// The first `run_at` that lies ahead.
+    /// The first `run_at` of the delayed rows.
     pub next_due: Option<Timestamp>,
     /// Claimed and running rows.
     pub open: u64,
@@ -260,6 +267,7 @@ impl Store {
         let dialect = self.dialect();
         let [by_due, by_open] = ["jobs_due", "jobs_open"].map(|index| dialect.by_index(index));
         let one_more = COUNTED_UP_TO + 1;
+        let after_others = AFTER_OTHERS.unix_millis();
         // Each type by itself on MySQL, which else reads all that waits to find what is due first.
         let one = dialect == Dialect::MySql;
         let (with, from) = if one {
@@ -271,15 +279,21 @@ impl Store {
         let select = format!(
             "{with} SELECT {} AS type, \
              CAST(COALESCE((SELECT CASE WHEN paused THEN 1 ELSE 0 END FROM flows WHERE flows.type = types.type), 0) AS bigint) AS paused, \
+             (SELECT CASE WHEN paused THEN paused_time END FROM flows WHERE flows.type = types.type) AS paused_time, \
+             {} AS paused_by, \
              CAST((SELECT count(*) FROM (SELECT 1 FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
              AND run_at <= $1 ORDER BY run_at LIMIT {one_more}) AS due) AS bigint) AS waiting, \
              CAST((SELECT count(*) FROM (SELECT 1 FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
-             AND run_at > $1 ORDER BY run_at LIMIT {one_more}) AS later) AS bigint) AS postponed, \
+             AND run_at > $1 AND run_at < {after_others} ORDER BY run_at LIMIT {one_more}) AS later) AS bigint) AS postponed, \
+             CAST((SELECT count(*) FROM (SELECT 1 FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
+             AND run_at >= {after_others} ORDER BY run_at LIMIT {one_more}) AS behind) AS bigint) AS dependent, \
              (SELECT min(run_at) FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type) AS oldest, \
-             (SELECT min(run_at) FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type AND run_at > $1) AS next_due, \
+             (SELECT min(run_at) FROM jobs {by_due} WHERE status = 'PENDING' AND jobs.type = types.type \
+             AND run_at > $1 AND run_at < {after_others}) AS next_due, \
              CAST((SELECT count(*) FROM jobs {by_open} WHERE {OPEN} AND jobs.type = types.type) AS bigint) AS open \
              {from}",
             dialect.as_text("types.type"),
+            dialect.as_text("(SELECT CASE WHEN paused THEN paused_by END FROM flows WHERE flows.type = types.type)"),
         );
         if !one {
             let statement = self.statement(select, [now.unix_millis().into()]);
@@ -528,8 +542,11 @@ fn queue(row: &Row<'_>, now: Timestamp) -> Result<Queue, Error> {
     Ok(Queue {
         job_type: row.some_text("type")?,
         paused: row.flag("paused")?,
+        paused_time: row.maybe_time("paused_time")?,
+        paused_by: row.text("paused_by")?,
         waiting: counted(row, "waiting")?,
         delayed: counted(row, "postponed")?,
+        dependent: counted(row, "dependent")?,
         oldest_waiting: row.maybe_time("oldest")?.filter(|oldest| *oldest <= now),
         next_due: row.maybe_time("next_due")?,
         open: u64::try_from(row.int("open")?).unwrap_or(0),

@@ -9,6 +9,7 @@ use sea_orm::sqlx::pool::PoolOptions;
 use sea_orm::sqlx::postgres::PgPool;
 
 use super::Error;
+use super::log_watch::log_of;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 
@@ -48,32 +49,41 @@ impl Place {
     }
 }
 
-/// A SQLite file, by what it was when it was opened: SQLite itself writes on into one that was deleted, and never knows.
+/// A SQLite file and its log, by what they were when they were opened: SQLite itself writes on into what was deleted, and never
+/// knows.
 #[derive(Debug)]
 pub(super) struct DatabaseFile {
     path: PathBuf,
-    /// Device and inode; `None` where it could not be asked for then, and nothing is checked.
-    identity: Option<(u64, u64)>,
+    log: Option<PathBuf>,
+    /// Device and inode of both; `None` where it could not be asked for then, and nothing is checked.
+    identities: [Option<(u64, u64)>; 2],
 }
 
 impl DatabaseFile {
+    /// What is there now, and stays there for as long as a connection is open to it.
     pub(super) fn opened(path: &Path) -> Self {
-        Self { path: path.to_owned(), identity: identity(path) }
+        let log = log_of(path).ok();
+        let identities = [identity(path), log.as_deref().and_then(identity)];
+        Self { path: path.to_owned(), log, identities }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether what is at the path is still what was opened; one system call.
+    /// Whether what is at their paths is still what was opened; two system calls.
     ///
     /// # Errors
-    /// [`Error::Replaced`] where it is not.
+    /// [`Error::Replaced`] or [`Error::LogGone`] where it is not.
     pub(super) fn check(&self) -> Result<(), Error> {
-        if self.identity.is_none() || identity(&self.path) == self.identity {
-            Ok(())
-        } else {
-            Err(Error::Replaced { path: self.path.clone() })
+        let is_there = |path: &Path, was: Option<(u64, u64)>| was.is_none() || identity(path) == was;
+        let [database, log] = self.identities;
+        if !is_there(&self.path, database) {
+            return Err(Error::Replaced { path: self.path.clone() });
+        }
+        match &self.log {
+            Some(path) if !is_there(path, log) => Err(Error::LogGone { path: path.clone() }),
+            Some(_) | None => Ok(()),
         }
     }
 }
@@ -138,5 +148,11 @@ mod tests {
         assert!(matches!(file.check(), Err(Error::Replaced { .. })), "another one of that name");
         std::fs::rename(&aside, &path).unwrap();
         file.check().unwrap();
+        let log = directory.path().join("callsheet.db-wal");
+        std::fs::write(&log, "").unwrap();
+        let file = DatabaseFile::opened(&path);
+        file.check().unwrap();
+        std::fs::remove_file(&log).unwrap();
+        assert!(matches!(file.check(), Err(Error::LogGone { .. })));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::dependencies::AFTER_OTHERS;
 use super::write::{Unreadable, WorkerState};
 use crate::domain::labels::Labels;
 use crate::domain::trace::JobTrace;
@@ -60,6 +61,14 @@ pub struct JobRow {
     pub traceparent: Option<String>,
     /// `tracestate`, the same.
     pub tracestate: Option<String>,
+}
+
+impl JobRow {
+    /// Whether it waits for other jobs, which its `run_at` says and nothing else about when it is due.
+    #[must_use]
+    pub fn waits_for_others(&self) -> bool {
+        self.status == JobStatus::Pending && self.run_at >= AFTER_OTHERS
+    }
 }
 
 /// A row of `runs`.
@@ -226,6 +235,8 @@ pub struct FlowState {
     pub pending: u64,
     /// Rows that wait and are due.
     pub runnable: u64,
+    /// Rows that wait for other jobs.
+    pub dependent: u64,
     /// Claimed rows.
     pub inqueue: u64,
     /// Running rows.
@@ -270,7 +281,17 @@ impl WorkerRow {
     /// Whether it has not stopped and has shown a sign of life lately; `now` is the database's time.
     #[must_use]
     pub fn is_live(&self, now: Timestamp) -> bool {
-        self.state != WorkerState::Stopped.as_str() && now.since(self.heartbeat_time) <= SILENCE
+        !self.has_stopped() && now.since(self.heartbeat_time) <= SILENCE
+    }
+
+    /// Whether it has neither stopped nor shown a sign of life lately; `now` is the database's time.
+    #[must_use]
+    pub fn is_silent(&self, now: Timestamp) -> bool {
+        !self.has_stopped() && !self.is_live(now)
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.state == WorkerState::Stopped.as_str()
     }
 }
 

@@ -11,6 +11,7 @@ use crate::crash::{self, Step};
 const ADVISORY_LOCK: i64 = 0x6361_6c6c_7368_6565;
 
 const ACTION: &str = "migrate";
+const APPLIED: &str = "read which migrations are applied";
 /// A change of a table waits for whoever reads it, a backup say, and has everybody else wait behind it, heartbeats too: for less
 /// than any lease. It fails then, and is tried again by the next start.
 pub(super) const WAIT_BRIEFLY: &str = "SET LOCAL lock_timeout = '5s'";
@@ -21,7 +22,8 @@ impl Store {
     /// Brings the schema up to date and names the migrations that it took, oldest first.
     ///
     /// # Errors
-    /// [`Error::SchemaTooNew`] where a newer Callsheet was here before, [`Error::Adopted`] and [`Error::AdoptionMissing`] where
+    /// [`Error::SchemaTooNew`] where a newer Callsheet was here before, [`Error::TableTaken`] where somebody else's table has the name
+    /// of one of ours, [`Error::Adopted`] and [`Error::AdoptionMissing`] where
     /// a table that is to be adopted is not fit or complete; then nothing is changed.
     pub async fn migrate(&self) -> Result<Vec<String>, Error> {
         let transaction = self.begin_migration(ACTION).await?;
@@ -66,6 +68,9 @@ impl Store {
         if self.adopted().is_some() {
             self.make_own_schema(transaction).await?;
         }
+        if self.adopted().is_none() && !self.has_migrations(transaction).await? {
+            self.refuse_strangers(transaction).await?;
+        }
         let applied = self.applied(transaction).await?;
         refuse_newer(&applied)?;
         let pending: Vec<String> = known().into_iter().filter(|name| !applied.contains(name)).collect();
@@ -98,11 +103,14 @@ impl Store {
     /// Checks that the schema is exactly this binary's.
     ///
     /// # Errors
-    /// [`Error::SchemaMissing`] where a migration is to be applied, the others as above; of an adopted table only its columns
-    /// are looked at.
+    /// [`Error::SchemaMissing`] where a migration is to be applied, [`Error::TableTaken`] where none can be; the others as above.
+    /// Of an adopted table only its columns are looked at.
     pub async fn check_schema(&self) -> Result<(), Error> {
         let status = self.migration_status().await?;
         if !status.iter().all(|(_, applied)| *applied) {
+            if self.adopted().is_none() && !self.has_migrations(self.reader()).await? {
+                self.refuse_strangers(self.reader()).await?;
+            }
             return Err(Error::SchemaMissing);
         }
         match self.adopted() {
@@ -111,23 +119,28 @@ impl Store {
         }
     }
 
-    async fn applied(&self, connection: &impl Connection) -> Result<Vec<String>, Error> {
-        const ACTION: &str = "read which migrations are applied";
+    /// Whether a migration was ever begun here.
+    async fn has_migrations(&self, connection: &impl Connection) -> Result<bool, Error> {
         let dialect = self.dialect();
-        // Asked first: on PostgreSQL a failed statement would spoil the transaction.
         let exists = dialect.pick(
             "SELECT count(*) AS tables FROM sqlite_schema WHERE type = 'table' AND name = 'seaql_migrations'",
             "SELECT count(to_regclass('seaql_migrations')) AS tables",
             "SELECT count(*) AS tables FROM information_schema.tables \
              WHERE table_schema = DATABASE() AND table_name = 'seaql_migrations'",
         );
-        let row = connection.query_one(self.statement(exists, [])).await.doing(ACTION)?;
+        let row = connection.query_one(self.statement(exists, [])).await.doing(APPLIED)?;
         let tables = row.map(|result| Row { result: &result, dialect }.int("tables")).transpose()?;
-        if tables.unwrap_or_default() == 0 {
+        Ok(tables.unwrap_or_default() > 0)
+    }
+
+    async fn applied(&self, connection: &impl Connection) -> Result<Vec<String>, Error> {
+        // Asked first: on PostgreSQL a failed statement would spoil the transaction.
+        if !self.has_migrations(connection).await? {
             return Ok(Vec::new());
         }
+        let dialect = self.dialect();
         let versions = format!("SELECT {} FROM seaql_migrations ORDER BY version", dialect.text("version"));
-        let rows = connection.query_all(self.statement(versions, [])).await.doing(ACTION)?;
+        let rows = connection.query_all(self.statement(versions, [])).await.doing(APPLIED)?;
         rows.iter().map(|result| Row { result, dialect }.some_text("version")).collect()
     }
 }

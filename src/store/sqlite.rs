@@ -81,10 +81,11 @@ impl Sqlite {
                 opened.and_then(|()| rusqlite::Connection::open_with_flags_and_vfs(&path, flags, gathered::NAME));
             let opened = opened.and_then(|connection| {
                 connection.busy_timeout(BUSY_TIMEOUT)?;
-                // An answered enqueue or a recorded exit code must outlive a power cut. `gathered` counts on it, too.
+                // An answered enqueue or a recorded exit code must outlive a power cut, which is among what `gathered` needs.
                 connection.execute_batch(&format!(
-                    "PRAGMA page_size = {NEW_PAGE}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                     PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {LOG_KEPT}"
+                    "PRAGMA page_size = {NEW_PAGE}; PRAGMA journal_mode = WAL; {}; \
+                     PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {LOG_KEPT}",
+                    gathered::NEEDED
                 ))?;
                 Ok(connection)
             });

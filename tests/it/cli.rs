@@ -1,6 +1,8 @@
 //! The command line from outside: what each command prints, where, and with which exit code.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -236,6 +238,23 @@ working_dir = \"file/below\"
 }
 
 #[test]
+fn a_configuration_that_never_ends_is_not_read() {
+    let place = Place::empty();
+    rustix::fs::mknodat(rustix::fs::CWD, place.path("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    for path in ["pipe", "/dev/zero", "."] {
+        place.run(&["--config", path, "check"]).exits(2).says("is no regular file");
+    }
+}
+
+#[test]
+fn check_tells_a_directory_from_a_program_and_no_service_from_no_actor() {
+    let place = Place::new("[http]\nlisten = \"127.0.0.1:1\"\n[flows.A]\ncommand = [\"/tmp\"]\n");
+    place.run(&["check"]).exits(2).says("the program /tmp of A is a directory");
+    let came = place.run(&["check", "--ready"]).exits(1).says("no service answers at 127.0.0.1:1");
+    assert!(!came.stderr.contains("actors"), "{}", came.stderr);
+}
+
+#[test]
 fn check_finds_programs_without_a_path_as_serve_does() {
     let place = Place::new("[flows.A]\ncommand = [\"sh\"]\n");
     came(place.command(&["check"]).env_remove("PATH")).exits(0);
@@ -251,6 +270,89 @@ fn wrong_values_are_told_with_what_to_write() {
     let error: Value = serde_json::from_str(&came.stderr).unwrap();
     assert_eq!((&error["error"], &error["exit_code"]), (&json!("unexpected argument '--bogus' found"), &json!(2)));
     place.run(&["list", "--json", "--help"]).exits(0).prints("Usage: callsheet list");
+}
+
+/// What `serve` would fail of is found by `check`, which writes nothing, and said in the same words.
+#[test]
+fn what_serve_fails_of_is_found_by_check() {
+    let place = Place::new(&format!("[http]\nlisten = \"off\"\n{CONFIG}"));
+    let both = |options: &[&str], code: i32, sentence: &str| {
+        for command in ["check", "serve"] {
+            place.run(&[options, &[command]].concat()).exits(code).says(sentence);
+        }
+        assert!(!place.path("callsheet-data/callsheet.db").exists(), "{options:?}: something was written");
+    };
+    both(&["--data-dir", "/proc/x"], 2, "the data directory /proc/x does not exist and can't be made in /proc");
+    both(
+        &["--database-url", "sqlite:///proc/x/a.db"],
+        2,
+        "the database's directory /proc/x does not exist and can't be",
+    );
+    std::fs::write(place.path("file"), "").unwrap();
+    both(&["--database-url", "sqlite://file/a.db"], 2, "/file is no directory");
+    for command in ["check", "serve"] {
+        let mut command = place.command(&[command]);
+        came(command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "nope"))
+            .exits(2)
+            .says("OTEL_EXPORTER_OTLP_ENDPOINT can't be used");
+    }
+    assert!(!place.path("callsheet-data/callsheet.db").exists(), "something was written");
+    rusqlite::Connection::open(place.path("theirs.db")).unwrap().execute_batch("CREATE TABLE jobs (a)").unwrap();
+    let taken = "has a table jobs that is not Callsheet's";
+    both(&["--database-url", "sqlite://theirs.db"], 5, taken);
+    place.run(&["--database-url", "sqlite://theirs.db", "migrate", "up"]).exits(5).says(taken);
+    place.run(&["--database-url", "sqlite://theirs.db", "list"]).exits(5).says(taken);
+}
+
+#[test]
+fn what_is_wrong_with_a_first_start_is_told_before_there_are_tables() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("listen = \"{}\"", taken.local_addr().unwrap());
+    let place = Place::new(&format!("database_url = \"sqlite://new/callsheet.db\"\n[http]\n{listen}\n{CONFIG}"));
+    place.run(&["check"]).exits(0);
+    place.run(&["serve"]).exits(1).says("can't listen on 127.0.0.1");
+    assert!(place.path("new").is_dir(), "its directory is made, as `migrate up` makes it");
+    assert!(!place.path("new/callsheet.db").exists());
+    let token = "[[http.tokens]]\nname = \"a\"\nrole = \"viewer\"\ntoken_env = \"CALLSHEET_NOWHERE\"\n";
+    std::fs::write(place.path("callsheet.toml"), format!("[http]\nlisten = \"off\"\n{token}{CONFIG}")).unwrap();
+    place.run(&["serve"]).exits(2).says("CALLSHEET_NOWHERE");
+    assert!(!place.path("callsheet-data/callsheet.db").exists());
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_write_or_a_table_that_is_another_ones_is_found_before_a_start() {
+    let Some(url) = postgres::database() else { return };
+    let place = Place::new(&format!("[http]\nlisten = \"off\"\n{CONFIG}"));
+    let owner = sea_orm::Database::connect(&url).await.unwrap();
+    owner.execute_unprepared("CREATE TABLE jobs (id bigint)").await.unwrap();
+    let run = |url: &str, command: &str| place.run(&["--database-url", url, command]);
+    for command in ["check", "serve"] {
+        run(&url, command).exits(5).says("has a table jobs that is not Callsheet's").says("[store.jobs]");
+    }
+    owner.execute_unprepared("DROP TABLE jobs").await.unwrap();
+    let reader = format!("reader_{}", std::process::id());
+    let grant = format!(
+        "CREATE ROLE {reader} LOGIN; ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {reader}; \
+         REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    );
+    owner.execute_unprepared(&grant).await.unwrap();
+    let as_reader = url.replace("user=callsheet", &format!("user={reader}"));
+    for command in ["check", "serve"] {
+        run(&as_reader, command)
+            .exits(5)
+            .says(&format!("the role {reader} has no right to make tables in the schema public"));
+    }
+    place.run(&["--database-url", &url, "migrate", "up"]).exits(0);
+    for command in ["check", "serve"] {
+        run(&as_reader, command)
+            .exits(5)
+            .says(&format!("the role {reader} has no right to read and write the table flows"));
+    }
+    run(&as_reader, "list").exits(0);
+    let refused =
+        place.run(&["--database-url", &as_reader, "enqueue", "SEQ", "a"]).exits(1).says("permission denied for table");
+    assert!(!refused.stderr.contains("at line"), "of the server's source: {}", refused.stderr);
+    owner.execute_unprepared(&format!("DROP OWNED BY {reader}; DROP ROLE {reader}")).await.unwrap();
 }
 
 #[test]
@@ -282,10 +384,81 @@ async fn check_and_flows_show_types_that_no_flow_has() {
     );
 }
 
+#[tokio::test]
+async fn a_type_in_bytes_is_named_since_no_flow_ever_takes_it() {
+    let place = Place::new(CONFIG);
+    place.store().await;
+    let sql = rusqlite::Connection::open(place.database()).unwrap();
+    sql.execute_batch(
+        "INSERT INTO jobs (type, identifier) VALUES ('SEQ', 'a'), (CAST('SEQ' AS BLOB), 'b'), (x'ff', 'c')",
+    )
+    .unwrap();
+    let came = place.run(&["check"]).exits(0).says("1 row waits for ever: the type SEQ was written as a BLOB");
+    came.says("UPDATE jobs SET type = CAST(type AS TEXT)");
+    place.run(&["flows"]).exits(0).prints("1 of those that wait have the type as a BLOB");
+    sql.execute_batch("UPDATE jobs SET type = CAST(type AS TEXT) WHERE typeof(type) = 'blob'").unwrap();
+    assert!(!place.run(&["check"]).exits(0).stderr.contains("BLOB"));
+}
+
+#[tokio::test]
+async fn check_gives_no_advice_that_it_would_refuse() {
+    let place = Place::new(CONFIG);
+    place.store().await;
+    let sql = rusqlite::Connection::open(place.database()).unwrap();
+    let add = |flow: &str| sql.execute("INSERT INTO jobs (type, identifier) VALUES (?1, 'a')", [flow]).unwrap();
+    for flow in ["seq", "MY-TYPE", "", "TWO\nLINES", "NEW"] {
+        add(flow);
+    }
+    add(&"L".repeat(200_000));
+    let came = place.run(&["check"]).exits(0);
+    assert!(came.stderr.len() < 5_000, "{} bytes", came.stderr.len());
+    let came = came.says("the type seq, which").says("did you mean SEQ? Upper and lower case count");
+    let came =
+        came.says("the type \"MY-TYPE\", which").says("the type \"\", which").says("the type \"TWO\\nLINES\", which");
+    let came = came
+        .says("add [flows.NEW]")
+        .says("LLL\"…, which")
+        .says("no flow can have it: a job type is a letter followed by");
+    assert_eq!(came.stderr.matches("add [flows.").count(), 1, "{}", came.stderr);
+    place.run(&["enqueue", &"L".repeat(100_000), "a"]).exits(2).says("no flow has the type \"LLL");
+}
+
+#[tokio::test]
+async fn flows_names_who_holds_slots_and_does_not_live() {
+    let place = Place::new(CONFIG);
+    place.store().await;
+    let sql = rusqlite::Connection::open(place.database()).unwrap();
+    let now = Timestamp::from_unix_millis(chrono::Utc::now().timestamp_millis()).unix_millis();
+    let add = |worker: &str, state: &str, silent: i64| {
+        let row = "INSERT INTO workers (worker_id, incarnation, hostname, version, state, started_time, heartbeat_time) \
+                   VALUES (?1, 'a', 'host', '1', ?2, ?3, ?3)";
+        sql.execute(row, rusqlite::params![worker, state, now - silent]).unwrap();
+    };
+    add("gone", "ACTIVE", 200_000);
+    add("rested", "STOPPED", 200_000);
+    let open = |flow: &str, worker: Option<&str>| {
+        let row = "INSERT INTO jobs (type, identifier, status, worker_id) VALUES (?1, 'a', 'PROGRESS', ?2)";
+        sql.execute(row, rusqlite::params![flow, worker]).unwrap();
+    };
+    for (flow, worker) in [("PAR", Some("gone")), ("PAR", Some("gone")), ("PAR", Some("rested")), ("SEQ", None)] {
+        open(flow, worker);
+    }
+    open("SEQ", Some("never"));
+    let quiet = place.run(&["flows"]).exits(0).stdout;
+    assert!(!quiet.contains("held"), "without any service all of it waits for one: {quiet}");
+    add("here", "ACTIVE", 0);
+    open("SEQ", Some("here"));
+    let flows = place.run(&["flows"]).exits(0);
+    flows
+        .prints("2 slots are held by worker gone, which has not been seen for 3m; 1 slot is held by worker rested, which stopped 3m ago")
+        .prints("1 slot is held by no worker; 1 slot is held by worker never, which nobody knows\n");
+}
+
 #[test]
 fn enqueue_prints_ids_and_works_on_a_fresh_directory() {
     let place = Place::new(CONFIG);
-    assert_eq!(place.run(&["enqueue", "SEQ", "a", "b"]).exits(0).stdout, "1\n2\n");
+    let first = place.run(&["enqueue", "SEQ", "a", "b"]).exits(0).says("made a new database at sqlite://");
+    assert_eq!(first.stdout, "1\n2\n");
     let line = place.json(&[
         "--json",
         "enqueue",
@@ -318,6 +491,37 @@ fn enqueue_prints_ids_and_works_on_a_fresh_directory() {
     ]);
     let shown = place.json(&["--json", "show", &at["id"].to_string()]);
     assert_eq!((&shown["run_at"], &shown["maximum_attempts"]), (&json!("2040-02-03T03:05:06.007Z"), &json!(3)));
+}
+
+#[test]
+fn what_was_enqueued_is_told_where_the_ids_find_no_room() {
+    let place = Place::new(CONFIG);
+    place.run(&["migrate", "up"]).exits(0);
+    let enqueue = |identifiers: &[&str]| {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("callsheet"));
+        command
+            .current_dir(place.0.path())
+            .env_remove("DATABASE_URL")
+            .env("CALLSHEET_CONFIG", "")
+            .args(["enqueue", "SEQ"]);
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = command.args(identifiers).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let one = enqueue(&["a"]);
+    assert!(one.contains("job 1 was enqueued, but can't write to standard output"), "{one}");
+    let two = enqueue(&["b", "c"]);
+    assert!(two.contains("2 jobs were enqueued (from 2 to 3), but can't write"), "{two}");
+}
+
+#[test]
+fn enqueue_says_where_it_has_made_a_database_and_only_then() {
+    let place = Place::new(CONFIG);
+    let wrong = ["--data-dir", "typo", "enqueue", "SEQ", "a"];
+    assert_eq!(place.run(&wrong).exits(0).says("made a new database at ").says("typo/callsheet.db").stdout, "1\n");
+    assert!(!place.run(&wrong).exits(0).stderr.contains("made a new database"));
+    came(place.command(&["enqueue", "SEQ", "a"]).env("DATABASE_URL", "sqlite://typo.db")).says("typo.db");
 }
 
 #[test]

@@ -32,8 +32,12 @@ async fn with_clock(offset: i64) -> Option<Service> {
 
 /// The same with more in its configuration.
 async fn with_clock_and(offset: i64, more: &str) -> Option<Service> {
+    with_clock_on(On::Sqlite, offset, FLOWS, more).await
+}
+
+async fn with_clock_on(on: On, offset: i64, flows: &str, more: &str) -> Option<Service> {
     let library = library()?;
-    let mut service = Service::prepare(On::Sqlite, FLOWS).await?;
+    let mut service = Service::prepare(on, flows).await?;
     service.configure(more);
     set(&service, offset);
     service.env = [
@@ -77,6 +81,29 @@ async fn fires(service: &Service) -> Vec<i64> {
 async fn hours(service: &Service, began: i64, ahead: i64) -> Vec<i64> {
     let now = service.store.now().await.unwrap().unix_millis() / 1000;
     (began / HOUR + 1..=now / HOUR + ahead).map(|hour| hour * HOUR).collect()
+}
+
+/// A worker's own clock has no say in whether there is time for another attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_clock_is_wrong_tries_a_job_as_often_as_any_other() {
+    let flows = "[flows.THRICE]\n{job}\nschedule_to_close_timeout = \"1h\"\nretry = { maximum_attempts = 3, initial_interval = \"20ms\" }\n\
+        [flows.ONCE]\n{job}\nschedule_to_close_timeout = \"2s\"\nretry = { maximum_attempts = 3, initial_interval = \"1h\" }\n";
+    for offset in [3 * HOUR, -3 * HOUR] {
+        let Some(mut service) = with_clock_on(On::Postgres, offset, flows, "").await else { return };
+        let job = service.insert("THRICE", &["exit:1"]).await[0];
+        let row = service.until(job, JobStatus::Error).await;
+        assert_eq!((row.attempt.0, service.evidence().len()), (3, 3), "{offset}: {row:?}");
+        // Also one that another service had begun.
+        let job = service.insert("THRICE", &["wait+exit:1"]).await[0];
+        service.begun(job, 1).await;
+        service.kill_9();
+        service.serve().await;
+        service.go();
+        service.begun(job, 3).await;
+        let job = service.insert("ONCE", &["exit:1"]).await[0];
+        let row = service.until(job, JobStatus::Error).await;
+        assert_eq!(row.attempt.0, 1, "{offset}: {row:?}");
+    }
 }
 
 async fn deadlines_and_durations_hold_when_the_clock_is_set(from: i64, to: i64) {

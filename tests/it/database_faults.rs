@@ -287,6 +287,29 @@ async fn a_sqlite_file_that_is_taken_away_loses_nothing() {
     all_is_true(&service).await;
 }
 
+/// What is committed to a log that nobody can find would go with the service, answered or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sqlite_log_that_is_taken_away_is_told_of_and_a_clean_stop_keeps_what_was_in_it() {
+    let mut service = Service::start(On::Sqlite, &flows()).await.unwrap();
+    let before = service.insert("ONE", &["say:before"]).await[0];
+    service.until(before, JobStatus::Completed).await;
+    service.store.close().await;
+    std::fs::remove_file(service.path("data/callsheet.db-wal")).unwrap();
+    let job = br#"{"type": "ONE", "identifier": "say:lost"}"#;
+    let refused = service.request("POST", "/api/v1/jobs", &["Content-Type: application/json"], job);
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    unready(&service).await;
+    assert!(get(&service.address(), "/readyz").1.contains("stop the service in good order"));
+    service.stop().await;
+    service.store = Store::connect(&service.url.parse().unwrap(), Use::Service).await.unwrap();
+    service.serve().await;
+    assert_eq!(service.job(before).await.status, JobStatus::Completed);
+    assert_eq!(service.changes(before).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
+    let after = service.insert("ONE", &["say:after"]).await[0];
+    service.until(after, JobStatus::Completed).await;
+    ready(&service).await;
+}
+
 /// What has cut one connection off has cut off all: one call finds it out for the others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_error_is_enough_to_replace_all_connections() {

@@ -56,6 +56,14 @@ async fn a_job_runs_once_all_that_it_waits_for_are_completed(on: On) {
     assert_eq!(shown["after"], after);
     let text = String::from_utf8_lossy(&service.cli(&["show", &by_cli.to_string()]).stdout).into_owned();
     assert!(text.contains(&format!("{a} (COMPLETED), {b} (has not ended)")), "{text}");
+    let run_at = text.lines().find(|line| line.starts_with("run_at ")).unwrap_or_default();
+    assert!(run_at.ends_with(" waits for other jobs"), "{text}");
+    for (arguments, said) in [(&["list"][..], " waits for other jobs"), (&["flows"], "4 wait for other jobs")] {
+        let text = String::from_utf8_lossy(&service.cli(arguments).stdout).into_owned();
+        assert!(text.contains(said) && !text.contains("due in"), "{text}");
+    }
+    let page = service.get("/").text();
+    assert!(page.contains("4 waiting for other jobs") && !page.contains("delayed"), "{page}");
     service.go_on("b");
     let ended = service.until(first[1], JobStatus::Completed).await.completed_time.unwrap();
     for job in [by_cli, by_http, by_sql, behind] {

@@ -130,6 +130,46 @@ async fn a_planned_stop_gives_the_command_time_until_its_service_is_back() {
     assert_eq!(second.evidence().len(), 0);
 }
 
+/// Whatever moment of its launch the stop comes in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_stop_right_after_a_claim_keeps_that_run_too() {
+    let Some(mut first) = Service::prepare(On::Postgres, FLOW).await else { return };
+    first.serve().await;
+    let mut second = Service::prepare_at(Some(first.url.clone()), "[flows.OTHER]\n{job}\n").await;
+    second.serve().await;
+    for after in [1, 2, 4, 6, 8, 10, 13, 16] {
+        let job = first.insert("ONE", &["run:600"]).await[0];
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        first.stop().await;
+        let row = second.job(job).await;
+        if row.status != JobStatus::Pending {
+            let left = lease_left(&second, job).await;
+            assert_eq!(row.status, JobStatus::Progress, "after {after} ms, {left} ms left");
+            assert!((500_000..700_000).contains(&left), "after {after} ms: {left}");
+        }
+        first.serve().await;
+        first.until(job, JobStatus::Progress).await;
+        assert!(first.cli(&["cancel", &job.to_string()]).status.success());
+        first.until(job, JobStatus::Cancelled).await;
+        assert_eq!(first.runs(job).await.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outlasts_a_stop_that_waits_is_kept_too() {
+    let more = "[service]\non_stop = \"wait\"\nstop_deadline = \"1s\"\n";
+    let Some((mut first, second, job)) = two_workers(On::Postgres, more).await else { return };
+    let command = first.begun(job, 1).await;
+    first.stop().await;
+    let left = lease_left(&second, job).await;
+    assert!((500_000..700_000).contains(&left), "{left}");
+    assert!(is_alive(command.pid));
+    first.serve().await;
+    first.go();
+    first.until(job, JobStatus::Completed).await;
+    assert_eq!((first.runs(job).await.len(), second.evidence().len()), (1, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_lives_on_without_its_service_while_there_is_no_other_worker() {
     let Some((mut first, mut second, job)) = two_workers(On::Postgres, "").await else { return };

@@ -81,6 +81,11 @@ async fn every_metric_has_the_value_that_the_work_gives_it(on: On) {
     })
     .await;
 
+    // What nobody runs is told once, and both names of a flow's queues (CONTRACT §3 and §4).
+    let log = service.log();
+    assert_eq!(log.matches("jobs of a type that no flow of this worker has are left alone").count(), 1, "{log}");
+    assert!(log.contains("master_task_queue=\"master_work\" task_queue=\"work\""), "{log}");
+
     // Counters and histograms, against the tables.
     for flow in ["WORK", "SHORT", "MISSING", "IDLE"] {
         for to in ["PENDING", "INQUEUE", "PROGRESS", "COMPLETED", "ERROR", "CANCELLED"] {

@@ -65,6 +65,20 @@ async fn the_overview_tells_what_waits_runs_and_has_ended(on: On) {
     let ended: Vec<_> = overview.ended.iter().map(|row| row.identifier.as_str()).collect();
     assert_eq!(ended, ["done", "long ago", "failed"]);
 
+    // What waits for another job is not called delayed until the end of time, which is where it stands in the queue.
+    let behind = service.insert_row("type, identifier", "'ONE', 'behind'").await;
+    service.sql(&format!("INSERT INTO job_dependencies (job_id, after_id) VALUES ({behind}, 3)")).await;
+    service.sql("UPDATE flows SET paused = TRUE, paused_time = 7, paused_by = 'ana' WHERE type = 'ONE'").await;
+    let queues = service.store.overview().await.unwrap().queues;
+    let one = &queues[1];
+    assert_eq!((one.waiting.at_least, one.delayed.at_least, one.dependent.at_least), (1, 1, 1));
+    assert_eq!(one.next_due, Some(Timestamp::from_unix_millis(now + 60_000)));
+    let by = (one.paused, one.paused_time, one.paused_by.as_deref());
+    assert_eq!(by, (true, Some(Timestamp::from_unix_millis(7)), Some("ana")));
+    assert_eq!((queues[0].paused_by.as_deref(), queues[0].dependent.at_least), (None, 0));
+    let state = service.store.flow_states().await.unwrap().remove(1);
+    assert_eq!((state.pending, state.runnable, state.dependent), (3, 1, 1));
+
     // Many waiting rows are counted no further than is cheap.
     let many = format!("{} INSERT INTO jobs (type, identifier) SELECT 'TWO', 'x' FROM n", numbers(1100));
     service.sql(&insert_last(on, &many)).await;
@@ -82,6 +96,16 @@ fn insert_last(on: On, sql: &str) -> String {
     let first = if on == On::MariaDb { "SET max_recursive_iterations = 1000000; " } else { "" };
     format!("{first}INSERT {insert} {with} SELECT {select}")
 }
+
+async fn the_end_of_a_long_error_is_read_too(on: On) {
+    let Some(service) = Service::prepare(on, FLOWS).await else { return };
+    // As long as what is kept of a command's last words.
+    let error = format!("the command failed with exit code 1\n{}\nValueError", "x".repeat(4096));
+    let insert = "INSERT INTO jobs (type, identifier, status, completed_time, error) VALUES ('ONE', 'x', 'ERROR', 1, ";
+    service.sql(&format!("{insert}'{error}')")).await;
+    assert_eq!(service.store.overview().await.unwrap().failures[0].error.as_ref(), Some(&error));
+}
+on_each_database!(the_end_of_a_long_error_is_read_too, mariadb);
 
 async fn what_ends_is_counted_by_the_minute(on: On) {
     let Some(service) = Service::prepare(on, FLOWS).await else { return };

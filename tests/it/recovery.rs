@@ -1,9 +1,16 @@
 //! The service dies under running commands; the next one settles every open row by evidence.
 
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::Command;
+
 use callsheet::domain::{JobStatus, RunToken};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::on_each_database;
-use crate::support::scrape::Scrape;
+use crate::support::scrape::{Scrape, get};
 use crate::support::service::{A_MOMENT, On, Service};
 use crate::support::{eventually, processes};
 
@@ -176,6 +183,90 @@ async fn a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on(on: On) 
     }
 }
 on_each_database!(a_run_whose_shim_was_killed_is_lost_and_nothing_of_it_lives_on, mariadb);
+
+/// A command that became another user's (as by sudo) outlives its shim, and nobody but that user may end it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_started_beside_what_a_lost_run_left_to_another_user() {
+    const NOBODY: u32 = 12345;
+    const TEST: &str = "nothing_is_started_beside_what_a_lost_run_left_to_another_user";
+    if !rustix::process::geteuid().is_root() {
+        return processes::say_skipped(TEST, "it needs two users, and so root");
+    }
+    let flow = "[flows.ONE]\nworking_dir = \"evidence\"\nretry = { maximum_attempts = 2, initial_interval = \"20ms\" }\n\
+        command = [\"../become\", \"--reuid=0\", \"--regid=0\", \"--clear-groups\", \"sh\", \"-c\", \"echo $$ >>started; exec sleep 600\"]\n";
+    let mut service = Service::prepare(On::Sqlite, flow).await.unwrap();
+    // As sudo has it: whoever runs it becomes root.
+    let become_root = service.path("become");
+    fs::copy("/usr/bin/setpriv", &become_root).unwrap();
+    for program in ["callsheet", "callsheet-shim"] {
+        fs::copy(service.program.with_file_name(program), service.path(program)).unwrap();
+    }
+    service.program = service.path("callsheet");
+    service.through = vec![
+        "setpriv".to_owned(),
+        format!("--reuid={NOBODY}"),
+        format!("--regid={NOBODY}"),
+        "--clear-groups".to_owned(),
+    ];
+    let everything =
+        Command::new("chown").arg("-R").arg(format!("{NOBODY}:{NOBODY}")).arg(service.scratch.path()).status();
+    assert!(everything.unwrap().success());
+    chown(&become_root, Some(0), Some(0)).unwrap();
+    fs::set_permissions(&become_root, Permissions::from_mode(0o4755)).unwrap();
+    service.serve().await;
+    let job = service.insert("ONE", &["a"]).await[0];
+    service.until(job, JobStatus::Progress).await;
+    let started = || fs::read_to_string(service.path("evidence/started")).unwrap_or_default();
+    eventually("the command", async || started().ends_with('\n')).await;
+    let command: i32 = started().trim().parse().unwrap();
+    kill_the_shim_of(command);
+    eventually("readyz to name it", async || {
+        get(&service.address(), "/readyz").1.contains(&format!("process {command} (sleep"))
+    })
+    .await;
+    assert!(processes::is_alive(command), "there is nothing left that could be in the way");
+    tokio::time::sleep(A_MOMENT).await;
+    assert_eq!((started().lines().count(), service.job(job).await.status), (1, JobStatus::Progress));
+    processes::kill(command);
+    eventually("the second attempt", async || started().lines().count() == 2).await;
+    assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("LOST"));
+    eventually("readyz to be well again", async || get(&service.address(), "/readyz").0 == 200).await;
+    let second = started().lines().nth(1).unwrap().parse().unwrap();
+    processes::kill(second);
+    service.until(job, JobStatus::Error).await;
+}
+
+/// Where nothing can be looked at, nobody can say that nothing is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_descriptors_takes_no_lost_run_for_gone() {
+    let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
+    let job = service.insert("ONE", &["daemon+run:600"]).await[0];
+    let begun = service.begun(job, 1).await;
+    service.until(job, JobStatus::Progress).await;
+    let daemon = eventually_number(&service.path(&format!("evidence/{job}.1.daemon"))).await;
+    let pid = Pid::from_raw(service.pid());
+    let most = getrlimit(Resource::Nofile);
+    let used: BTreeSet<u64> = fs::read_dir(format!("/proc/{}/fd", service.pid()))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    let free = (0..).find(|number| !used.contains(number));
+    prlimit(pid, Resource::Nofile, Rlimit { current: free, maximum: most.maximum }).unwrap();
+    kill_the_shim_of(begun.pid);
+    eventually("it to say that it can't look", async || service.log().contains("can't clean up after a lost run"))
+        .await;
+    assert!(processes::is_alive(daemon), "there is nothing left that could be overlooked");
+    assert_eq!(service.job(job).await.status, JobStatus::Progress);
+    prlimit(pid, Resource::Nofile, most).unwrap();
+    service.until(job, JobStatus::Error).await;
+    assert_eq!(service.runs(job).await[0].outcome.as_deref(), Some("LOST"));
+    service.nothing_alive().await;
+}
+
+async fn eventually_number(file: &Path) -> i32 {
+    eventually("a number in a file", async || processes::number_in(file).is_some()).await;
+    processes::number_in(file).unwrap()
+}
 
 /// The shim is the command's parent.
 fn kill_the_shim_of(command: i32) {

@@ -178,3 +178,13 @@ async fn a_wrong_configuration_is_refused_with_its_places(on: On) {
     service.until(job, JobStatus::Completed).await;
 }
 on_each_database!(a_wrong_configuration_is_refused_with_its_places);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_has_lost_all_flows_is_warned_of() {
+    let service = Service::start(On::Sqlite, FLOWS).await.unwrap();
+    let config = service.config();
+    service.reload(config.split("[flows.").next().unwrap()).await;
+    let log = service.log();
+    let warning = log.lines().find(|line| line.contains("the file has no flows any more"));
+    assert!(warning.is_some_and(|line| line.contains("WARN") && line.contains("GOES, ONE")), "{log}");
+}

@@ -84,6 +84,11 @@ fn systemd_has_nothing_to_say_about_the_unit() {
     let Some(analyze) = program("systemd-analyze") else { return };
     let scratch = tempfile::tempdir().unwrap();
     let unit = fs::read_to_string(format!("{ROOT}/docs/callsheet.service")).unwrap();
+    // What `init` writes does not start there as it is.
+    assert!(
+        unit.contains("data_dir = \"/var/lib/callsheet\"") && unit.contains("callsheet callsheet-shim /usr/local/bin/")
+    );
+    assert!(callsheet::config::TEMPLATE.contains("\"/var/lib/callsheet\""));
     for wanted in
         ["Type=notify", "WatchdogSec=", "KillMode=process", "Delegate=yes", "OOMPolicy=continue", "Restart=on-failure"]
     {
@@ -102,6 +107,20 @@ fn systemd_has_nothing_to_say_about_the_unit() {
     assert!(good && ours.is_empty(), "{said}");
     let (_, said) = verify(&unit.replace("KillMode=process", "KillMode=everything"));
     assert!(said.contains("KillMode") || said.contains("kill mode"), "a mistake is found: {said}");
+}
+
+#[test]
+fn the_shell_of_sqlite_is_told_to_wait_for_its_turn() {
+    for page in ["README.md", "docs/operations.md"] {
+        let text = fs::read_to_string(format!("{ROOT}/{page}")).unwrap();
+        let beside_a_service =
+            |line: &&str| line.starts_with("$ sqlite3 ") && (line.contains("INSERT") || line.contains(".backup"));
+        let lines: Vec<&str> = text.lines().filter(beside_a_service).collect();
+        assert!(
+            !lines.is_empty() && lines.iter().all(|line| line.contains("-cmd \".timeout 5000\"")),
+            "{page}: {lines:?}"
+        );
+    }
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use callsheet::domain::JobStatus;
 use rustix::process::Signal;
+use sea_orm::ConnectionTrait as _;
 
 use crate::on_each_database;
 use crate::support::eventually;
+use crate::support::processes::gone;
 use crate::support::service::{On, Service};
 use crate::support::truth::{all_jobs, untruths};
 
@@ -70,6 +72,32 @@ async fn cancelled_runs_are_all_told_before_the_service_ends(on: On) {
 }
 on_each_database!(cancelled_runs_are_all_told_before_the_service_ends);
 
+/// A claim that waits for the database is no reason to let commands run on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_ended_while_the_database_is_away() {
+    let mut service = Service::prepare(On::Sqlite, FLOWS).await.unwrap();
+    service.configure("[service]\non_stop = \"cancel\"\nstop_deadline = \"10m\"\n");
+    service.serve().await;
+    let jobs = service.insert("EIGHT", &["wait", "run:600"]).await;
+    for job in &jobs {
+        service.until(*job, JobStatus::Progress).await;
+    }
+    let command = service.begun(jobs[1], 1).await;
+    let foreign = service.foreign().await;
+    foreign.execute_unprepared("BEGIN IMMEDIATE").await.unwrap();
+    // Its end and the claim of another job can't be written now.
+    service.go();
+    service.command_ended(jobs[0], 1).await;
+    service.signal(Signal::TERM);
+    gone(command.pid).await;
+    assert!(!service.is_dead(), "it waits for what is still to be written");
+    foreign.execute_unprepared("ROLLBACK").await.unwrap();
+    foreign.close().await.unwrap();
+    service.ended().await;
+    assert_eq!(service.job(jobs[0]).await.status, JobStatus::Completed);
+    assert_eq!(service.job(jobs[1]).await.status, JobStatus::Cancelled);
+}
+
 async fn a_second_signal_hastens_the_stop(on: On) {
     let Some(mut service) = Service::prepare(on, FLOWS).await else { return };
     service.configure("[service]\non_stop = \"wait\"\nstop_deadline = \"10m\"\n");
@@ -80,6 +108,9 @@ async fn a_second_signal_hastens_the_stop(on: On) {
     eventually("the stop to begin", async || service.log().contains("the service stops")).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!service.is_dead(), "it waits for its run");
+    let ready = service.get("/readyz");
+    assert!(ready.status == 503 && ready.text().contains("the service stops"), "{} {}", ready.status, ready.text());
+    assert_eq!(service.cli(&["check", "--ready"]).status.code(), Some(1));
     // The deadline is ten minutes away, and a stop is waited for one.
     service.stop().await;
     assert_eq!(service.job(job).await.status, JobStatus::Progress);

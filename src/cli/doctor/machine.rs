@@ -7,12 +7,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::Access;
 use rustix::process::{Resource, getrlimit};
 use tokio::time::Instant;
 
 use super::{Finding, shown};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, Withheld};
 use crate::store::Store;
 
 /// Who may look into the data directory, whether sockets fit into it, and whether there is room.
@@ -41,7 +42,9 @@ pub(super) fn files(config: &Config) -> Vec<Finding> {
             findings.push(Finding::ok(NAME, format!("{shown} is not there yet; `serve` makes it, for its owner only")));
         }
         Err(error) => {
-            findings.push(Finding::failed(NAME, format!("{shown}: {error}"), "check its path and its rights"));
+            let why =
+                Withheld::on_the_way_to(path, Access::READ_OK).map_or(error.to_string(), |found| found.to_string());
+            findings.push(Finding::failed(NAME, format!("{shown}: {why}"), "check its path and its rights"));
         }
     }
     // `runs/JOB-ATTEMPT-TOKEN/notify` with the largest numbers; unix(7) has room for 107 bytes.

@@ -57,8 +57,8 @@ struct NewJobJson {
     run_at: Option<String>,
     /// At least 1; the flow's where nothing is said.
     #[serde(default)]
-    #[schema(minimum = 1, maximum = 2_147_483_647)]
-    maximum_attempts: Option<u32>,
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 2_147_483_647)]
+    maximum_attempts: Option<serde_json::Number>,
     /// While an open job of the type has it, no second one is made.
     #[serde(default)]
     #[schema(min_length = 1, max_length = 255)]
@@ -220,6 +220,12 @@ impl NewJobJson {
         Some(after.iter().copied().map(JobId).collect())
     }
 
+    /// What is written there, where it can be.
+    fn maximum_attempts(&self) -> Option<u32> {
+        let attempts = self.maximum_attempts.as_ref()?.as_u64()?;
+        i32::try_from(attempts).ok().and_then(|attempts| u32::try_from(attempts).ok()).filter(|attempts| *attempts > 0)
+    }
+
     fn validated(&self, flows: &Flows, asked_by: Option<&TraceContext>) -> Result<NewJob, Vec<(&'static str, String)>> {
         let flow = self.job_type.parse::<FlowType>().ok().and_then(|flow| flows.get(&flow));
         let written = Written {
@@ -237,7 +243,8 @@ impl NewJobJson {
                 Due::After(std::time::Duration::ZERO)
             }
         };
-        if self.maximum_attempts.is_some_and(|attempts| attempts == 0 || i32::try_from(attempts).is_err()) {
+        let maximum_attempts = self.maximum_attempts();
+        if maximum_attempts.is_none() && self.maximum_attempts.is_some() {
             errors.push(("maximum_attempts", format!("it is a whole number from 1 to {}", i32::MAX)));
         }
         let payload = self.payload.as_deref().map(RawValue::get);
@@ -262,7 +269,7 @@ impl NewJobJson {
                 payload: payload.map(ToOwned::to_owned),
                 priority: self.priority.unwrap_or(0),
                 due,
-                maximum_attempts: self.maximum_attempts,
+                maximum_attempts,
                 unique_key: self.unique_key.clone(),
                 trace,
             }),
@@ -363,6 +370,21 @@ mod tests {
         ];
         assert_eq!(found.len(), starts.len(), "{found:#?}");
         assert!(found.iter().zip(starts).all(|(found, start)| found.starts_with(start)), "{found:#?}");
+    }
+
+    #[test]
+    fn what_attempts_there_may_be_is_said_alike_of_every_other_number() {
+        for wrong in ["-1", "0", "1.5", "2147483648", "1e99"] {
+            let body = format!(r#"{{"type": "ONE", "identifier": "a", "maximum_attempts": {wrong}}}"#);
+            assert_eq!(
+                errors(&body),
+                ["#/maximum_attempts maximum_attempts: it is a whole number from 1 to 2147483647"],
+                "{wrong}"
+            );
+        }
+        let fine = r#"{"type": "ONE", "identifier": "a", "maximum_attempts": 2147483647}"#;
+        let (jobs, several) = parse(fine.as_bytes()).unwrap();
+        assert_eq!(validate(&jobs, several, &flows(), None).unwrap()[0].maximum_attempts, Some(2_147_483_647));
     }
 
     #[test]

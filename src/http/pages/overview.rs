@@ -13,8 +13,9 @@ use super::workers::workers_table;
 use super::{Part, Visitor};
 use crate::domain::labels::Labels;
 use crate::domain::{JobStatus, Timestamp};
-use crate::http::words::{age, duration_of, rough, thousands};
-use crate::store::{Count, Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
+use crate::http::attention::{About, FlowRules, Need, Situation, nobody_fits};
+use crate::http::words::{duration_of, rough, thousands};
+use crate::store::{Ended, EndedRow, History, OpenRow, Overview, Queue, WorkerRow};
 
 /// What the configuration says about a flow, as far as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,12 +48,6 @@ pub(super) struct OverviewView<'a> {
     pub(super) span: Option<&'a str>,
 }
 
-/// A worker that lives writes its sign of life three times in this long.
-const WORKER_SILENCE: Duration = Duration::from_secs(30);
-/// Due jobs of a flow in which nothing runs are waited for this long before somebody is told.
-const NOTHING_CLAIMS: Duration = Duration::from_secs(60);
-/// Failures are news for this long.
-const RECENTLY: Duration = Duration::from_secs(3600);
 /// So many running jobs are shown on a card.
 const RUNS_ON_A_CARD: usize = 4;
 
@@ -127,87 +122,30 @@ fn situation(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
     }
 }
 
-/// Everything that is stuck, missing or broken, the gravest first.
+/// What the service says is wrong with itself, then everything else that needs somebody, the gravest first.
 pub(super) fn attention(view: OverviewView<'_>) -> Vec<Attention> {
-    let (overview, now) = (view.overview, view.overview.now);
-    let mut found = Vec::new();
-    for complaint in view.complaints {
-        found.push(Attention { sentence: remark(complaint, 300), link: None, act: None });
-    }
-    let alive = |worker: &&WorkerRow| worker.state != "STOPPED" && now.since(worker.heartbeat_time) <= WORKER_SILENCE;
-    for worker in overview.workers.iter().filter(|worker| worker.state != "STOPPED").filter(|worker| !alive(worker)) {
-        let runs = overview.open.iter().filter(|row| row.worker_id.as_deref() == Some(&worker.worker_id)).count();
-        let left = match runs {
-            0 => String::new(),
-            1 => "; 1 job of it is open".to_owned(),
-            _ => format!("; {runs} jobs of it are open"),
-        };
-        let silence = age(worker.heartbeat_time, now);
-        let sentence =
-            format!("Worker {} has shown no sign of life for {silence}{left}", plain_name(&worker.worker_id));
-        found.push(Attention { sentence, link: Some("/workers".to_owned()), act: None });
-    }
-    if !overview.workers.iter().any(|worker| alive(&worker)) {
-        let sentence = "No worker is alive, so nothing is started".to_owned();
-        found.push(Attention { sentence, link: Some("/workers".to_owned()), act: None });
-    }
-    for row in &overview.open {
-        let timeout = view.flows.get(&row.job_type).map_or(WORKER_SILENCE, |flow| flow.heartbeat_timeout);
-        let confirmed = row.heartbeat_time.or(row.started_time).or(row.queued_time);
-        if let Some(confirmed) = confirmed.filter(|confirmed| now.since(*confirmed) > timeout) {
-            let sentence = format!("Job {} has not been confirmed for {}", row.id, age(confirmed, now));
-            found.push(Attention { sentence, link: Some(format!("/jobs/{}", row.id)), act: None });
-        }
-    }
-    for queue in &overview.queues {
-        let flow = plain_name(&queue.job_type);
-        let link = Some(jobs_of(&queue.job_type, Some(JobStatus::Pending)));
-        let waiting = match queue.waiting {
-            Count { at_least: 1, or_more: false } => "1 waits".to_owned(),
-            many => format!("{} wait", count(many)),
-        };
-        if queue.waiting.at_least == 0 {
-            continue;
-        }
-        if !view.flows.is_empty() && !view.flows.contains_key(&queue.job_type) {
-            found.push(Attention {
-                sentence: format!("{waiting} in {flow}, which no flow of this worker runs"),
-                link,
-                act: None,
-            });
-        } else if queue.paused {
-            let act = Some((format!("/flows/{}/resume", encoded(&queue.job_type)), "Resume"));
-            found.push(Attention { sentence: format!("{flow} is paused, and {waiting}"), link, act });
-        } else if let Some(info) = view.flows.get(&queue.job_type)
-            && overview.workers.iter().any(|worker| alive(&worker))
-            && nobody_fits(overview, info)
-        {
-            let sentence = format!("{waiting} in {flow}, and no living worker has what it requires: {}", info.requires);
-            found.push(Attention { sentence, link, act: None });
-        } else if let Some(oldest) =
-            queue.oldest_waiting.filter(|oldest| queue.open == 0 && now.since(*oldest) > NOTHING_CLAIMS)
-        {
-            let sentence = format!("{waiting} in {flow} since {}, and nothing runs", age(oldest, now));
-            found.push(Attention { sentence, link, act: None });
-        }
-    }
-    let failed: Vec<&EndedRow> =
-        overview.failures.iter().filter(|row| now.since(row.completed_time) <= RECENTLY).collect();
-    if let Some(last) = failed.first() {
-        // Only so many are read, and whether there were more is the history's to say.
-        let counted =
-            view.history.map(|history| history.ended(None, now, 60, 1).first().map_or(0, |ended| ended.failed));
-        let many = counted.unwrap_or(0).max(failed.len() as u64);
-        let jobs = if many == 1 { "1 job has".to_owned() } else { format!("{} jobs have", thousands(many)) };
-        let sentence = format!("{jobs} failed in the last hour, the last one {} ago", age(last.completed_time, now));
-        found.push(Attention { sentence, link: Some("#failures".to_owned()), act: None });
-    }
-    found
+    let flows = view.flows.iter().map(|(name, flow)| {
+        (name.as_str(), FlowRules { requires: &flow.requires, heartbeat_timeout: flow.heartbeat_timeout })
+    });
+    let flows: BTreeMap<_, _> = flows.collect();
+    let flows = (!view.flows.is_empty()).then_some(&flows);
+    let situation = Situation { overview: view.overview, history: view.history, flows, name: plain_name };
+    let complaint = |text: &String| Attention { sentence: remark(text, 300), link: None, act: None };
+    view.complaints.iter().map(complaint).chain(situation.needs().into_iter().map(Attention::from)).collect()
 }
 
-/// Whether no living worker has the labels that a flow requires.
-fn nobody_fits(overview: &Overview, flow: &FlowInfo) -> bool {
-    !overview.workers.iter().any(|worker| worker.is_live(overview.now) && worker.labels.satisfy(&flow.requires))
+impl From<Need> for Attention {
+    fn from(need: Need) -> Self {
+        let waiting = |flow: &str| jobs_of(flow, Some(JobStatus::Pending));
+        let (link, act) = match &need.about {
+            About::Workers => ("/workers".to_owned(), None),
+            About::Job(id) => (format!("/jobs/{id}"), None),
+            About::Waiting(flow) => (waiting(flow), None),
+            About::Paused(flow) => (waiting(flow), Some((format!("/flows/{}/resume", encoded(flow)), "Resume"))),
+            About::Failures => ("#failures".to_owned(), None),
+        };
+        Self { sentence: need.sentence, link: Some(link), act }
+    }
 }
 
 fn waiting(queue: &Queue, exact: &BTreeMap<String, u64>) -> (u64, bool) {
@@ -228,15 +166,7 @@ fn cards(view: OverviewView<'_>, visitor: &Visitor) -> Markup {
         .flows
         .keys()
         .filter(|flow| !known.contains(&flow.as_str()))
-        .map(|flow| Queue {
-            job_type: flow.clone(),
-            paused: false,
-            waiting: Count::default(),
-            delayed: Count::default(),
-            oldest_waiting: None,
-            next_due: None,
-            open: 0,
-        })
+        .map(|flow| Queue { job_type: flow.clone(), ..Queue::default() })
         .collect();
     let mut queues: Vec<&Queue> = view.overview.queues.iter().chain(&missing).collect();
     let is_busy = |queue: &Queue| queue.open > 0 || queue.waiting.at_least > 0 || queue.paused;
@@ -291,10 +221,11 @@ fn card(queue: &Queue, view: OverviewView<'_>, visitor: &Visitor) -> Markup {
             }
             footer.muted {
                 @if let Some(info) = info.filter(|info| !info.requires.is_empty()) {
-                    span { "requires " (info.requires) @if nobody_fits(view.overview, info) { ": no living worker has it" } }
+                    span { "requires " (info.requires) @if nobody_fits(view.overview, &info.requires) { ": no living worker has it" } }
                 }
                 @if let Some(oldest) = queue.oldest_waiting { span { "the oldest has waited " (since(oldest, now)) } }
                 @if queue.delayed.at_least > 0 { span { (count(queue.delayed)) " delayed" @if let Some(due) = queue.next_due { ", next due " (ago(due, now)) } } }
+                @if queue.dependent.at_least > 0 { span { (count(queue.dependent)) " waiting for other jobs" } }
                 @if let Some(tick) = info.and_then(|info| info.next_tick) { span { "next tick " (ago(tick, now)) } }
                 @if let Some(history) = view.history { (spark(&history.ended(Some(flow), now, 1440, 48))) }
             }
@@ -418,6 +349,5 @@ pub(super) fn jobs_of(flow: &str, status: Option<JobStatus>) -> String {
 
 /// How long a worker has been silent, where that is too long.
 pub(super) fn silence(worker: &WorkerRow, now: Timestamp) -> Option<String> {
-    let silence = now.since(worker.heartbeat_time);
-    (worker.state != "STOPPED" && silence > WORKER_SILENCE).then(|| rough(silence.as_secs()))
+    worker.is_silent(now).then(|| rough(now.since(worker.heartbeat_time).as_secs()))
 }
