@@ -35,8 +35,10 @@ const LARGEST_AHEAD: usize = 64 * 1024;
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// The longest of these waits; each is twice the one before.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
-/// The wait before a job whose last JobActor has not quite left gets its next.
+/// The first wait before a job whose last JobActor has not quite left gets its next; twice as long each time, at most
+/// [`LONGEST_SPAWN_WAIT`].
 const SPAWN_AGAIN: Duration = Duration::from_millis(5);
+const LONGEST_SPAWN_WAIT: Duration = Duration::from_secs(1);
 /// How long a worker leaves what is more than its share of a flow to others that may be idle.
 const OTHERS_FIRST: Duration = Duration::from_millis(100);
 /// No timer sleeps longer; the scheduler's tick comes sooner anyway.
@@ -61,8 +63,8 @@ pub enum DispatcherMessage {
     Settle(Pending),
     /// The store's answer to the takeover of a run, and what was to become of its job.
     TakenOver(Box<(LapsedRun, Next)>, Option<Vec<Written>>),
-    /// Start this run's JobActor (again).
-    Start(Box<JobArgs>),
+    /// Start this run's JobActor (again), after so long a wait.
+    Start(Box<JobArgs>, Duration),
     /// The flow's settings are these from now on; runs that have been claimed keep those that they were claimed with.
     Reconfigure(Arc<FlowConfig>),
     /// Claim nothing from here on; answered once no claim is under way.
@@ -284,7 +286,7 @@ impl Actor for DispatcherActor {
                 state.taken_over(&run, next, answer.as_deref());
                 state.wake(&myself)?;
             }
-            DispatcherMessage::Start(job) => state.start(&myself, *job).await?,
+            DispatcherMessage::Start(job, waited) => state.start(&myself, job, waited).await?,
             DispatcherMessage::Reconfigure(flow) => {
                 state.args.port.taken();
                 state.args.flow = flow;
@@ -489,7 +491,7 @@ impl DispatcherState {
         let claims = self.claims();
         for job in std::mem::take(&mut claimed.jobs) {
             self.note(job.id, job.attempt, Some(&job.token), JobStatus::InQueue, "claimed");
-            self.start(myself, claims.job_args(job, &claimed)).await?;
+            self.start(myself, Box::new(claims.job_args(job, &claimed)), Duration::ZERO).await?;
         }
         for waiter in &claimed.waited.failed {
             self.note_failed(waiter);
@@ -613,23 +615,31 @@ impl DispatcherState {
         });
     }
 
-    async fn start(&mut self, myself: &ActorRef<DispatcherMessage>, job: JobArgs) -> Result<(), ActorProcessingErr> {
+    async fn start(
+        &mut self,
+        myself: &ActorRef<DispatcherMessage>,
+        mut job: Box<JobArgs>,
+        wait: Duration,
+    ) -> Result<(), ActorProcessingErr> {
         self.spawn_again.retain(|timer| !timer.is_finished());
         let name = self.args.flow.flow.workflow_id(job.run.job);
-        let actor = self.args.shared.tree.watch(Role::Job, Some(&self.args.flow.flow), JobActor);
-        match Watched::spawn_linked(Some(name), actor, job.clone(), self.args.jobs.get_cell()).await {
-            Ok(_) => Ok(()),
-            // The job's last attempt has settled, or this claim could not have been, but its actor is still leaving.
-            Err(SpawnErr::ActorAlreadyRegistered(_)) => {
-                let mut job = job;
-                if let JobStart::Launch { waited, .. } = &mut job.start {
-                    *waited = true;
-                }
-                self.spawn_again.push(after(myself, SPAWN_AGAIN, || DispatcherMessage::Start(Box::new(job))));
-                Ok(())
+        // Looked at first, since a try takes a copy of the job with its payload.
+        if ractor::registry::where_is(name.clone()).is_none() {
+            let actor = self.args.shared.tree.watch(Role::Job, Some(&self.args.flow.flow), JobActor);
+            let args = JobArgs::clone(&job);
+            match Watched::spawn_linked(Some(name), actor, args, self.args.jobs.get_cell()).await {
+                Ok(_) => return Ok(()),
+                Err(SpawnErr::ActorAlreadyRegistered(_)) => {}
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
+        // The job's last attempt has settled, or this claim could not have been, but its actor is still leaving.
+        if let JobStart::Launch { waited, .. } = &mut job.start {
+            *waited = true;
+        }
+        let wait = spawn_wait(wait);
+        self.spawn_again.push(after(myself, wait, move || DispatcherMessage::Start(job, wait)));
+        Ok(())
     }
 
     /// A job of any flow has ended because one that it waited for ended otherwise than it should.
@@ -644,6 +654,11 @@ impl DispatcherState {
         let flow = &self.args.flow.flow;
         self.args.shared.note(&Transition { flow, job, attempt, token, from: JobStatus::Pending, to, message });
     }
+}
+
+/// The wait after one that was not long enough.
+fn spawn_wait(before: Duration) -> Duration {
+    (before * 2).clamp(SPAWN_AGAIN, LONGEST_SPAWN_WAIT)
 }
 
 /// How the end of a run is written: by way of its flow's dispatcher, so that the next claim shares its transaction.
@@ -683,6 +698,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_job_whose_last_actor_does_not_leave_is_tried_once_a_second_in_the_end() {
+        let waits = std::iter::successors(Some(spawn_wait(Duration::ZERO)), |wait| Some(spawn_wait(*wait)));
+        let waits: Vec<_> = waits.take(10).map(|wait| wait.as_millis()).collect();
+        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
+    }
 
     #[test]
     fn tokens_are_made_in_order_and_each_begins_unlike_the_others() {

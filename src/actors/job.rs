@@ -23,7 +23,7 @@ use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatM
 use super::retention::RetentionMessage;
 use super::slots::HeldSlot;
 use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Health, Launcher, Reply, Shared, Transition, Upward, Watched, after};
+use super::{AbortOnDrop, Health, Launcher, Reply, RunComplaint, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -311,6 +311,8 @@ pub struct JobState {
     /// Whoever waits until this run can be left, as long as it is being launched.
     keeping: Option<Kept>,
     progress: Progress,
+    /// What people are told while the run can't be reached.
+    out_of_reach: Option<RunComplaint>,
     watched: WatchedRun,
     /// Every line about the run stands in it.
     span: tracing::Span,
@@ -372,6 +374,7 @@ impl Actor for JobActor {
             leased: false,
             keeping: None,
             progress: Progress::Written,
+            out_of_reach: None,
             watched,
             span,
         })
@@ -748,10 +751,20 @@ impl JobState {
             RunReport::NotDying { reason } => {
                 tracing::error!(reason, "processes of a run outlive SIGKILL; the run has not ended");
             }
+            RunReport::OutOfReach { reason } => {
+                tracing::warn!(reason, "a run does not answer, or not do what it is asked; it is tried further");
+                self.out_of_reach =
+                    Some(self.args.shared.health.about_run(&self.args.flow.flow, self.args.run.job, &reason));
+            }
+            RunReport::WithinReach => {
+                tracing::info!("a run answers again");
+                self.out_of_reach = None;
+            }
             RunReport::Leased { until } => self.lease_acknowledged(until),
             RunReport::Ended(verdict) => self.ended(myself, RunEnd::Ended(verdict)),
             RunReport::LinkLost { reason } => {
                 tracing::warn!(reason, "a run's shim is gone");
+                self.out_of_reach = None;
                 self.inspect(myself);
             }
         }
@@ -817,6 +830,7 @@ impl JobState {
     fn ended(&mut self, myself: &ActorRef<JobMessage>, end: RunEnd) {
         // Before the end is written, so that the claim which goes with that finds it free.
         self.release();
+        self.out_of_reach = None;
         let now = self.args.shared.clock.now();
         if matches!(end, RunEnd::CancelledBeforeStart | RunEnd::Refused(_)) {
             // Whatever kept it from being launched: nobody tries any more, and the next job will say so itself.

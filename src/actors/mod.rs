@@ -394,8 +394,23 @@ struct HealthState {
     store_error: Option<String>,
     draining: Option<String>,
     flows: BTreeMap<FlowType, FlowHealth>,
+    /// By the order in which they were made.
+    runs: BTreeMap<u64, String>,
+    next_complaint: u64,
     /// Why what lost runs have left alive can't be ended.
     leftovers: BTreeMap<JobId, String>,
+}
+
+/// What people are told about one run, until this is dropped.
+pub struct RunComplaint {
+    health: Health,
+    number: u64,
+}
+
+impl Drop for RunComplaint {
+    fn drop(&mut self) {
+        self.health.state().runs.remove(&self.number);
+    }
 }
 
 #[derive(Clone, Default)]
@@ -453,6 +468,16 @@ impl Health {
         self.flow(flow, |health| health.recovery_error = error);
     }
 
+    /// A run of this job does not answer, for as long as what this returns is kept.
+    #[must_use]
+    pub fn about_run(&self, flow: &FlowType, job: JobId, reason: &str) -> RunComplaint {
+        let mut state = self.state();
+        let number = state.next_complaint;
+        state.next_complaint += 1;
+        state.runs.insert(number, format!("the run of job {job} of flow {flow} does not answer: {reason}"));
+        RunComplaint { health: self.clone(), number }
+    }
+
     /// What a job's lost run has left alive is gone, or can't be ended.
     pub fn leftovers(&self, job: JobId, error: Option<String>) {
         let mut state = self.state();
@@ -483,6 +508,10 @@ impl Health {
             if let Some(error) = &health.recovery_error {
                 complaints.push(format!("open runs of flow {flow} can't be looked into: {error}"));
             }
+        }
+        complaints.extend(state.runs.values().take(strays::NAMED).cloned());
+        if let Some(more) = state.runs.len().checked_sub(strays::NAMED).filter(|more| *more > 0) {
+            complaints.push(format!("{more} more runs do not answer"));
         }
         complaints
             .extend(state.leftovers.iter().map(|(job, error)| format!("a run of job {job} is lost, and {error}")));

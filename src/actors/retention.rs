@@ -5,9 +5,11 @@
 //! nothing waits for it: what it has not done yet can be read all the same.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::mpsc;
 
@@ -42,6 +44,12 @@ pub enum RetentionMessage {
     /// Fail in the way that a test asks for.
     #[cfg(test)]
     Panic,
+    /// Have the work fail in that way.
+    #[cfg(test)]
+    PanicAtWork,
+    /// Whether something is being done.
+    #[cfg(test)]
+    GetAtWork(tokio::sync::oneshot::Sender<bool>),
 }
 
 /// What a RetentionActor is started with.
@@ -113,6 +121,10 @@ impl Actor for RetentionActor {
             RetentionMessage::Worked => state.work = None,
             #[cfg(test)]
             RetentionMessage::Panic => panic!("asked to by a test"),
+            #[cfg(test)]
+            RetentionMessage::PanicAtWork => state.begin(async { panic!("asked to by a test") }),
+            #[cfg(test)]
+            RetentionMessage::GetAtWork(reply) => drop(reply.send(state.work.is_some())),
         }
         state.go_on();
         Ok(())
@@ -142,7 +154,10 @@ impl RetentionState {
     fn begin(&mut self, work: impl Future<Output = ()> + Send + 'static) {
         let port = self.args.shared.retention.clone();
         self.work = Some(AbortOnDrop::spawn(async move {
-            work.await;
+            // Nothing of it is used again, and what comes next is to be done all the same.
+            if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+                tracing::error!("the upkeep of logs and rows panicked; what is left of it is done by the next pass");
+            }
             port.cast(RetentionMessage::Worked);
         }));
     }

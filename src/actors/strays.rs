@@ -41,7 +41,7 @@ const SOON: Duration = Duration::from_millis(20);
 /// What holds a flow up for longer than this is told to people.
 const LATE: Duration = Duration::from_secs(10);
 /// So many are named to people.
-const NAMED: usize = 5;
+pub(super) const NAMED: usize = 5;
 
 /// The runs that were found alive and that nobody is known to look after; clones are the same.
 #[derive(Clone, Default)]
@@ -275,6 +275,14 @@ async fn look_after(
                                 run_token,
                                 reason,
                                 "processes of a run outlive SIGKILL; the run has not ended"
+                            );
+                        }
+                        Some(RunReport::OutOfReach { reason }) => {
+                            tracing::warn!(
+                                job = id,
+                                run_token,
+                                reason,
+                                "a run does not answer, or not do what it is asked; it is tried further"
                             );
                         }
                         Some(_) => {}

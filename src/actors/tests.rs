@@ -604,6 +604,20 @@ async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upkeep_goes_on_after_a_part_of_it_panicked() {
+    let world = World::new(1).await;
+    let retention = &world.args.shared.retention;
+    eventually("a RetentionActor", async || retention.actor().is_some()).await;
+    retention.cast(RetentionMessage::PanicAtWork);
+    eventually("the end of that work", async || {
+        let (reply, at_work) = tokio::sync::oneshot::channel();
+        retention.cast(RetentionMessage::GetAtWork(reply));
+        at_work.await == Ok(false)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_launch_that_fails_for_our_own_reasons_costs_no_job_anything() {
     let world = World::new(1).await;
     world.launcher.0.lock().unwrap().failing_launches = 1000;

@@ -37,6 +37,7 @@ pub(super) struct Held {
     pub(super) generation: u64,
     /// When the shim ends its command that nobody confirms; by [`boottime`](crate::clock::boottime).
     pub(super) leased: Option<Duration>,
+    pub(super) kill_grace: Duration,
 }
 
 impl HeldLaunch {

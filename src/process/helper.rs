@@ -17,7 +17,7 @@ use rustix::net::{
 };
 
 use super::link::LARGEST_ORDER;
-use super::{ZYGOTE_NAME, ZYGOTE_WORD, environment, zygote};
+use super::{ZYGOTE_NAME, ZYGOTE_WORD, environment, rouse, zygote};
 use crate::crash::{self, Step};
 
 /// So many shims may wait for another order at a time: more orders than that are rarely under way.
@@ -68,10 +68,10 @@ impl Zygote {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     /// From the first of these programs that is one of this very build: both sides of a socket have to mean the same.
-    pub(super) fn start(programs: &[PathBuf], secrets: &[String]) -> io::Result<Self> {
+    pub(super) fn start(programs: &[PathBuf], secrets: &[String], runs: &Path) -> io::Result<Self> {
         let mut failed = io::Error::from(io::ErrorKind::NotFound);
         for program in programs {
-            match Self::start_one(program, secrets) {
+            match Self::start_one(program, secrets, runs) {
                 Ok(zygote) => return Ok(zygote),
                 Err(error) => {
                     tracing::warn!(program = %program.display(), %error, "no runs can be started through this program");
@@ -83,7 +83,7 @@ impl Zygote {
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the place where processes are started")]
-    fn start_one(program: &Path, secrets: &[String]) -> io::Result<Self> {
+    fn start_one(program: &Path, secrets: &[String], runs: &Path) -> io::Result<Self> {
         let (ours, theirs) = packet_sockets()?;
         // What the system allows at most; the default holds a little less than the largest order.
         sockopt::set_socket_send_buffer_size(&ours, 2 * LARGEST_ORDER)?;
@@ -92,7 +92,7 @@ impl Zygote {
         let mut command = Command::new(program);
         command.arg0(ZYGOTE_NAME).arg(ZYGOTE_WORD).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         let for_zygote = |(name, _): &(OsString, OsString)| environment::is_for_zygote(name, secrets);
-        command.env_clear().envs(std::env::vars_os().filter(for_zygote));
+        command.env_clear().envs(std::env::vars_os().filter(for_zygote)).env(rouse::RUNS, runs);
         crash::before(Step::ZygoteSpawn);
         let process = command.spawn()?;
         crash::after(Step::ZygoteSpawn);

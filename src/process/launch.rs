@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use rustix::net::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::held::{Held, HeldLaunch};
 use super::helper::{Waiting, Zygote, hand_over, packet_sockets};
@@ -30,14 +31,20 @@ use super::{
     CancelSpec, CommandSpec, Error, Evidence, LeaseUntil, RunControl, RunLink, RunReport, StopLevel, Wanted,
     WantedLease,
 };
-use super::{cgroup, lost, memory_dir, place, spawn, tree};
+use super::{cgroup, lost, memory_dir, place, rouse, spawn, tree};
 use crate::crash::{self, Step};
 use crate::domain::limits::Limits;
 use crate::domain::run::Timeout;
 use crate::domain::{RunToken, Timestamp};
 
-/// How long a shim that has lost its service may take until it listens for a new one.
+/// How long a shim that has lost its service may take until it listens for a new one. What takes longer is told to people.
 const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
+/// A shim says something over a new link at once; for one that was ordered, the zygote has to take the order first. Who takes longer
+/// may stand still, and so may a shim that has not ended its run so long after it was asked to.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+const NO_ANSWER: &str = "neither its shim nor the helper that starts runs has answered for 10 s";
+const NOT_LISTENING: &str =
+    "its shim does not listen for a service: it has no room in the data directory, no descriptor, or stands still";
 /// So many looks at run directories are taken at once.
 const LOOKS: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -47,6 +54,8 @@ const UNCLAIMED_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Launcher {
+    /// The runs directory, by the path that it is known by to everybody.
+    runs: PathBuf,
     /// Programs that a zygote can be started from, the best one first.
     programs: Vec<PathBuf>,
     /// Variables of the environment that no command may see.
@@ -85,10 +94,12 @@ impl Launcher {
             // Whoever can rename a run's directory could make it look as if it had never started.
             return Err(Error::Refused { path: runs.to_owned(), problem: "others than its owner may write to it" });
         }
+        let runs = runs.canonicalize().map_err(failed)?;
         let (secrets, zygote) = (Mutex::new(secrets), Mutex::new(None));
         let (waiting, spare, released) = (Mutex::default(), Mutex::default(), Mutex::default());
         let looks = Semaphore::new(LOOKS);
-        Ok(Self { programs, secrets, boot_id: run_dir::boot_id(), in_memory, zygote, waiting, spare, released, looks })
+        let boot_id = run_dir::boot_id();
+        Ok(Self { runs, programs, secrets, boot_id, in_memory, zygote, waiting, spare, released, looks })
     }
 
     /// Keeps these variables back from now on: a zygote that was started with others goes, and the next run has another.
@@ -105,12 +116,12 @@ impl Launcher {
     pub(super) async fn launch(self: &Arc<Self>, run_dir: PathBuf, spec: CommandSpec) -> Result<RunLink, Error> {
         let (launcher, token, directory) = (Arc::clone(self), spec.token.clone(), run_dir.clone());
         // Before the order, which may get a shim of a later generation, but of no earlier one.
-        let generation = self.waiting().generation;
+        let (generation, kill_grace) = (self.waiting().generation, spec.kill_grace);
         let launched = tokio::task::spawn_blocking(move || launcher.order(&directory, &spec, false)).await;
         let launched = launched.map_err(|error| Error::Zygote { action: "reached", source: error.into() })??;
         self.make_spare_later(&run_dir);
         Ok(match launched {
-            Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation, None),
+            Launched::Ordered { link } => self.follow(run_dir, token, Some(link), generation, kill_grace, None),
             Launched::Refused { reason } => {
                 let (reports, receiver) = mpsc::unbounded_channel();
                 // The receiver is right here, so this can't fail.
@@ -125,10 +136,11 @@ impl Launcher {
     /// `None` where that fails, upon which nothing of it is left and it can be launched like any other.
     pub(super) fn hold(self: &Arc<Self>, run_dir: PathBuf, spec: &CommandSpec) -> Option<HeldLaunch> {
         let generation = self.waiting().generation;
-        let leased = spec.lease.map(|lease| lease.until);
+        let (leased, kill_grace) = (spec.lease.map(|lease| lease.until), spec.kill_grace);
         match self.order(&run_dir, spec, true) {
             Ok(Launched::Ordered { link }) => {
-                Some(HeldLaunch::new(Arc::clone(self), spec.token.clone(), Held { run_dir, link, generation, leased }))
+                let held = Held { run_dir, link, generation, leased, kill_grace };
+                Some(HeldLaunch::new(Arc::clone(self), spec.token.clone(), held))
             }
             Ok(Launched::Refused { .. }) => {
                 let _ = std::fs::remove_dir_all(&run_dir);
@@ -147,11 +159,11 @@ impl Launcher {
     /// Follows a run that was held and has been let go, where nobody does yet.
     pub(super) fn released(self: &Arc<Self>, token: &RunToken) -> Option<RunLink> {
         let released = self.released.lock().unwrap_or_else(PoisonError::into_inner).remove(token);
-        released.map(|(_, Held { run_dir, link, generation, leased })| {
+        released.map(|(_, Held { run_dir, link, generation, leased, kill_grace })| {
             self.make_spare_later(&run_dir);
             // Its shim says so only where it has had another link before.
             let first = leased.map(|until| RunReport::Leased { until });
-            self.follow(run_dir, token.clone(), Some(link), generation, first)
+            self.follow(run_dir, token.clone(), Some(link), generation, kill_grace, first)
         })
     }
 
@@ -291,7 +303,7 @@ impl Launcher {
                 Some(live) => live,
                 None => {
                     let secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
-                    let live = Zygote::start(&self.programs, &secrets);
+                    let live = Zygote::start(&self.programs, &secrets, &self.runs);
                     zygote.insert(live.map_err(|error| SendError::Zygote(started(error)))?)
                 }
             };
@@ -309,7 +321,7 @@ impl Launcher {
     }
 
     pub(super) async fn inspect(self: &Arc<Self>, run_dir: PathBuf, token: &RunToken) -> Result<Evidence, Error> {
-        let begun = tokio::time::Instant::now();
+        let begun = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(link) = self.released(token) {
@@ -328,8 +340,11 @@ impl Launcher {
                         return Ok(Evidence::Finished(verdict.into()));
                     }
                     if link.is_some() || begun.elapsed() >= ADOPTION_PATIENCE {
+                        let first = link.is_none().then(|| RunReport::OutOfReach { reason: NOT_LISTENING.to_owned() });
+                        let kill_grace = history.spec.map_or(0, |spec| spec.kill_grace_ms);
+                        let kill_grace = Duration::from_millis(kill_grace);
                         // One that was found waits for nothing when its run is over.
-                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0, None)));
+                        return Ok(Evidence::Alive(self.follow(run_dir, token.clone(), link, 0, kill_grace, first)));
                     }
                 }
             }
@@ -371,6 +386,34 @@ impl Launcher {
         looked.await.map_err(|error| cant_read(error.into()))?
     }
 
+    /// Has whoever the run waits for, and stands still, go on or go: its shim is woken, and where none has begun with it, the helpers
+    /// that may have its order are killed.
+    async fn rouse(self: Arc<Self>, run_dir: PathBuf, token: RunToken) {
+        let Ok(_turn) = self.looks.acquire().await else { return };
+        let launcher = Arc::clone(&self);
+        let roused = tokio::task::spawn_blocking(move || {
+            // Where it can't be looked into now, this is done again.
+            let Ok(Look::Held(history)) = run_dir::look(&run_dir, &token, &launcher.boot_id) else { return };
+            match &history.starting {
+                Some(shim) if rouse::wake(shim) => {
+                    tracing::warn!(run_token = %token, pid = shim.shim_pid, "a run's shim stood still (SIGSTOP) and was woken");
+                }
+                Some(_) => {}
+                None => {
+                    for pid in rouse::end_idle(&launcher.runs) {
+                        tracing::warn!(
+                            pid,
+                            "a helper that starts runs stood still (SIGSTOP) and was killed; what it had not started is started by another"
+                        );
+                    }
+                }
+            }
+        });
+        if let Err(failure) = roused.await {
+            tracing::error!(%failure, "what was to rouse a run panicked");
+        }
+    }
+
     pub(super) async fn remove_leftovers(&self, token: &RunToken) -> Result<usize, Error> {
         let failed = |source| Error::Leftovers { source };
         let (token, in_memory) = (token.clone(), self.in_memory.clone());
@@ -403,9 +446,11 @@ impl Launcher {
         token: RunToken,
         link: Option<OwnedFd>,
         generation: u64,
+        kill_grace: Duration,
         first: Option<RunReport>,
     ) -> RunLink {
         let (reports, receiver) = mpsc::unbounded_channel();
+        let within_reach = !matches!(first, Some(RunReport::OutOfReach { .. }));
         if let Some(first) = first {
             // The receiver is right here, so this can't fail.
             let _ = reports.send(first);
@@ -413,7 +458,18 @@ impl Launcher {
         let sender = watch::Sender::new(Wanted::NOTHING);
         let wanted = sender.subscribe();
         let launcher = Arc::clone(self);
-        let follower = Follower { launcher, run_dir, token, reports, wanted, started: false, generation };
+        let follower = Follower {
+            launcher,
+            run_dir,
+            token,
+            reports,
+            wanted,
+            started: false,
+            within_reach,
+            ending: Ending::default(),
+            kill_grace,
+            generation,
+        };
         tokio::spawn(follower.run(link));
         RunLink { reports: receiver, control: RunControl { wanted: sender } }
     }
@@ -497,8 +553,39 @@ struct Follower {
     wanted: watch::Receiver<Wanted>,
     /// Whether `Started` was reported: a shim repeats it to every new connection.
     started: bool,
+    /// What was reported last of that; at first it is not said.
+    within_reach: bool,
+    ending: Ending,
+    kill_grace: Duration,
     /// See [`Waiting`].
     generation: u64,
+}
+
+/// What has become of the wish that a run ends.
+#[derive(Default)]
+struct Ending {
+    asked: Option<Instant>,
+    /// When to look (again) whether its shim stands still.
+    due: Option<Instant>,
+    told: bool,
+}
+
+impl Ending {
+    fn is_wanted(&mut self, level: StopLevel) {
+        if level != StopLevel::Run && self.asked.is_none() {
+            let now = Instant::now();
+            (self.asked, self.due) = (Some(now), Some(now + ANSWER_PATIENCE));
+        }
+    }
+
+    /// What people are told where it takes longer than it may: `kill_grace` for the command and as long for its `cancel_command`.
+    fn look(&mut self, now: Instant, kill_grace: Duration) -> Option<String> {
+        self.due = Some(now + ANSWER_PATIENCE);
+        let since = now.saturating_duration_since(self.asked?);
+        // Once, and not before it is late.
+        let is_late = since >= 2 * (kill_grace + ANSWER_PATIENCE) && !std::mem::replace(&mut self.told, true);
+        is_late.then(|| format!("it was asked to end {} s ago and has not", since.as_secs()))
+    }
 }
 
 /// Whether there is more to come of a run.
@@ -536,7 +623,10 @@ impl Follower {
         let mut may_change = true;
         let wanted = *self.wanted.borrow_and_update();
         ask(link.get_ref(), wanted);
+        let mut answer_by = Some(Instant::now() + ANSWER_PATIENCE);
         loop {
+            self.ending.is_wanted(self.wanted.borrow().level);
+            let due = answer_by.into_iter().chain(self.ending.due).min();
             tokio::select! {
                 biased;
                 // First: who wanted something and has gone since, as a service that stops, is to have it.
@@ -550,11 +640,30 @@ impl Follower {
                     let Ok(mut ready) = ready else { return Goes::On };
                     match ready.try_io(|link| receive(link.get_ref(), RecvFlags::DONTWAIT)) {
                         Err(_would_block) => {}
-                        Ok(Ok(Some(message))) => match self.pass_on(message) {
-                            Goes::On => {}
-                            over => return over,
-                        },
+                        Ok(Ok(Some(message))) => {
+                            answer_by = None;
+                            self.is_within_reach();
+                            match self.pass_on(message) {
+                                Goes::On => {}
+                                over => return over,
+                            }
+                        }
                         Ok(Ok(None) | Err(_)) => return Goes::On,
+                    }
+                }
+                // Last: after it has stood still itself, the service hears first what was said meanwhile.
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    let now = Instant::now();
+                    if answer_by.is_some_and(|by| now >= by) {
+                        answer_by = Some(now + ANSWER_PATIENCE);
+                        self.is_out_of_reach(NO_ANSWER);
+                        self.rouse();
+                    }
+                    if self.ending.due.is_some_and(|due| now >= due) {
+                        if let Some(reason) = self.ending.look(now, self.kill_grace) {
+                            self.report(RunReport::OutOfReach { reason });
+                        }
+                        self.rouse();
                     }
                 }
             }
@@ -586,6 +695,23 @@ impl Follower {
         goes
     }
 
+    fn is_within_reach(&mut self) {
+        if !std::mem::replace(&mut self.within_reach, true) {
+            self.report(RunReport::WithinReach);
+        }
+    }
+
+    fn is_out_of_reach(&mut self, reason: &str) {
+        if std::mem::replace(&mut self.within_reach, false) {
+            self.report(RunReport::OutOfReach { reason: reason.to_owned() });
+        }
+    }
+
+    /// In a task of its own: a disk may hang.
+    fn rouse(&self) {
+        tokio::spawn(Arc::clone(&self.launcher).rouse(self.run_dir.clone(), self.token.clone()));
+    }
+
     /// Nobody may be listening any more, which is noticed where this task waits.
     fn report(&self, report: RunReport) {
         let _ = self.reports.send(report);
@@ -593,7 +719,11 @@ impl Follower {
 
     /// Finds the shim again, or out what has become of it, which is then reported; `None` when the run is over.
     async fn find_link(&mut self) -> Option<OwnedFd> {
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut rouse_at) = (FIRST_PAUSE, Instant::now());
+        if self.within_reach {
+            rouse_at += ADOPTION_PATIENCE;
+        }
+        let mut given_up = None;
         loop {
             match self.launcher.look(&self.run_dir, &self.token).await {
                 Ok((Look::Missing, _)) => {
@@ -612,6 +742,12 @@ impl Follower {
                     if link.is_some() {
                         return link;
                     }
+                    let now = Instant::now();
+                    if now >= rouse_at {
+                        self.is_out_of_reach(NOT_LISTENING);
+                        self.rouse();
+                        rouse_at = now + ANSWER_PATIENCE;
+                    }
                 }
                 Err(error @ (Error::Refused { .. } | Error::NewerFormat { .. })) => {
                     self.report(RunReport::LinkLost { reason: error.to_string() });
@@ -623,8 +759,17 @@ impl Follower {
                 }
             }
             tokio::select! {
-                () = self.reports.closed() => return None,
+                () = self.reports.closed(), if given_up.is_none() => {
+                    if *self.wanted.borrow() == Wanted::NOTHING {
+                        return None;
+                    }
+                    // Who wanted something and has gone since, as a service that stops, is to have it where there soon is a link.
+                    given_up = Some(Instant::now() + ADOPTION_PATIENCE);
+                }
                 () = tokio::time::sleep(pause) => {}
+            }
+            if given_up.is_some_and(|at| Instant::now() >= at) {
+                return None;
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

@@ -55,6 +55,8 @@ mod output;
 #[cfg(target_os = "linux")]
 mod place;
 #[cfg(target_os = "linux")]
+mod rouse;
+#[cfg(target_os = "linux")]
 mod shim;
 #[cfg(target_os = "linux")]
 mod spawn;
@@ -147,7 +149,7 @@ pub struct RunLink {
     pub control: RunControl,
 }
 
-/// What a shim tells about its run. An adopted link first repeats `Started` and the last `Progress`.
+/// What a shim tells about its run, or what keeps it from telling. An adopted link first repeats `Started` and the last `Progress`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunReport {
     /// The exec succeeded.
@@ -174,6 +176,13 @@ pub enum RunReport {
         /// Which ones, for a person.
         reason: String,
     },
+    /// The shim does not answer, or has not ended the run as it was asked to; it is tried further.
+    OutOfReach {
+        /// What is the matter, for a person.
+        reason: String,
+    },
+    /// The shim answers again.
+    WithinReach,
     /// The shim will end its command then, unless it hears otherwise.
     Leased {
         /// By [`boottime`](crate::clock::boottime).

@@ -57,6 +57,10 @@ const TELL_START_AFTER: Duration = Duration::from_millis(5);
 const RECORD_START_AFTER: Duration = Duration::from_millis(20);
 /// How often a verdict that can't be written (a full disk) is tried again.
 const VERDICT_PAUSE: Duration = Duration::from_secs(1);
+/// The wait after a poll(2) that could not wait.
+const POLL_PAUSE: Duration = Duration::from_millis(50);
+/// How often a new service is waited for again where there was no socket, descriptor or room for that.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the zygote found out once for all shims.
 #[derive(Debug)]
@@ -104,6 +108,15 @@ pub(super) fn refuse(journal: &mut Journal, link: OwnedFd, Refusal { reason, sho
 fn tell(link: &OwnedFd, message: &ToService) -> bool {
     let Ok(packet) = serde_json::to_vec(message) else { return false };
     send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
+}
+
+/// What the service says next, where that is understood.
+fn word_from(link: &OwnedFd) -> Result<Option<ToShim>, Errno> {
+    let mut packet = [0_u8; 256];
+    match recv(link, &mut packet, RecvFlags::DONTWAIT)? {
+        (0, _) => Err(Errno::PIPE),
+        (length, _) => Ok(packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())),
+    }
 }
 
 /// How far the ending of the run has come.
@@ -194,9 +207,16 @@ struct Shim {
     cause: Option<EndCause>,
     ended: Option<CommandEnded>,
     link: Option<OwnedFd>,
+    /// What a new service connects to; there since the link broke for the first time.
     control: Option<OwnedFd>,
+    /// No new service can be waited for, or be taken in, until then.
+    deaf_until: Option<Duration>,
     children: OwnedFd,
-    time_limit: Option<OwnedFd>,
+    /// When the command has to end, until that is seen to.
+    alarm_at: Option<Duration>,
+    /// Wakes this process up then, also where the machine has slept meanwhile, as poll(2)'s clock has; `None` where there was none
+    /// to be had.
+    alarm: Option<OwnedFd>,
     /// As the service has said; see [`Self::lease`].
     lease: Option<LeaseOrder>,
     guarded: Guarded,
@@ -388,8 +408,10 @@ impl Shim {
             ended: None,
             link: None,
             control: None,
+            deaf_until: None,
             children,
-            time_limit: None,
+            alarm_at: None,
+            alarm: None,
             lease: order.lease,
             guarded,
             guard: None,
@@ -429,9 +451,6 @@ impl Shim {
             let ready = self.wait();
             if ready.children {
                 self.reap();
-            }
-            if ready.time_limit {
-                self.alarm();
             }
             if ready.stdout {
                 self.read_output(Stream::Stdout);
@@ -474,14 +493,15 @@ impl Shim {
         let timeout = patience.map(timespec);
         let sources = [
             Some(self.children.as_fd()),
-            self.time_limit.as_ref().map(AsFd::as_fd),
+            self.alarm.as_ref().map(AsFd::as_fd),
             self.stdout.as_ref().map(AsFd::as_fd),
             self.stderr.as_ref().map(AsFd::as_fd),
             self.inbox.as_ref().map(Inbox::as_fd),
             self.link.as_ref().map(AsFd::as_fd),
-            self.control.as_ref().map(AsFd::as_fd),
+            self.awaited(),
         ];
-        let [children, time_limit, stdout, stderr, inbox, link, control] = readable(sources, timeout.as_ref());
+        // That the alarm has gone off, the clock says as well.
+        let [children, _, stdout, stderr, inbox, link, control] = readable(sources, timeout.as_ref());
         if children {
             let mut signals = [0_u8; 1024];
             let _ = rustix::io::read(&self.children, &mut signals);
@@ -495,7 +515,7 @@ impl Shim {
                 }
             }
         }
-        Ready { children, time_limit, stdout, stderr, inbox, link, control }
+        Ready { children, stdout, stderr, inbox, link, control }
     }
 
     /// The watch that will be the first to end the run, where none is heard of.
@@ -517,7 +537,8 @@ impl Shim {
         let progress = self.progress_untold.then(|| self.progress_told + PROGRESS_PAUSE);
         let memory = self.memory.map(|memory| memory.next);
         let arrival = self.arrival.next_deadline();
-        phase.into_iter().chain(start).chain(untold).chain(progress).chain(arrival).chain(memory).min()
+        let sources = [phase, start, untold, progress, memory, arrival, self.alarm_at, self.deaf_until];
+        sources.into_iter().flatten().min()
     }
 
     /// Until when the command may run without word from the service.
@@ -529,12 +550,12 @@ impl Shim {
     fn set_alarm(&mut self) {
         let lease = self.lease().map(|lease| Duration::from_millis(lease.until_ms));
         let at = lease.map_or(self.guarded.limit_at, |until| until.min(self.guarded.limit_at));
-        self.time_limit = alarm_after(at.saturating_sub(boottime()));
+        self.alarm_at = Some(at);
+        self.alarm = alarm_after(at.saturating_sub(boottime()));
     }
 
-    fn alarm(&mut self) {
-        self.time_limit = None;
-        let now = boottime();
+    fn heed_alarm(&mut self, now: Duration) {
+        (self.alarm_at, self.alarm) = (None, None);
         let lease = self.lease().filter(|lease| now >= Duration::from_millis(lease.until_ms));
         if now >= self.guarded.limit_at {
             self.end(EndCause::TimedOut(Some(self.time_is_up)), false);
@@ -617,6 +638,10 @@ impl Shim {
             self.tell_progress();
         }
         self.arrival.go_on(now, crate::clock::now);
+        if self.alarm_at.is_some_and(|at| now >= at) {
+            self.heed_alarm(now);
+        }
+        self.listen_again(now);
         if let Some(memory) = &mut self.memory {
             memory.go_on(self.own_pid, now);
         }
@@ -839,8 +864,8 @@ impl Shim {
         // First, whatever it is.
         self.tell_start();
         let told = self.link.as_ref().is_some_and(|link| tell(link, message));
-        if !told && self.connect(None).is_some() {
-            self.listen();
+        if !told {
+            self.lose_link();
         }
         told
     }
@@ -848,20 +873,34 @@ impl Shim {
     /// Reads what the service wants.
     fn obey(&mut self) {
         let Some(link) = &self.link else { return };
-        let mut packet = [0_u8; 256];
-        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
+        match word_from(link) {
+            Ok(word) => self.heed(word),
             Err(Errno::INTR | Errno::AGAIN) => {}
-            Ok((length, _)) if length > 0 => {
-                match packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok()) {
-                    Some(ToShim::Stop) => self.end(EndCause::Requested, false),
-                    Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
-                    Some(ToShim::Lease(lease)) => self.renew(lease),
-                    Some(ToShim::Start) | None => {}
-                }
-            }
-            Ok(_) | Err(_) => {
-                self.connect(None);
-                self.listen();
+            Err(_) => self.lose_link(),
+        }
+    }
+
+    fn heed(&mut self, word: Option<ToShim>) {
+        match word {
+            Some(ToShim::Stop) => self.end(EndCause::Requested, false),
+            Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
+            Some(ToShim::Lease(lease)) => self.renew(lease),
+            Some(ToShim::Start) | None => {}
+        }
+    }
+
+    /// The service is gone or does not read. What it had said before it went is still there, and is done.
+    fn lose_link(&mut self) {
+        let Some(link) = self.connect(None) else { return };
+        self.listen();
+        let mut reset = false;
+        loop {
+            match word_from(&link) {
+                Ok(word) => self.heed(word),
+                Err(Errno::INTR) => {}
+                // It went with a word of ours unread; told once, and before what is there.
+                Err(Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => {}
+                Err(_) => return,
             }
         }
     }
@@ -875,18 +914,45 @@ impl Shim {
         earlier
     }
 
-    /// Waits for a new service from now on.
+    /// Waits for a new service from now on; where that can't be done now (no room on the disk, no descriptor), a moment later.
     fn listen(&mut self) {
         if self.control.is_none() {
             self.control = listening_socket(&self.run_dir).ok();
+            if self.control.is_none() {
+                self.be_deaf();
+            }
         }
+    }
+
+    fn be_deaf(&mut self) {
+        self.deaf_until = Some(boottime() + LISTEN_PAUSE);
+    }
+
+    fn listen_again(&mut self, now: Duration) {
+        if self.deaf_until.is_some_and(|until| now >= until) {
+            self.deaf_until = None;
+            if self.link.is_none() {
+                self.listen();
+            }
+        }
+    }
+
+    /// Where a new service is to be taken in from, where one can be.
+    fn awaited(&self) -> Option<BorrowedFd<'_>> {
+        self.control.as_ref().filter(|_| self.deaf_until.is_none()).map(AsFd::as_fd)
     }
 
     /// Takes a new service in; the newest one counts.
     fn welcome(&mut self) {
         let Some(control) = &self.control else { return };
         crash::before(Step::ControlAccept);
-        let Ok(link) = accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) else { return };
+        let link = match accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(link) => link,
+            // It has gone again, or there was nobody.
+            Err(Errno::INTR | Errno::AGAIN | Errno::CONNABORTED) => return,
+            // No descriptor: whoever waits there goes on waiting, so that poll(2) would return at once.
+            Err(_) => return self.be_deaf(),
+        };
         let trusted = sockopt::socket_peercred(&link)
             .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
         if !trusted {
@@ -977,8 +1043,9 @@ impl Shim {
             if appended && (told || synced(journal)) {
                 break;
             }
+            self.listen_again(boottime());
             let pause = timespec(VERDICT_PAUSE);
-            let [waiting] = readable([self.control.as_ref().map(AsFd::as_fd)], Some(&pause));
+            let [waiting] = readable([self.awaited()], Some(&pause));
             if waiting {
                 self.welcome();
             }
@@ -1094,7 +1161,6 @@ fn group_of(limits: Limits, token: &str, surroundings: &Surroundings) -> Result<
 /// What can be read from without waiting.
 struct Ready {
     children: bool,
-    time_limit: bool,
     stdout: bool,
     stderr: bool,
     inbox: bool,
@@ -1107,7 +1173,15 @@ fn readable<const N: usize>(sources: [Option<BorrowedFd<'_>>; N], timeout: Optio
     let mut polled: Vec<PollFd<'_>> =
         sources.iter().flatten().map(|source| PollFd::from_borrowed_fd(*source, PollFlags::IN)).collect();
     // An interruption is taken for nothing being ready: the caller asks again.
-    let any = poll(&mut polled, timeout).is_ok_and(|ready| ready > 0);
+    let any = match poll(&mut polled, timeout) {
+        Ok(ready) => ready > 0,
+        Err(Errno::INTR) => false,
+        // No memory, or fewer descriptors allowed than are waited for: it would fail again at once.
+        Err(_) => {
+            std::thread::sleep(POLL_PAUSE);
+            false
+        }
+    };
     let mut results = polled.iter();
     sources.map(|source| source.is_some() && results.next().is_some_and(|polled| any && !polled.revents().is_empty()))
 }

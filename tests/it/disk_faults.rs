@@ -327,3 +327,22 @@ async fn a_machine_that_has_nothing_left_costs_no_job_an_attempt() {
     eventually("readyz to be well again", async || get(&service.address(), "/readyz").0 == 200).await;
     service.stop().await;
 }
+
+/// Nothing can be bound there, as where there is no room for a file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_that_can_not_listen_for_a_service_is_complained_of_until_it_can() {
+    let mut service = service().await;
+    let (job, begun, directory) = running(&service, "run:600").await;
+    fs::create_dir_all(directory.join("ctl/something")).unwrap();
+    service.kill_9();
+    service.serve().await;
+    let complains = || get(&service.address(), "/readyz").1.contains("does not answer");
+    eventually("readyz to say so", async || complains()).await;
+    service.cli(&["cancel", &job.to_string()]);
+    assert!(crate::support::processes::is_alive(begun.pid));
+    fs::remove_dir_all(directory.join("ctl")).unwrap();
+    service.until(job, JobStatus::Cancelled).await;
+    assert!(!complains(), "{}", get(&service.address(), "/readyz").1);
+    service.nothing_alive().await;
+    service.stop().await;
+}

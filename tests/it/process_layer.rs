@@ -1159,3 +1159,204 @@ async fn what_can_not_be_held_leaves_nothing_and_says_why_when_it_is_launched() 
     assert!(stage.processes.hold(&spec).is_none());
     assert!(stage.run_dir(&spec).exists());
 }
+
+/// The shim of a command.
+fn shim_of(command: i32) -> i32 {
+    Process::read(command).unwrap().parent
+}
+
+/// Something that nothing can be bound over, as on a disk without room, until it is removed.
+fn in_the_way(stage: &Stage, spec: &CommandSpec) -> PathBuf {
+    let control = stage.run_dir(spec).join("ctl");
+    fs::create_dir_all(control.join("something")).unwrap();
+    control
+}
+
+#[tokio::test]
+async fn a_shim_that_can_not_listen_is_told_of_and_listens_when_it_can() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let obstacle = in_the_way(&stage, &spec);
+    drop(link);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    let told_of = next(&mut link).await;
+    assert!(matches!(&told_of, RunReport::OutOfReach { reason } if reason.contains("does not listen")), "{told_of:?}");
+    // Asked meanwhile, it is told when there is somebody to be told.
+    link.control.stop();
+    fs::remove_dir_all(obstacle).unwrap();
+    assert_eq!(next(&mut link).await, RunReport::WithinReach);
+    let told = told(&mut link).await;
+    assert_eq!((told.pid, told.verdict().cause), (Some(pid), EndCause::Requested));
+    assert_nothing_is_alive_of(&spec);
+}
+
+/// So much processor time a process has used, in clock ticks of 10 ms.
+fn ticks_of(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_ascii_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+}
+
+/// Sets how many descriptors a process may have, and tells how many it might before.
+fn limit_descriptors(pid: i32, current: Option<u64>) -> Option<u64> {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    prlimit(Pid::from_raw(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap().current
+}
+
+#[tokio::test]
+async fn a_shim_without_a_descriptor_for_a_service_waits_quietly() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let shim = shim_of(pid);
+    drop(link);
+    let control = stage.run_dir(&spec).join("ctl");
+    wait_until("its shim to wait for a service", || control.exists().then_some(())).await;
+    // What it has it keeps. Where that is more than there may be, it can't even wait for it.
+    let next_one = (0..).find(|number| !Path::new(&format!("/proc/{shim}/fd/{number}")).exists());
+    let before = limit_descriptors(shim, next_one);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    for few in [next_one, Some(3)] {
+        limit_descriptors(shim, few);
+        let used = ticks_of(shim);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let used = ticks_of(shim) - used;
+        // Spinning it would have had all of it, or its share of a busy machine.
+        assert!(used < 20, "{used} ticks with {few:?} descriptors");
+    }
+    limit_descriptors(shim, before);
+    assert_eq!(started(&mut link).await, pid);
+    link.control.stop_now();
+    told(&mut link).await.verdict();
+}
+
+#[tokio::test]
+async fn a_time_limit_holds_for_a_shim_that_has_no_descriptor_for_a_timer() {
+    let stage = Stage::new();
+    let spec = CommandSpec { time_limit: Duration::from_secs(1), ..stage.script("while :; do sleep 1; done") };
+    let held = stage.processes.hold(&spec).expect("it is held");
+    let (shim, _) = shim_and_waiting(&stage.run_dir(&spec)).await;
+    let before = limit_descriptors(shim, Some(3));
+    held.release();
+    let mut link = stage.processes.released(&spec.token).expect("it is there");
+    started(&mut link).await;
+    // By then it has also tried to have a guard beside it.
+    let journal = stage.run_dir(&spec).join("journal");
+    wait_until("the record of the start", || {
+        fs::read_to_string(&journal).ok().filter(|records| records.contains("{\"started\":")).map(drop)
+    })
+    .await;
+    limit_descriptors(shim, before);
+    let verdict = told(&mut link).await.verdict();
+    assert!(
+        matches!(verdict.cause, EndCause::TimedOut(Some(TimedOut { timeout: Timeout::StartToClose, .. }))),
+        "{verdict:?}"
+    );
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+#[tokio::test]
+async fn a_zygote_that_stands_still_is_killed_and_what_it_was_ordered_never_started() {
+    let stage = Stage::new();
+    stage.run(&command(&["sleep", "0.1"])).await.verdict();
+    let us = std::process::id().cast_signed();
+    let runs = format!("CALLSHEET_RUNS={}", stage.path("runs").canonicalize().unwrap().display());
+    let is_its = |process: &Process| process.parent == us && process.environment.contains(&runs);
+    let (zygote, _) = processes().into_iter().find(|(_, process)| is_its(process)).unwrap();
+    signal(zygote, rustix::process::Signal::STOP);
+    let spec = stage.script(STAMP);
+    let mut link = stage.launch(&spec).await;
+    let first = next(&mut link).await;
+    assert!(matches!(&first, RunReport::OutOfReach { reason } if reason.contains("has answered")), "{first:?}");
+    assert!(matches!(next(&mut link).await, RunReport::LinkLost { .. }));
+    assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+    assert_eq!(stamps(&stage).len(), 0);
+    assert_eq!(stage.run(&stage.script(STAMP)).await.verdict().end, CommandEnd::Exited(0));
+}
+
+/// Alive by its lock, and no more than that.
+#[tokio::test]
+async fn a_zygote_that_stands_still_without_its_service_holds_up_nobody() {
+    let stage = Stage::new();
+    // With another service's data directory.
+    let elsewhere = Stage::new();
+    let mut zygotes = Vec::new();
+    for stage in [&stage, &elsewhere] {
+        stage.run(&command(&["sleep", "0.1"])).await.verdict();
+        let variable = format!("CALLSHEET_RUNS={}", stage.path("runs").canonicalize().unwrap().display());
+        let is_its = |process: &Process| process.environment.contains(&variable);
+        let (zygote, _) = processes().into_iter().find(|(_, process)| is_its(process)).unwrap();
+        zygotes.push(zygote);
+        signal(zygote, rustix::process::Signal::STOP);
+    }
+    let spec = stage.script(STAMP);
+    drop(stage.launch(&spec).await);
+    // What a new service finds.
+    let successor = open(stage.scratch.path());
+    let Evidence::Alive(mut link) = successor.inspect(spec.job, spec.attempt, &spec.token).await.unwrap() else {
+        panic!("its lock is not held")
+    };
+    assert!(matches!(next(&mut link).await, RunReport::OutOfReach { .. }));
+    assert!(matches!(next(&mut link).await, RunReport::LinkLost { .. }));
+    assert!(matches!(stage.inspect(&spec).await, Evidence::NeverStarted));
+    assert_eq!(stamps(&stage).len(), 0);
+    assert!(is_alive(zygotes[1]), "another service's helper was killed");
+    signal(zygotes[1], rustix::process::Signal::CONT);
+}
+
+#[tokio::test]
+async fn a_shim_that_stands_still_is_woken_to_end_its_run_or_to_be_adopted() {
+    for is_adopted in [false, true] {
+        let stage = Stage::new();
+        let spec = stage.script("while :; do sleep 1; done");
+        let mut link = stage.launch(&spec).await;
+        let pid = started(&mut link).await;
+        let begun = Instant::now();
+        signal(shim_of(pid), rustix::process::Signal::STOP);
+        if is_adopted {
+            drop(link);
+            let Evidence::Alive(adopted) = stage.inspect(&spec).await else { panic!("it is not alive") };
+            link = adopted;
+            assert!(matches!(next(&mut link).await, RunReport::OutOfReach { .. }));
+            assert_eq!(next(&mut link).await, RunReport::WithinReach);
+            assert_eq!(started(&mut link).await, pid);
+        }
+        link.control.stop();
+        assert_eq!(told(&mut link).await.verdict().cause, EndCause::Requested);
+        assert!(is_adopted || begun.elapsed() >= Duration::from_secs(10), "it has woken by itself");
+        assert_nothing_is_alive_of(&spec);
+    }
+}
+
+#[tokio::test]
+async fn what_is_wanted_while_the_link_is_sought_is_told_though_the_owner_has_gone() {
+    let stage = Stage::new();
+    let spec = stage.script("while :; do sleep 1; done");
+    let mut link = stage.launch(&spec).await;
+    let pid = started(&mut link).await;
+    let obstacle = in_the_way(&stage, &spec);
+    drop(link);
+    let Evidence::Alive(mut link) = stage.inspect(&spec).await else { panic!("it is not alive") };
+    assert!(matches!(next(&mut link).await, RunReport::OutOfReach { .. }));
+    link.control.stop();
+    drop(link);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(is_alive(pid));
+    fs::remove_dir_all(obstacle).unwrap();
+    wait_until("the command to be ended", || (!is_alive(pid)).then_some(())).await;
+    let verdict = match stage.inspect(&spec).await {
+        Evidence::Finished(verdict) => verdict,
+        // Its shim has not quite gone.
+        Evidence::Alive(mut link) => told(&mut link).await.verdict(),
+        other => panic!("it has no verdict but {other:?}"),
+    };
+    assert_eq!(verdict.cause, EndCause::Requested);
+    assert_nothing_is_alive_of(&spec);
+}

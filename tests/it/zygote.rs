@@ -5,8 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use callsheet::domain::JobStatus;
+use rustix::process::Signal;
 
-use crate::support::processes::Process;
+use crate::support::eventually;
+use crate::support::processes::{Process, processes};
+use crate::support::scrape::get;
 use crate::support::service::{On, Service};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_callsheet");
@@ -57,6 +60,33 @@ async fn runs_are_forked_from_the_small_program_of_the_same_build_and_else_from_
         service.store.request_cancel(job).await.unwrap();
         service.until(job, JobStatus::Cancelled).await;
     }
+}
+
+#[tokio::test]
+async fn one_that_stands_still_is_complained_of_and_replaced() {
+    let mut service = Service::start(On::Sqlite, "[flows.ONE]\n{job}\n").await.unwrap();
+    let first = service.insert("ONE", &["say:first"]).await[0];
+    service.until(first, JobStatus::Completed).await;
+    let freeze = async |service: &Service| {
+        let is_its = |process: &Process| process.parent == service.pid();
+        let (helper, _) = processes().into_iter().find(|(_, process)| is_its(process)).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(helper).unwrap(), Signal::STOP).unwrap();
+        let job = service.insert("ONE", &["say:later"]).await[0];
+        service.until(job, JobStatus::InQueue).await;
+        job
+    };
+    let job = freeze(&service).await;
+    eventually("readyz to say so", async || get(&service.address(), "/readyz").0 == 503).await;
+    assert_eq!(service.until(job, JobStatus::Completed).await.attempt.0, 1);
+    assert!(service.log().contains("stood still"), "{}", service.log());
+    assert_eq!(get(&service.address(), "/readyz").0, 200);
+    // And where it holds a run's journal after its service.
+    let job = freeze(&service).await;
+    service.kill_9();
+    service.serve().await;
+    assert_eq!(service.until(job, JobStatus::Completed).await.attempt.0, 1);
+    assert_eq!(service.evidence().len(), 3);
+    service.stop().await;
 }
 
 #[test]
