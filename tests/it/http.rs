@@ -51,7 +51,8 @@ async fn the_metrics_tell_what_was_done(on: On) {
     })
     .await;
     assert!(text.contains("callsheet_build_info") && text.contains("process_resident_memory_bytes"));
-    assert!(get(&service, "/").1.contains("<title>Overview"));
+    // One thing needs somebody: a job that has failed.
+    assert!(get(&service, "/").1.contains("<title>(1) Overview"));
     let (status, body) = get(&service, "/nothing");
     assert_eq!(status, 404);
     assert!(body.contains(r#""status":404"#), "{body}");
