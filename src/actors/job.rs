@@ -23,7 +23,7 @@ use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatM
 use super::retention::RetentionMessage;
 use super::slots::HeldSlot;
 use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Health, Launcher, Reply, RunComplaint, Shared, Transition, Upward, Watched, after};
+use super::{AbortOnDrop, Launcher, Reply, RunComplaint, Shared, Transition, Upward, Watched, after};
 use crate::config::FlowConfig;
 use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
@@ -753,8 +753,9 @@ impl JobState {
             }
             RunReport::OutOfReach { reason } => {
                 tracing::warn!(reason, "a run does not answer, or not do what it is asked; it is tried further");
-                self.out_of_reach =
-                    Some(self.args.shared.health.about_run(&self.args.flow.flow, self.args.run.job, &reason));
+                let (job, flow) = (self.args.run.job, &self.args.flow.flow);
+                let sentence = format!("the run of job {job} of flow {flow} does not answer: {reason}");
+                self.out_of_reach = Some(self.args.shared.health.about_run(sentence));
             }
             RunReport::WithinReach => {
                 tracing::info!("a run answers again");
@@ -795,21 +796,23 @@ impl JobState {
         let (launcher, token) = (Arc::clone(&self.args.shared.launcher), self.args.run.token.clone());
         let elsewhere = self.args.flow.cancel_command.is_some().then(|| self.command_spec());
         let myself = myself.clone();
-        let leftovers = Leftovers { health: self.args.shared.health.clone(), job: self.args.run.job };
+        let (health, job) = (self.args.shared.health.clone(), self.args.run.job);
         self.work = Some(AbortOnDrop::spawn(async move {
             // As long as anything of it lives, or may live, the run is not over: nothing else is started in its place.
+            let mut complaint = None;
             loop {
                 match launcher.remove_leftovers(token.clone()).await {
                     Ok(0) => break,
                     Ok(killed) => tracing::warn!(killed, "killed what a lost run had left alive"),
                     Err(error) => {
                         tracing::error!(error = %ErrorChain(&error), "can't clean up after a lost run; will try again");
-                        leftovers.health.leftovers(leftovers.job, Some(ErrorChain(&error).to_string()));
+                        let sentence = format!("a run of job {job} is lost, and {}", ErrorChain(&error));
+                        complaint = Some(health.about_run(sentence));
                         tokio::time::sleep(WORK_AGAIN).await;
                     }
                 }
             }
-            drop(leftovers);
+            drop(complaint);
             let reason = match elsewhere {
                 None => reason,
                 // Once: that it fails may as well mean that nothing is there to be ended.
@@ -1174,18 +1177,6 @@ impl JobState {
             }
             RestartDecision::GiveUp => Err(format!("the HeartbeatActor keeps failing: {why}").into()),
         }
-    }
-}
-
-/// The complaint about what a lost run has left alive, which goes with whoever tries to end it.
-struct Leftovers {
-    health: Health,
-    job: JobId,
-}
-
-impl Drop for Leftovers {
-    fn drop(&mut self) {
-        self.health.leftovers(self.job, None);
     }
 }
 

@@ -397,8 +397,6 @@ struct HealthState {
     /// By the order in which they were made.
     runs: BTreeMap<u64, String>,
     next_complaint: u64,
-    /// Why what lost runs have left alive can't be ended.
-    leftovers: BTreeMap<JobId, String>,
 }
 
 /// What people are told about one run, until this is dropped.
@@ -468,23 +466,14 @@ impl Health {
         self.flow(flow, |health| health.recovery_error = error);
     }
 
-    /// A run of this job does not answer, for as long as what this returns is kept.
+    /// This is wrong with a run, for as long as what this returns is kept.
     #[must_use]
-    pub fn about_run(&self, flow: &FlowType, job: JobId, reason: &str) -> RunComplaint {
+    pub fn about_run(&self, sentence: String) -> RunComplaint {
         let mut state = self.state();
         let number = state.next_complaint;
         state.next_complaint += 1;
-        state.runs.insert(number, format!("the run of job {job} of flow {flow} does not answer: {reason}"));
+        state.runs.insert(number, sentence);
         RunComplaint { health: self.clone(), number }
-    }
-
-    /// What a job's lost run has left alive is gone, or can't be ended.
-    pub fn leftovers(&self, job: JobId, error: Option<String>) {
-        let mut state = self.state();
-        match error {
-            Some(error) => drop(state.leftovers.insert(job, error)),
-            None => drop(state.leftovers.remove(&job)),
-        }
     }
 
     /// What is wrong, a sentence each; empty where the service is ready.
@@ -511,10 +500,8 @@ impl Health {
         }
         complaints.extend(state.runs.values().take(strays::NAMED).cloned());
         if let Some(more) = state.runs.len().checked_sub(strays::NAMED).filter(|more| *more > 0) {
-            complaints.push(format!("{more} more runs do not answer"));
+            complaints.push(format!("{more} more runs do not answer, or leave something alive"));
         }
-        complaints
-            .extend(state.leftovers.iter().map(|(job, error)| format!("a run of job {job} is lost, and {error}")));
         complaints
     }
 
