@@ -355,7 +355,8 @@ fn values_that_make_no_sense_are_refused_at_their_place() {
             "env = { NOTIFY_SOCKET = \"1\" }",
             "3:9: NOTIFY_SOCKET is set by Callsheet itself and can't be given another value",
         ),
-        ("retry.maximum_attempts = 0", "3:26: `maximum_attempts` must be 1 to 4294967295, not 0"),
+        ("retry.maximum_attempts = 0", "3:26: `maximum_attempts` must be 1 to 2147483647, not 0"),
+        ("retry.maximum_attempts = 2147483648", "3:26: `maximum_attempts` must be 1 to 2147483647, not 2147483648"),
         ("retry.backoff_coefficient = 0.5", "3:29: backoff_coefficient must be a number of at least 1"),
         (
             "retry = { initial_interval = \"2h\", maximum_interval = \"1h\" }",

@@ -23,7 +23,7 @@ use crate::domain::database_url::DatabaseUrl;
 use crate::domain::labels::{Label, Labels};
 use crate::domain::limits::Limits;
 use crate::domain::recurring::{CatchUp, Overlap};
-use crate::domain::retry::{InvalidRetryPolicy, RetryPolicy, TEMPORARY_FAILURE};
+use crate::domain::retry::{InvalidRetryPolicy, MOST_ATTEMPTS, RetryPolicy, TEMPORARY_FAILURE, attempts_in_range};
 use crate::domain::schedule::{InvalidSchedule, Schedule};
 use crate::domain::slots::{InvalidSlots, Slots};
 use crate::domain::template::{InvalidTemplate, Template};
@@ -950,13 +950,13 @@ impl Validator<'_> {
     fn retry(&mut self, written: &Flow) -> Option<RetryPolicy> {
         let attempts = match &written.maximum_attempts {
             None => 1,
-            Some(attempts) => match u32::try_from(*attempts.get_ref()) {
-                Ok(count) if count > 0 => count,
-                _ => {
+            Some(attempts) => match attempts_in_range(*attempts.get_ref()) {
+                Some(count) => count,
+                None => {
                     self.notes
                         .add(
                             attempts.span(),
-                            format!("`maximum_attempts` must be 1 to {}, not {}", u32::MAX, attempts.get_ref()),
+                            format!("`maximum_attempts` must be 1 to {MOST_ATTEMPTS}, not {}", attempts.get_ref()),
                         )
                         .help("1 means that a failed job is not tried again");
                     1
@@ -984,7 +984,7 @@ impl Validator<'_> {
             Ok(policy) => Some(policy),
             Err(error) => {
                 let span = match error {
-                    InvalidRetryPolicy::NoAttempts => written.maximum_attempts.as_ref().map(Spanned::span),
+                    InvalidRetryPolicy::AttemptsOutOfRange => written.maximum_attempts.as_ref().map(Spanned::span),
                     InvalidRetryPolicy::ShrinkingBackoff => written.backoff_coefficient.as_ref().map(Spanned::span),
                     InvalidRetryPolicy::InitialOverMaximum => {
                         let initial = written.initial_interval.as_ref().map(Spanned::span);

@@ -44,9 +44,9 @@ pub struct RetryPolicy {
 /// Why numbers make no retry policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRetryPolicy {
-    /// A job that may not be tried at all.
-    #[error("maximum_attempts must be at least 1")]
-    NoAttempts,
+    /// A job that may not be tried at all, or more often than can be counted in its row.
+    #[error("maximum_attempts must be 1 to {MOST_ATTEMPTS}")]
+    AttemptsOutOfRange,
     /// A coefficient that would shrink the waits, or is no number.
     #[error("backoff_coefficient must be a number of at least 1")]
     ShrinkingBackoff,
@@ -61,6 +61,15 @@ pub enum InvalidRetryPolicy {
     TemporaryFailure,
 }
 
+/// The most attempts that a job may have: what its row can hold, on every database (constraint `maximum_attempts_is_1_or_more`).
+pub const MOST_ATTEMPTS: u32 = i32::MAX.unsigned_abs();
+
+/// This many attempts, where a job may have so many: 1 to [`MOST_ATTEMPTS`].
+#[must_use]
+pub fn attempts_in_range(attempts: i64) -> Option<u32> {
+    u32::try_from(attempts).ok().filter(|attempts| (1..=MOST_ATTEMPTS).contains(attempts))
+}
+
 impl RetryPolicy {
     /// A policy of these numbers.
     ///
@@ -73,8 +82,8 @@ impl RetryPolicy {
         maximum_interval: Duration,
         non_retryable_exit_codes: Vec<i32>,
     ) -> Result<Self, InvalidRetryPolicy> {
-        if maximum_attempts == 0 {
-            return Err(InvalidRetryPolicy::NoAttempts);
+        if attempts_in_range(maximum_attempts.into()).is_none() {
+            return Err(InvalidRetryPolicy::AttemptsOutOfRange);
         }
         if !backoff_coefficient.is_finite() || backoff_coefficient < 1.0 {
             return Err(InvalidRetryPolicy::ShrinkingBackoff);
@@ -156,7 +165,10 @@ mod tests {
     #[test]
     fn policies_that_make_no_sense_are_refused() {
         let second = Duration::from_secs(1);
-        assert_eq!(RetryPolicy::new(0, second, 2.0, second, vec![]), Err(InvalidRetryPolicy::NoAttempts));
+        for attempts in [0, MOST_ATTEMPTS + 1] {
+            let refused = Err(InvalidRetryPolicy::AttemptsOutOfRange);
+            assert_eq!(RetryPolicy::new(attempts, second, 2.0, second, vec![]), refused);
+        }
         assert_eq!(RetryPolicy::new(1, second, 0.5, second, vec![]), Err(InvalidRetryPolicy::ShrinkingBackoff));
         assert_eq!(RetryPolicy::new(1, second, f64::NAN, second, vec![]), Err(InvalidRetryPolicy::ShrinkingBackoff));
         assert_eq!(RetryPolicy::new(1, 2 * second, 2.0, second, vec![]), Err(InvalidRetryPolicy::InitialOverMaximum));

@@ -155,7 +155,7 @@ impl Metrics {
             )?,
             heartbeat_timeouts: counter(
                 "callsheet_heartbeat_timeouts_total",
-                "Times that a run went unconfirmed in the store for longer than its heartbeat_timeout; its command runs on.",
+                "Times that a run went unconfirmed in the store for longer than its heartbeat_timeout; the command runs on, unless other workers share the database: then its shim ends it.",
                 &["type"],
             )?,
             recovered_runs: counter(

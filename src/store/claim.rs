@@ -20,6 +20,7 @@ use super::update::{Rows, Update};
 use super::{Claim, Claimed, ClaimedJob, Error, Store, Unreadable, Waited, Write};
 use crate::domain::heartbeat::Lease;
 use crate::domain::labels::Labels;
+use crate::domain::retry::MOST_ATTEMPTS;
 use crate::domain::trace::TraceContext;
 use crate::domain::{Attempt, FlowType, JobId, JobStatus, RunToken, Timestamp, trace};
 
@@ -798,7 +799,7 @@ fn with_first_rows_sql(flow_now: &str) -> String {
 fn claimed_job(row: &Row<'_>) -> Result<ClaimedJob, Error> {
     let (run_at, created_time) = (row.time("run_at")?, row.time("created_time")?);
     // The table's own limit: a hostile attempt must not make the claim of every other row fail.
-    let attempt = row.attempt()?.0.saturating_add(1).min(i32::MAX.unsigned_abs());
+    let attempt = row.attempt()?.0.saturating_add(1).min(MOST_ATTEMPTS);
     let payload = readable_payload(row.bytes("payload")?);
     let trace = match row.text("traceparent")? {
         Some(parent) => TraceContext::read(Some(&parent), row.text("tracestate")?.as_deref()),

@@ -1,7 +1,8 @@
 //! The benchmark: `cargo bench --bench callsheet`. Everything is measured side by side in one run and printed as one table;
 //! `-- --json FILE` writes it as JSON too, `--rows N` sets the largest table that claims are timed on (a million), `--claims N`
 //! how many are made under an old snapshot (20,000), `--runs N` how many commands sleep at a time while memory is measured (500),
-//! `--only sqlite` or `--only postgres` leaves the other out.
+//! `--only sqlite` or `--only postgres` leaves the other out. `--churn N` is another benchmark: how large the tables get while
+//! so many jobs come and go.
 //!
 //! Jobs go through a real service of the release binary, as rows committed by another process (this one); the evidence
 //! of when a command started or ended is what the command itself writes. Rates are given beside the raw rate of spawning
@@ -15,6 +16,7 @@
     reason = "a program for the terminal"
 )]
 
+mod churn;
 #[expect(dead_code, reason = "what the tests do to a server of their own")]
 #[path = "../it/support/postgres.rs"]
 #[expect(unreachable_pub, reason = "shared with the tests")]
@@ -48,11 +50,12 @@ struct Options {
     claims: u32,
     runs: usize,
     only: Option<String>,
+    churn: Option<usize>,
 }
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let mut options = Options { json: None, rows: 1_000_000, claims: 20_000, runs: 500, only: None };
+    let mut options = Options { json: None, rows: 1_000_000, claims: 20_000, runs: 500, only: None, churn: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value for the option");
         match argument.as_str() {
@@ -61,6 +64,7 @@ fn main() {
             "--claims" => options.claims = value().parse().expect("a number of claims"),
             "--runs" => options.runs = value().parse().expect("a number of runs"),
             "--only" => options.only = Some(value()),
+            "--churn" => options.churn = Some(value().parse().expect("a number of jobs")),
             // What cargo passes to every benchmark.
             _ => {}
         }
@@ -95,6 +99,9 @@ async fn run(options: &Options) {
 }
 
 async fn measure(name: &'static str, directory: &Path, url: String, options: &Options, report: &mut Report) {
+    if let Some(jobs) = options.churn {
+        return churn::measure(name, directory, url, jobs, report).await;
+    }
     let stamps = directory.join("stamps");
     fs::create_dir(&stamps).expect("a directory");
     let stamp = stamp_program(directory);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use callsheet::domain::run::Next;
 use callsheet::domain::{JobStatus, RunToken, Timestamp};
 use callsheet::store::{Claim, ClaimedJob, JobFilter, NewJob, ProgressNote, Write, Written};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 
 use crate::store::{Db, claim, claim_with, completed, confirm, failed, new, settlement, started, worker};
 use crate::support::eventually;
@@ -438,43 +438,5 @@ mod cost {
                 }
             }
         }
-    }
-}
-
-/// How large the tables get while many jobs come and go.
-mod churn {
-    use super::*;
-
-    const SIZES: &str = "SELECT string_agg(format('%s %s + %s MB, %s dead, %s of %s updates in place, %s vacuums', relname, \
-        pg_relation_size(relid) / 1048576, pg_indexes_size(relid) / 1048576, n_dead_tup, n_tup_hot_upd, n_tup_upd, autovacuum_count), \
-        '; ' ORDER BY relname) FROM pg_stat_user_tables WHERE relname IN ('jobs', 'runs', 'job_events')";
-    const INDEXES: &str = "SELECT string_agg(format('%s %s MB', indexrelname, pg_relation_size(indexrelid) / 1048576), ', ' \
-        ORDER BY pg_relation_size(indexrelid) DESC) FROM pg_stat_user_indexes WHERE relname IN ('jobs', 'runs', 'job_events')";
-
-    async fn text(db: &Db, sql: &str) -> String {
-        let statement = Statement::from_string(db.foreign.get_database_backend(), sql);
-        db.foreign.query_one_raw(statement).await.unwrap().unwrap().try_get_by_index(0).unwrap()
-    }
-
-    /// `JOBS` go through, eight at a time; a thousand are waiting at any time.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    #[ignore = "a measurement"]
-    async fn print() {
-        let jobs: u32 = std::env::var("JOBS").map_or(1_000_000, |jobs| jobs.parse().unwrap());
-        let Some(db) = Db::postgres().await else { return };
-        let mut working = Working { at_a_time: 8, done: 0, open: Vec::new() };
-        let (begun, mut said) = (Instant::now(), 0);
-        while working.done < jobs {
-            if working.done.is_multiple_of(1000) {
-                db.store.enqueue(&vec![new("x"); 1000]).await.unwrap();
-            }
-            working.turn(&db).await;
-            if working.done * 10 / jobs > said {
-                said = working.done * 10 / jobs;
-                let rate = f64::from(working.done) / begun.elapsed().as_secs_f64();
-                println!("{} jobs, {rate:.0}/s: {}", working.done, text(&db, SIZES).await);
-            }
-        }
-        println!("{}", text(&db, INDEXES).await);
     }
 }

@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use super::document;
 use super::query::shown;
 use crate::config::FlowConfig;
+use crate::domain::retry::{MOST_ATTEMPTS, attempts_in_range};
 use crate::domain::trace::{self, TraceContext};
 use crate::domain::{FlowType, JobId, Timestamp, payload};
 use crate::http::json::{EnqueuedJson, JobJson};
@@ -222,8 +223,7 @@ impl NewJobJson {
 
     /// What is written there, where it can be.
     fn maximum_attempts(&self) -> Option<u32> {
-        let attempts = self.maximum_attempts.as_ref()?.as_u64()?;
-        i32::try_from(attempts).ok().and_then(|attempts| u32::try_from(attempts).ok()).filter(|attempts| *attempts > 0)
+        attempts_in_range(self.maximum_attempts.as_ref()?.as_i64()?)
     }
 
     fn validated(&self, flows: &Flows, asked_by: Option<&TraceContext>) -> Result<NewJob, Vec<(&'static str, String)>> {
@@ -245,7 +245,7 @@ impl NewJobJson {
         };
         let maximum_attempts = self.maximum_attempts();
         if maximum_attempts.is_none() && self.maximum_attempts.is_some() {
-            errors.push(("maximum_attempts", format!("it is a whole number from 1 to {}", i32::MAX)));
+            errors.push(("maximum_attempts", format!("it is a whole number from 1 to {MOST_ATTEMPTS}")));
         }
         let payload = self.payload.as_deref().map(RawValue::get);
         let trace = match trace::checked(self.traceparent.as_deref(), self.tracestate.as_deref()) {
