@@ -252,7 +252,7 @@ pub struct Conclusion {
 /// - Otherwise a failed attempt is retried while attempts and time remain, unless its exit code forbids it.
 #[must_use]
 pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Conclusion {
-    let (outcome, error) = match end {
+    let (outcome, mut error) = match end {
         RunEnd::Ended(verdict) => judge(verdict, context),
         RunEnd::SpawnFailed(reason) => {
             (Some(Outcome::SpawnFailed), Some(format!("the command could not be started: {reason}")))
@@ -267,27 +267,63 @@ pub fn conclude(end: &RunEnd, context: &RunContext<'_>, now: Timestamp) -> Concl
         RunEnd::Ended(Verdict { end: CommandEnd::Signaled(signal), .. }) => (None, Some(*signal)),
         _ => (None, None),
     };
+    let timed_out = if let RunEnd::Ended(verdict) = end { timed_out(verdict, context) } else { None };
+    let timeout = timed_out.map(|timed_out| timed_out.timeout);
     let next = match (end, outcome) {
         (_, Some(Outcome::Completed)) => Next::Final(JobStatus::Completed),
         (RunEnd::Refused(_), _) => Next::Final(JobStatus::Error),
         (RunEnd::CancelledBeforeStart, _) | (_, Some(Outcome::Cancelled)) => Next::Final(JobStatus::Cancelled),
         _ if context.cancel_requested => Next::Final(JobStatus::Cancelled),
         (RunEnd::NeverStarted, _) => Next::Requeue,
-        _ => retry(exit_code, context, now),
+        _ => match retry(exit_code, context, now) {
+            Ok(wait) => Next::RetryAfter(wait),
+            Err(no_more) => {
+                error = error.map(|error| no_more.told_in(&error, timeout));
+                Next::Final(JobStatus::Error)
+            }
+        },
     };
-    let timeout = if let RunEnd::Ended(verdict) = end { timed_out(verdict, context) } else { None };
-    Conclusion { outcome, next, error, exit_code, signal, timeout: timeout.map(|timed_out| timed_out.timeout) }
+    Conclusion { outcome, next, error, exit_code, signal, timeout }
 }
 
-fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Next {
-    let attempts_left = context.attempt.0 < context.maximum_attempts;
-    let retryable = exit_code.is_none_or(|code| context.retry.is_retryable_exit_code(code));
-    let wait = context.retry.wait_after(context.attempt, context.jitter);
-    if attempts_left && retryable && now.plus(wait) < context.schedule_deadline {
-        Next::RetryAfter(wait)
-    } else {
-        Next::Final(JobStatus::Error)
+/// Why a failed attempt was the last one.
+enum NoMore {
+    /// The job has had all its attempts.
+    Attempts,
+    /// It ended with an exit code that forbids another.
+    ExitCode(i32),
+    /// The next one would begin after this wait, when the job must have ended.
+    Time(Duration),
+}
+
+impl NoMore {
+    /// The error with a sentence about it, at the end of its first line; what came of the last attempt needs none.
+    fn told_in(&self, error: &str, timeout: Option<Timeout>) -> String {
+        let why = match self {
+            Self::Attempts => return error.to_owned(),
+            // That time was up is what the error says.
+            Self::Time(_) if timeout == Some(Timeout::ScheduleToClose) => return error.to_owned(),
+            Self::ExitCode(code) => format!("{code} is one of retry.non_retryable_exit_codes"),
+            Self::Time(wait) => {
+                let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+                format!("after the wait of {wait} schedule_to_close_timeout would be over")
+            }
+        };
+        let (first, rest) = error.split_at(error.find('\n').unwrap_or(error.len()));
+        format!("{first}; it is not tried again: {why}{rest}")
     }
+}
+
+/// How long to wait for the next attempt.
+fn retry(exit_code: Option<i32>, context: &RunContext<'_>, now: Timestamp) -> Result<Duration, NoMore> {
+    if context.attempt.0 >= context.maximum_attempts {
+        return Err(NoMore::Attempts);
+    }
+    if let Some(code) = exit_code.filter(|code| !context.retry.is_retryable_exit_code(*code)) {
+        return Err(NoMore::ExitCode(code));
+    }
+    let wait = context.retry.wait_after(context.attempt, context.jitter);
+    if now.plus(wait) < context.schedule_deadline { Ok(wait) } else { Err(NoMore::Time(wait)) }
 }
 
 fn judge(verdict: &Verdict, context: &RunContext<'_>) -> (Option<Outcome>, Option<String>) {
@@ -498,18 +534,22 @@ mod tests {
         })
     }
 
-    fn concluded(end: &RunEnd, attempt: u32, cancel_requested: bool) -> Conclusion {
-        let retry = policy();
-        let context = RunContext {
+    const NOW: Timestamp = Timestamp::from_unix_millis(10_000);
+
+    fn context(retry: &RetryPolicy, attempt: u32, cancel_requested: bool) -> RunContext<'_> {
+        RunContext {
             attempt: Attempt(attempt),
             maximum_attempts: retry.maximum_attempts(),
             jitter: Jitter::NONE,
-            retry: &retry,
+            retry,
             cancel_requested,
             start_to_close_timeout: Duration::from_secs(2),
-            schedule_deadline: Timestamp::from_unix_millis(1_000_000),
-        };
-        conclude(end, &context, Timestamp::from_unix_millis(10_000))
+            schedule_deadline: NOW.plus(Duration::from_secs(990)),
+        }
+    }
+
+    fn concluded(end: &RunEnd, attempt: u32, cancel_requested: bool) -> Conclusion {
+        conclude(end, &context(&policy(), attempt, cancel_requested), NOW)
     }
 
     #[test]
@@ -567,6 +607,31 @@ mod tests {
             error(CommandEnd::Exited(0), EndCause::Requested),
             "cancelled; the command ended with exit code 0\nlast words"
         );
+    }
+
+    #[test]
+    fn an_error_says_why_a_job_with_attempts_left_is_not_tried_again() {
+        let retry = policy();
+        let first = |end: &RunEnd, attempt, left| {
+            let context = RunContext {
+                schedule_deadline: NOW.plus(Duration::from_secs(left)),
+                ..context(&retry, attempt, false)
+            };
+            conclude(end, &context, NOW).error.unwrap()
+        };
+        let failed = |code| verdict(CommandEnd::Exited(code), EndCause::Itself);
+        let forbidden =
+            "the command failed with exit code 3; it is not tried again: 3 is one of retry.non_retryable_exit_codes";
+        assert_eq!(first(&failed(3), 1, 60), format!("{forbidden}\nlast words"));
+        let late = "the command failed with exit code 1; it is not tried again: \
+                    after the wait of 2s schedule_to_close_timeout would be over\nlast words";
+        assert_eq!(first(&failed(1), 2, 2), late);
+        // Where it is tried again, or was the last attempt, or its time was up anyway, there is nothing to say.
+        assert_eq!(first(&failed(1), 2, 3), "the command failed with exit code 1\nlast words");
+        assert_eq!(first(&failed(3), 3, 60), "the command failed with exit code 3\nlast words");
+        let limit = Duration::from_secs(5);
+        let cause = EndCause::TimedOut(Some(TimedOut { timeout: Timeout::ScheduleToClose, limit }));
+        assert!(!first(&verdict(CommandEnd::Signaled(15), cause), 1, 0).contains("again"));
     }
 
     #[test]
