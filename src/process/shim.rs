@@ -4,40 +4,37 @@
 //! short one. One thread, one poll(2). It needs nobody: a service that is gone, hangs or does not read costs it nothing but
 //! the link. Only a disk can hold it up, for which a [`Guard`] stands beside it while there may be something to write.
 
+mod service;
+mod start;
+
 use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
-    send, socket_with, sockopt,
-};
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
+use self::service::tell;
 use super::arrival::Arrival;
 use super::canceller::Canceller;
-use super::cgroup::{RunGroup, Site};
+use super::cgroup::RunGroup;
 use super::environment::Environment;
 use super::guard::{Guard, Guarded, Struck};
-use super::link::{LeaseOrder, Order, ToService, ToShim};
+use super::link::{LeaseOrder, Order, ToService};
 use super::logs::Stream;
 use super::notify::Inbox;
 use super::output::Log;
-use super::run_dir::{Journal, Record, StartedRecord, StartingRecord, encoded};
-use super::spawn::{self, Outlets, Prepared, Refusal, Unstarted};
+use super::run_dir::{Journal, Record, StartedRecord};
+use super::spawn::{self, Refusal};
 use super::{oom, tree};
 use crate::clock::boottime;
 use crate::crash::{self, Step};
 use crate::domain::Timestamp;
-use crate::domain::limits::Limits;
 use crate::domain::run::{CommandEnd, EndCause, OutOfMemory, Said, Shortage, TimedOut, Timeout, Usage, Verdict};
 
 /// The socket in the run directory on which a shim without a service waits for one.
@@ -102,21 +99,6 @@ pub(super) fn refuse(journal: &mut Journal, link: OwnedFd, Refusal { reason, sho
     let _ = journal.append(&Record::SpawnFailed { reason: reason.clone() });
     crash::after(Step::SpawnFailedRecord);
     tell(&link, &ToService::SpawnFailed { reason });
-}
-
-/// Sends without ever waiting; false where the service is gone or does not read.
-fn tell(link: &OwnedFd, message: &ToService) -> bool {
-    let Ok(packet) = serde_json::to_vec(message) else { return false };
-    send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
-}
-
-/// What the service says next, where that is understood.
-fn word_from(link: &OwnedFd) -> Result<Option<ToShim>, Errno> {
-    let mut packet = [0_u8; 256];
-    match recv(link, &mut packet, RecvFlags::DONTWAIT)? {
-        (0, _) => Err(Errno::PIPE),
-        (length, _) => Ok(packet.get(..length).and_then(|packet| serde_json::from_slice(packet).ok())),
-    }
 }
 
 /// How far the ending of the run has come.
@@ -251,200 +233,6 @@ struct Shim {
 }
 
 impl Shim {
-    fn start(
-        order: Order,
-        journal: &mut Journal,
-        link: OwnedFd,
-        surroundings: &Surroundings,
-    ) -> Result<Self, (OwnedFd, Refusal)> {
-        match Self::try_start(order, journal, &link, surroundings) {
-            Ok(mut shim) => {
-                shim.link = Some(link);
-                Ok(shim)
-            }
-            Err(refusal) => Err((link, refusal)),
-        }
-    }
-
-    fn try_start(
-        mut order: Order,
-        journal: &mut Journal,
-        link: &OwnedFd,
-        surroundings: &Surroundings,
-    ) -> Result<Self, Refusal> {
-        let not_set_up = |error: std::io::Error| Refusal::new(format!("its shim can't be set up: {error}"), &error);
-        if order.held && is_broken(link) {
-            // Before it touches anything of a run of the same token that may have come after.
-            return Err(taken_back());
-        }
-        // The zygote has its shims reaped by the kernel; a shim has to wait for its command itself.
-        spawn::ignore(libc::SIGCHLD, false);
-        let children = spawn::child_signals().map_err(not_set_up)?;
-        crash::before(Step::ShimSession);
-        let own = rustix::process::getpid();
-        // One that has had a run before leads its session already.
-        if rustix::process::getsid(None) != Ok(own) {
-            rustix::process::setsid().map_err(|error| not_set_up(error.into()))?;
-        }
-        crash::after(Step::ShimSession);
-        rustix::process::set_child_subreaper(Some(own)).map_err(|error| not_set_up(error.into()))?;
-        let own_pid = own.as_raw_nonzero().get();
-
-        let named = PathBuf::from(std::mem::take(&mut order.run_dir));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(&named, flags, Mode::empty()).map_err(|error| {
-            Refusal::new(format!("its run directory {} can't be used: {error}", named.display()), &error.into())
-        })?;
-        let run_dir = PathBuf::from(spawn::path_of(&directory));
-        crash::before(Step::NotifyBind);
-        let mut added = std::mem::take(&mut order.env);
-        // What a watchdog depends on is not put where a logout may remove it.
-        let in_memory = order.in_memory.as_ref().filter(|_| order.watchdog_ms.is_none()).map(Path::new);
-        let opened = Inbox::open(&named, &run_dir, in_memory, &order.token);
-        crash::after(Step::NotifyBind);
-        let inbox = match opened {
-            Ok(inbox) => {
-                added.push(("NOTIFY_SOCKET".to_owned(), inbox.address()));
-                Some(inbox)
-            }
-            Err(error) if order.watchdog_ms.is_some() => {
-                let reason = format!("the socket that `watchdog = true` needs can't be made: {error}");
-                return Err(Refusal::new(reason, &error));
-            }
-            Err(_) => None,
-        };
-        if let Some(limit) = order.watchdog_ms {
-            // Without WATCHDOG_PID (sd_watchdog_enabled(3)): whichever process of the run does the work may prove that it is
-            // alive, and a launcher between it and us is no reason not to.
-            added.push(("WATCHDOG_USEC".to_owned(), limit.saturating_mul(1000).to_string().into()));
-        }
-        let environment = surroundings.environment.with(added)?;
-        let prepared = Prepared::new(&order, &environment)?;
-        let canceller = Canceller::new(&order, &environment)?;
-        let starting = StartingRecord {
-            shim_pid: own_pid,
-            shim_start_ticks: *surroundings
-                .start_ticks
-                .get_or_init(|| tree::Stat::of(own_pid).map_or(0, |stat| stat.start_ticks)),
-            boot_id: order.boot_id.clone(),
-        };
-        let starting = encoded(&Record::Starting(starting)).map_err(not_set_up)?;
-        let limits = Limits { memory: order.memory_limit, cpu_millis: order.cpu_millis, pids: order.pids_limit };
-        // Where the run has a group it waits before that is made, which else could be left behind by a claim that never counted.
-        let has_group = !limits.is_unlimited() || surroundings.groups.is_some();
-        if order.held && has_group {
-            wait_for_word(link, own)?;
-        }
-        let group = group_of(limits, &order.token, surroundings)?;
-        let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
-        let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| not_set_up(error.into()))?;
-        let outlets = Outlets {
-            stdout: stdout_end.as_fd(),
-            stderr: stderr_end.as_fd(),
-            cgroup: group.as_ref().map(RunGroup::procs),
-            may_run_outside: limits.is_unlimited(),
-        };
-        let mut kept = None;
-        let mut last = || {
-            let waits = if order.held && !has_group { wait_for_word(link, own) } else { Ok(()) };
-            let may_start = waits.and_then(|()| comes_to_start(&order, own, journal, &starting));
-            // In this process' memory, see `spawn::Last`.
-            kept = may_start.err();
-            kept.is_none()
-        };
-        let command = match spawn::start(&prepared, outlets, &mut last) {
-            Ok(command) => command,
-            Err(unstarted) => {
-                if let Some(group) = group {
-                    group.remove();
-                }
-                let killed = || Refusal {
-                    reason: "its process was killed before it became the command".to_owned(),
-                    shortage: true,
-                };
-                return Err(match unstarted {
-                    Unstarted::Refused(refusal) => refusal,
-                    Unstarted::Kept => kept.take().map_or_else(killed, Refusal::from),
-                    Unstarted::Killed => {
-                        // What it was writing, it may have written a part of, also of `kept`.
-                        std::mem::forget(kept.take());
-                        journal.take_back_unfinished().map_err(not_set_up)?;
-                        killed()
-                    }
-                });
-            }
-        };
-        crash::after(Step::CommandSpawn);
-        let (started, started_time) = (boottime(), crate::clock::now());
-        drop((stdout_end, stderr_end));
-        for pipe in [&stdout, &stderr] {
-            // Only our ends: the command's are another open file description and stay as it expects them.
-            let _ = rustix::io::ioctl_fionbio(pipe, true);
-        }
-        let pid = command.as_raw_nonzero().get();
-        let record = StartedRecord {
-            pid,
-            // Looked up when this is recorded: most short runs never do.
-            start_ticks: 0,
-            boot_id: order.boot_id,
-            time_ms: started_time.unix_millis(),
-        };
-        let guarded = Guarded {
-            root: own_pid,
-            command,
-            limit_at: started + Duration::from_millis(order.time_limit_ms),
-            kill_grace: Duration::from_millis(order.kill_grace_ms),
-        };
-        let limit = order.output_limit;
-        let mut shim = Self {
-            own_pid,
-            command,
-            started_time,
-            started,
-            started_awake: awake_time(),
-            kill_grace: Duration::from_millis(order.kill_grace_ms),
-            phase: Phase::Running,
-            cause: None,
-            ended: None,
-            link: None,
-            control: None,
-            deaf_until: None,
-            children,
-            alarm_at: None,
-            alarm: None,
-            lease: order.lease,
-            guarded,
-            guard: None,
-            canceller,
-            start: Some(record),
-            time_is_up: TimedOut {
-                timeout: if order.schedule_to_close { Timeout::ScheduleToClose } else { Timeout::StartToClose },
-                limit: Duration::from_millis(order.time_limit_ms),
-            },
-            watchdog: Watch::new(Timeout::Watchdog, order.watchdog_ms),
-            silence: Watch::new(Timeout::Silence, order.silence_timeout_ms),
-            stdout: Some(stdout),
-            stderr: Some(stderr),
-            stdout_log: Log::new(run_dir.clone(), Stream::Stdout, limit),
-            stderr_log: Log::new(run_dir.clone(), Stream::Stderr, limit),
-            arrival: Arrival::new(run_dir.clone(), limit),
-            run_dir,
-            _directory: directory,
-            inbox,
-            said: Said::default(),
-            start_untold: true,
-            progress_told: Duration::ZERO,
-            progress_untold: false,
-            not_dying: None,
-            memory: (!group.as_ref().is_some_and(RunGroup::counts_memory)).then(|| MemoryWatch::from(boottime())),
-            group,
-            used: Usage::default(),
-            buffer: Vec::new(),
-        };
-        shim.set_alarm();
-        Ok(shim)
-    }
-
     /// Until nothing that the command started is alive, and all that it wrote is in its files.
     fn watch(&mut self, journal: &mut Journal) {
         while !self.is_over() {
@@ -822,158 +610,6 @@ impl Shim {
         }
     }
 
-    fn tell_progress(&mut self) {
-        if !self.progress_untold {
-            return;
-        }
-        self.progress_untold = false;
-        self.progress_told = boottime();
-        self.report_progress();
-    }
-
-    fn report_progress(&mut self) {
-        let Said { progress, status_message } = self.said.clone();
-        self.report(&ToService::Progress { progress, status_message });
-    }
-
-    fn tell_start(&mut self) {
-        if std::mem::take(&mut self.start_untold) {
-            crash::before(Step::StartedReport);
-            self.report_started();
-            crash::after(Step::StartedReport);
-        }
-    }
-
-    fn report_started(&mut self) {
-        let pid = self.command.as_raw_nonzero().get();
-        self.report(&ToService::Started { pid, time_ms: self.started_time.unix_millis() });
-    }
-
-    fn report_not_dying(&mut self) {
-        let reason = format!(
-            "processes of this run are still alive {} s after SIGKILL: {}",
-            NOT_DYING_AFTER.as_secs(),
-            tree::names(self.own_pid)
-        );
-        self.not_dying = Some(reason.clone());
-        self.report(&ToService::NotDying { reason });
-    }
-
-    /// Tells the service, where there is one; one that doesn't read is let go, since the files hold the truth.
-    fn report(&mut self, message: &ToService) -> bool {
-        // First, whatever it is.
-        self.tell_start();
-        let told = self.link.as_ref().is_some_and(|link| tell(link, message));
-        if !told {
-            self.lose_link();
-        }
-        told
-    }
-
-    /// Reads what the service wants.
-    fn obey(&mut self) {
-        let Some(link) = &self.link else { return };
-        match word_from(link) {
-            Ok(word) => self.heed(word),
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_) => self.lose_link(),
-        }
-    }
-
-    fn heed(&mut self, word: Option<ToShim>) {
-        match word {
-            Some(ToShim::Stop) => self.end(EndCause::Requested, false),
-            Some(ToShim::StopNow) => self.end(EndCause::Requested, true),
-            Some(ToShim::Lease(lease)) => self.renew(lease),
-            Some(ToShim::Start) | None => {}
-        }
-    }
-
-    /// The service is gone or does not read. What it had said before it went is still there, and is done.
-    fn lose_link(&mut self) {
-        let Some(link) = self.connect(None) else { return };
-        self.listen();
-        let mut reset = false;
-        loop {
-            match word_from(&link) {
-                Ok(word) => self.heed(word),
-                Err(Errno::INTR) => {}
-                // It went with a word of ours unread; told once, and before what is there.
-                Err(Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Talks with this service from now on, or with none; gives the link to the one before.
-    fn connect(&mut self, link: Option<OwnedFd>) -> Option<OwnedFd> {
-        let earlier = std::mem::replace(&mut self.link, link);
-        if let Some(guard) = &self.guard {
-            guard.listen_to(self.link.as_ref());
-        }
-        earlier
-    }
-
-    /// Waits for a new service from now on; where that can't be done now (no room on the disk, no descriptor), a moment later.
-    fn listen(&mut self) {
-        if self.control.is_none() {
-            self.control = listening_socket(&self.run_dir).ok();
-            if self.control.is_none() {
-                self.be_deaf();
-            }
-        }
-    }
-
-    fn be_deaf(&mut self) {
-        self.deaf_until = Some(boottime() + LISTEN_PAUSE);
-    }
-
-    fn listen_again(&mut self, now: Duration) {
-        if self.deaf_until.is_some_and(|until| now >= until) {
-            self.deaf_until = None;
-            if self.link.is_none() {
-                self.listen();
-            }
-        }
-    }
-
-    /// Where a new service is to be taken in from, where one can be.
-    fn awaited(&self) -> Option<BorrowedFd<'_>> {
-        self.control.as_ref().filter(|_| self.deaf_until.is_none()).map(AsFd::as_fd)
-    }
-
-    /// Takes a new service in; the newest one counts.
-    fn welcome(&mut self) {
-        let Some(control) = &self.control else { return };
-        crash::before(Step::ControlAccept);
-        let link = match accept_with(control, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(link) => link,
-            // It has gone again, or there was nobody.
-            Err(Errno::INTR | Errno::AGAIN | Errno::CONNABORTED) => return,
-            // No descriptor: whoever waits there goes on waiting, so that poll(2) would return at once.
-            Err(_) => return self.be_deaf(),
-        };
-        let trusted = sockopt::socket_peercred(&link)
-            .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root());
-        if !trusted {
-            return;
-        }
-        if let Some(earlier) = self.connect(Some(link)) {
-            tell(&earlier, &ToService::Replaced);
-        }
-        crash::after(Step::ControlAccept);
-        // First, so that whoever hears of the start knows about the lease.
-        self.start_untold = false;
-        self.report_lease();
-        self.report_started();
-        if self.said != Said::default() {
-            self.report_progress();
-        }
-        if let Some(reason) = self.not_dying.clone() {
-            self.report(&ToService::NotDying { reason });
-        }
-    }
-
     /// What the run used and could not get; its group still has to be there.
     fn account(&self, ended: CommandEnded) -> (Usage, Shortage) {
         let mut usage = self.used;
@@ -1059,103 +695,11 @@ impl Shim {
     }
 }
 
-/// Why a command is not started after all.
-enum Kept {
-    TakenBack,
-    TooLate,
-    /// Nobody could tell later that it was started.
-    Unrecorded(std::io::Error),
-}
-
-impl From<Kept> for Refusal {
-    fn from(kept: Kept) -> Self {
-        let for_now = |reason: &str| Self { reason: reason.to_owned(), shortage: true };
-        match kept {
-            Kept::TakenBack => taken_back(),
-            Kept::TooLate => for_now("it came to be started too long after its claim"),
-            Kept::Unrecorded(error) => {
-                format!("its journal can't be written, so nobody could tell later that it was started: {error}").into()
-            }
-        }
-    }
-}
-
-fn taken_back() -> Refusal {
-    let reason = "its service was gone, or took it back, before its claim was committed".to_owned();
-    Refusal { reason, shortage: true }
-}
-
-/// What comes before the exec, in the process that is about to become the command (see [`spawn::Last`]) for the shim, whose pid is
-/// `shim`.
-fn comes_to_start(order: &Order, shim: Pid, journal: &mut Journal, starting: &[u8]) -> Result<(), Kept> {
-    if boottime() >= Duration::from_millis(order.start_by_ms) {
-        // Its lease may be over, and its job another worker's.
-        return Err(Kept::TooLate);
-    }
-    crash::before_for(shim, Step::StartingRecord);
-    journal.append_line(starting).map_err(Kept::Unrecorded)?;
-    crash::after_for(shim, Step::StartingRecord);
-    crash::before_for(shim, Step::CommandSpawn);
-    Ok(())
-}
-
-/// Waits for the claim to count. In the process that is about to become the command, so that while it is being committed all that a
-/// start costs but the exec is done.
-fn wait_for_word(link: &OwnedFd, shim: Pid) -> Result<(), Kept> {
-    crash::before_for(shim, Step::StartReceive);
-    if !is_given_word(link) {
-        return Err(Kept::TakenBack);
-    }
-    crash::after_for(shim, Step::StartReceive);
-    Ok(())
-}
-
-/// Waits until the service says that the run's claim is committed. A service that is gone, or has let go of the link, never will.
-fn is_given_word(link: &OwnedFd) -> bool {
-    let mut packet = [0_u8; 256];
-    loop {
-        // Where it could not wait it is as if nothing had come.
-        let _ = poll(&mut [PollFd::new(link, PollFlags::IN)], None);
-        match recv(link, &mut packet, RecvFlags::DONTWAIT) {
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Ok((length, _)) if length > 0 => {
-                if let Some(starts) = packet.get(..length).and_then(ToShim::starts) {
-                    return starts;
-                }
-            }
-            Ok(_) | Err(_) => return false,
-        }
-    }
-}
-
-/// Whether nothing can come over this link any more.
-fn is_broken(link: &OwnedFd) -> bool {
-    let mut byte = [0_u8];
-    match recv(link, &mut byte, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
-        Ok((length, _)) => length == 0,
-        Err(error) => !matches!(error, Errno::INTR | Errno::AGAIN),
-    }
-}
-
 fn synced(journal: &Journal) -> bool {
     crash::before(Step::VerdictSync);
     let synced = journal.sync().is_ok();
     crash::after(Step::VerdictSync);
     synced
-}
-
-/// The group that the run gets: one that holds it to its limits, or where it has none, one if that is welcome.
-fn group_of(limits: Limits, token: &str, surroundings: &Surroundings) -> Result<Option<RunGroup>, String> {
-    if limits.is_unlimited() {
-        let base = surroundings.groups.as_deref();
-        return Ok(base.and_then(|base| RunGroup::create(base, token, limits).ok()));
-    }
-    // Asked now, since the service may have moved since the zygote was started.
-    let site =
-        Site::of_this_process().ok_or("its limits need a control group, and there is no version 2 tree of them")?;
-    RunGroup::create(site.base(), token, limits)
-        .map(Some)
-        .map_err(|reason| format!("its limits can't be set: {reason}"))
 }
 
 /// What can be read from without waiting.
@@ -1207,16 +751,4 @@ fn alarm_after(time: Duration) -> Option<OwnedFd> {
     let setting = Itimerspec { it_interval: timespec(Duration::ZERO), it_value };
     timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting).ok()?;
     Some(timer)
-}
-
-fn listening_socket(run_dir: &Path) -> std::io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    // Whatever the command may have put in its place.
-    let _ = std::fs::remove_file(run_dir.join(CONTROL_SOCKET));
-    crash::before(Step::ControlBind);
-    bind(&socket, &SocketAddrUnix::new(run_dir.join(CONTROL_SOCKET))?)?;
-    listen(&socket, 8)?;
-    crash::after(Step::ControlBind);
-    Ok(socket)
 }
