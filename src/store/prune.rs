@@ -240,7 +240,8 @@ impl Store {
     /// Removes those of these jobs that still are what they were; answers how many.
     async fn prune_jobs(&self, ids: &[i64], status: JobStatus, before: Timestamp) -> Result<u64, Error> {
         let dialect = self.dialect();
-        let these = format!("{} AND status = $2 AND completed_time <= $3", dialect.among_ids("id", "$1"));
+        let is_status = dialect.of_named("status = $2");
+        let these = format!("{} AND {is_status} AND completed_time <= $3", dialect.among_ids("id", "$1"));
         let values = [json!(ids).to_string().into(), status.as_str().into(), before.unix_millis().into()];
         if dialect == Dialect::MySql {
             return self.prune_locked(&these, values.into()).await;

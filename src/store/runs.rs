@@ -396,7 +396,11 @@ fn start_text(dialect: Dialect) -> ChangeText {
     let [job, token, worker, message, time, attempt, pid] = ChangeText::names(dialect);
     let now = dialect.now();
     ChangeText {
-        current: format!("id = {job} AND run_token = {token} AND {}", dialect.of_named("status = 'INQUEUE'")),
+        current: format!(
+            "id = {job} AND {} = {token} AND {}",
+            dialect.token_of_named(),
+            dialect.of_named("status = 'INQUEUE'")
+        ),
         event: format!("SELECT id, attempt, status, 'PROGRESS', {now}, {worker}, {message} FROM"),
         event_rest: String::new(),
         job: format!("status = 'PROGRESS', started_time = {time}, heartbeat_time = {now}"),
@@ -487,7 +491,11 @@ fn end_text(dialect: Dialect, next: NextShape, has_run: bool, lapsed: bool) -> C
     };
     let lapsed = if lapsed { format!(" AND lease_time < {now}") } else { String::new() };
     ChangeText {
-        current: format!("id = {job} AND run_token = {token} AND {}{lapsed}", dialect.of_named(OPEN)),
+        current: format!(
+            "id = {job} AND {} = {token} AND {}{lapsed}",
+            dialect.token_of_named(),
+            dialect.of_named(OPEN)
+        ),
         event,
         event_rest,
         job: set,

@@ -92,6 +92,12 @@ impl Dialect {
         }
     }
 
+    /// The token of rows that are named by their keys besides, kept from PostgreSQL's planner likewise: it holds `jobs_run_token` for
+    /// empty where the table was analysed while all its rows waited. From what is strict it would prove that there is a token.
+    pub(super) const fn token_of_named(self) -> &'static str {
+        self.pick("run_token", "COALESCE(run_token, '')", "run_token")
+    }
+
     /// What to order few rows by that another index finds. Where it may not sort, see [`super::postgres`], PostgreSQL would read the
     /// whole table by its key to have them in that order.
     pub(super) const fn sorted_by_id(self) -> &'static str {

@@ -81,8 +81,10 @@ async fn sizes(name: &'static str, database: &DatabaseConnection, when: &str, re
         }
         report.add(name, &format!("{when}, {table}, indexes"), mib("indexes"), "MiB", None);
         report.add(name, &format!("{when}, {table}, dead rows"), number("dead"), "", None);
-        let in_place = number("in_place") / number("updates").max(1.0) * 100.0;
-        report.add(name, &format!("{when}, {table}, updates in place"), in_place, "%", None);
+        if number("updates") > 0.0 {
+            let in_place = number("in_place") / number("updates") * 100.0;
+            report.add(name, &format!("{when}, {table}, updates in place"), in_place, "%", None);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What stays the same after many jobs: the time of a claim, also while an old snapshot keeps what all the claims before have
-//! left behind, and the room that PostgreSQL takes for each.
+//! left behind, and what is read of indexes for each.
 
 use std::time::{Duration, Instant};
 
+use callsheet::domain::retention::Horizon;
 use callsheet::domain::run::Next;
 use callsheet::domain::{JobStatus, RunToken, Timestamp};
 use callsheet::store::{Claim, ClaimedJob, JobFilter, NewJob, ProgressNote, Write, Written};
@@ -349,6 +350,63 @@ async fn no_statement_of_a_jobs_way_reads_a_table_from_its_start_on_postgres() {
     if let Some(db) = Db::postgres().await {
         no_statement_of_a_jobs_way_reads_a_table_from_its_start(db).await;
     }
+}
+
+/// Entries of all indexes of `jobs` that were read, as the server has counted them.
+const READ_OF_JOBS: &str = "SELECT CAST(sum(idx_tup_read) AS bigint) FROM pg_stat_user_indexes WHERE relname = 'jobs'";
+
+/// A database as it is when a long list has been enqueued and then analysed, before the first job of it: the server knows of no run,
+/// and so holds the indexes that runs are in for empty, until it looks again. So many have run since.
+async fn analysed_while_all_waited(run: u32) -> Option<Db> {
+    let db = Db::postgres().await?;
+    db.sql("ALTER TABLE jobs SET (autovacuum_enabled = off)").await.unwrap();
+    let (with, numbers) = db.numbers(1_000);
+    db.sql(&format!("INSERT INTO jobs (type, identifier) {with}SELECT 'RENDER', 'x' {numbers}")).await.unwrap();
+    db.sql("ANALYZE").await.unwrap();
+    let (with, numbers) = db.numbers(run);
+    let values = "'RENDER', 'x', 'COMPLETED', md5(n::text), 1";
+    let columns = "type, identifier, status, run_token, completed_time";
+    db.sql(&format!("INSERT INTO jobs ({columns}) {with}SELECT {values} {numbers}")).await.unwrap();
+    Some(db)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_was_analysed_while_all_waited_is_not_read_by_way_of_what_has_run() {
+    const TURNS: u32 = 20;
+    for at_a_time in [1, 8] {
+        let Some(db) = analysed_while_all_waited(3_000).await else { return };
+        let before = db.number(READ_OF_JOBS).await;
+        let mut working = Working { at_a_time, done: 0, open: Vec::new() };
+        while working.done < TURNS * at_a_time {
+            working.turn(&db).await;
+            let open: Vec<RunToken> = working.open.iter().map(|job| job.token.clone()).collect();
+            let note = ProgressNote { token: open[0].clone(), progress: Some(1), status_message: None };
+            db.store.apply(&[confirm(&open), Write::Progress(note)]).await.unwrap();
+        }
+        // As where no command was started.
+        let back = settlement(&working.open[0], Next::Requeue, None);
+        db.store.apply(&[Write::Settle(back)]).await.unwrap();
+        db.store.close().await;
+        db.alone().await;
+        let each = (db.number(READ_OF_JOBS).await - before) / i64::from(working.done);
+        assert!((1..100).contains(&each), "{each} entries of indexes are read for each job, {at_a_time} at a time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_ended_is_removed_by_its_key_from_a_table_that_was_analysed_while_all_waited() {
+    const ENDED: u32 = 12_000;
+    let Some(db) = analysed_while_all_waited(ENDED).await else { return };
+    let before = db.number(READ_OF_JOBS).await;
+    let old = Some(Timestamp::from_unix_millis(2));
+    let horizon = Horizon { completed: old, error: old, cancelled: old, deliveries: None, audit: None };
+    let pruned = db.store.prune(&horizon, Duration::from_secs(120)).await.unwrap();
+    assert_eq!(pruned.completed, u64::from(ENDED));
+    db.store.close().await;
+    db.alone().await;
+    let each = (db.number(READ_OF_JOBS).await - before) / i64::from(ENDED);
+    // By way of all that has ended it would be thirty more.
+    assert!((1..12).contains(&each), "{each} entries of indexes are read for each job that goes");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
