@@ -227,13 +227,13 @@ impl Store {
     }
 
     async fn delivered_once(&self, webhook: &str, delivery: &Delivery, sent: &Sent) -> Result<(), Error> {
-        const MINE: &str = "WHERE id = $1 AND state = 'WAITING' AND tries = $2";
+        let still_mine = format!("WHERE id = $1 AND {} AND tries = $2", self.dialect().of_named("state = 'WAITING'"));
         let transaction = self.begin(ACTION).await?;
         let mine = [delivery.id.into(), i64::from(delivery.tries).into()];
         let now = self.time(&transaction).await?;
         let (state, error) = match sent {
             Sent::Again(wait, error) => {
-                let update = format!("UPDATE deliveries SET next_time = $3, error = $4 {MINE}");
+                let update = format!("UPDATE deliveries SET next_time = $3, error = $4 {still_mine}");
                 let [id, tries] = mine;
                 let values = [id, tries, now.plus(*wait).unix_millis().into(), storable(error).into()];
                 transaction.execute(self.statement(update, values)).await.doing(ACTION)?;
@@ -245,7 +245,7 @@ impl Store {
         // Whoever spreads events holds this too: what it adds behind this delivery is seen here, or sees that this has ended.
         let lock = "UPDATE webhooks SET read_until = read_until WHERE name = $1";
         transaction.execute(self.statement(lock, [webhook.into()])).await.doing(ACTION)?;
-        let update = format!("UPDATE deliveries SET state = $3, ended_time = $4, error = $5 {MINE}");
+        let update = format!("UPDATE deliveries SET state = $3, ended_time = $4, error = $5 {still_mine}");
         let [id, tries] = mine;
         let values = [id, tries, state.into(), now.unix_millis().into(), error.into()];
         if transaction.execute(self.statement(update, values)).await.doing(ACTION)?.rows_affected > 0 {
@@ -354,8 +354,9 @@ impl Store {
     pub async fn deliver_again(&self, id: i64) -> Result<AgainResult, Error> {
         let update = format!(
             "UPDATE deliveries SET state = 'WAITING', tries = 0, first_time = NULL, ended_time = NULL, next_time = {} \
-             WHERE id = $1 AND state = 'FAILED'",
-            self.dialect().now()
+             WHERE id = $1 AND {}",
+            self.dialect().now(),
+            self.dialect().of_named("state = 'FAILED'")
         );
         let once = || async {
             let transaction = self.begin(ACTION).await?;

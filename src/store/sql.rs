@@ -82,13 +82,13 @@ impl Dialect {
         }
     }
 
-    /// A condition on the status of rows that are named by their keys besides. PostgreSQL's planner is kept from proving by it
-    /// that they are in a partial index: one that it holds for nearly empty it would read from end to end, with all runs that
-    /// are open and all that have been.
-    pub(super) fn of_named(self, status: &str) -> String {
-        match self {
-            Self::Sqlite | Self::MySql => status.to_owned(),
-            Self::Postgres => status.replacen("status", "(status || '')", 1),
+    /// A condition on rows that are named by their keys besides, which begins with their status. PostgreSQL's planner is kept from
+    /// proving by it that they are in a partial index: one that it holds for nearly empty it would read from end to end, with all runs
+    /// that are open and all that have been.
+    pub(super) fn of_named(self, condition: &str) -> String {
+        match (self, condition.split_once(' ')) {
+            (Self::Postgres, Some((status, rest))) => format!("({status} || '') {rest}"),
+            (Self::Sqlite | Self::Postgres | Self::MySql, _) => condition.to_owned(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use callsheet::domain::retention::Horizon;
 use callsheet::domain::run::Next;
 use callsheet::domain::{JobStatus, RunToken, Timestamp};
-use callsheet::store::{Claim, ClaimedJob, JobFilter, NewJob, ProgressNote, Write, Written};
+use callsheet::store::{Claim, ClaimedJob, JobFilter, NewJob, ProgressNote, Sent, Write, Written};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 
 use crate::store::{Db, claim, claim_with, completed, confirm, failed, new, settlement, started, worker};
@@ -407,6 +407,34 @@ async fn what_has_ended_is_removed_by_its_key_from_a_table_that_was_analysed_whi
     let each = (db.number(READ_OF_JOBS).await - before) / i64::from(ENDED);
     // By way of all that has ended it would be thirty more.
     assert!((1..12).contains(&each), "{each} entries of indexes are read for each job that goes");
+}
+
+/// A receiver was always there, and is gone: what waits for it was not there when the server looked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delivery_is_written_about_by_its_key_however_many_wait() {
+    const READ: &str =
+        "SELECT CAST(sum(idx_tup_read) AS bigint) FROM pg_stat_user_indexes WHERE relname = 'deliveries'";
+    const TRIES: i64 = 20;
+    let Some(db) = Db::postgres().await else { return };
+    db.sql("ALTER TABLE deliveries SET (autovacuum_enabled = off)").await.unwrap();
+    let columns = "webhook, event_id, job_id, body, state, next_time, ended_time";
+    let insert = async |values: &str, (first, last): (u32, u32)| {
+        let rows = format!("SELECT 'w', n, n, '{{}}', {values} FROM generate_series({first}, {last}) AS n");
+        db.sql(&format!("INSERT INTO deliveries ({columns}) {rows}")).await.unwrap();
+    };
+    insert("'DELIVERED', 1, 1", (1, 10_000)).await;
+    db.sql("ANALYZE deliveries").await.unwrap();
+    insert("'WAITING', 1, NULL", (10_001, 13_000)).await;
+    let before = db.number(READ).await;
+    for _ in 0..TRIES {
+        let taken = db.store.take_deliveries("w", Duration::from_secs(600), 1).await.unwrap();
+        let sent = Sent::Again(Duration::from_secs(600), "503".to_owned());
+        db.store.delivered("w", &taken[0], &sent).await.unwrap();
+    }
+    db.store.close().await;
+    db.alone().await;
+    let each = (db.number(READ).await - before) / TRIES;
+    assert!((1..200).contains(&each), "{each} entries of indexes are read for each try");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
