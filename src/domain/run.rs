@@ -305,7 +305,13 @@ impl NoMore {
             Self::Time(_) if timeout == Some(Timeout::ScheduleToClose) => return error.to_owned(),
             Self::ExitCode(code) => format!("{code} is one of retry.non_retryable_exit_codes"),
             Self::Time(wait) => {
-                let wait = humantime::format_duration(Duration::from_secs(wait.as_secs()));
+                // To the second, where it is one.
+                let whole = if *wait < Duration::from_secs(1) {
+                    Duration::from_millis(u64::from(wait.subsec_millis()))
+                } else {
+                    Duration::from_secs(wait.as_secs())
+                };
+                let wait = humantime::format_duration(whole);
                 format!("after the wait of {wait} schedule_to_close_timeout would be over")
             }
         };
@@ -626,6 +632,11 @@ mod tests {
         let late = "the command failed with exit code 1; it is not tried again: \
                     after the wait of 2s schedule_to_close_timeout would be over\nlast words";
         assert_eq!(first(&failed(1), 2, 2), late);
+        let short = NoMore::Time(Duration::from_micros(51_700)).told_in("it failed", None);
+        assert_eq!(
+            short,
+            "it failed; it is not tried again: after the wait of 51ms schedule_to_close_timeout would be over"
+        );
         // Where it is tried again, or was the last attempt, or its time was up anyway, there is nothing to say.
         assert_eq!(first(&failed(1), 2, 3), "the command failed with exit code 1\nlast words");
         assert_eq!(first(&failed(3), 3, 60), "the command failed with exit code 3\nlast words");
