@@ -18,7 +18,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::config::{WebhookConfig, WebhookSecret, WebhookUrl};
+use crate::config::{SecretPlace, WebhookConfig, WebhookUrl};
 
 /// A receiver can't be sent to.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +43,12 @@ impl SigningKey {
     /// Where it is not there, or is none.
     pub fn of(webhook: &WebhookConfig) -> std::result::Result<Self, Unusable> {
         let (place, text) = match &webhook.secret {
-            WebhookSecret::Env(variable) => {
+            SecretPlace::Env(variable) => {
                 let value = std::env::var(variable).ok().filter(|value| !value.is_empty());
                 let text = value.ok_or_else(|| "it is not set, or is empty".to_owned());
                 (format!("the environment variable {variable}"), text)
             }
-            WebhookSecret::File(path) => {
+            SecretPlace::File(path) => {
                 (path.display().to_string(), std::fs::read_to_string(path).map_err(|error| error.to_string()))
             }
         };

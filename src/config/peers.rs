@@ -2,24 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::WebhookUrl;
+use super::{SecretPlace, WebhookUrl};
 
 /// `[http.peers]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeersConfig {
     /// Where the secret is that all of them share.
-    pub secret: PeerSecret,
+    pub secret: SecretPlace,
     /// How the others reach this worker; `None` for where it listens.
     pub advertise: Option<WebhookUrl>,
     /// Certificates to trust instead of the usual ones, in PEM; absolute.
     pub certificate_authority: Option<PathBuf>,
-}
-
-/// Where the secret of the workers is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PeerSecret {
-    /// In this variable of the service's environment.
-    Env(String),
-    /// In this file; absolute.
-    File(PathBuf),
 }

@@ -178,7 +178,7 @@ fn labels_are_plain_words_each_once() {
 fn workers_that_ask_each_other_share_a_secret() {
     let http = parse("[http.peers]\nsecret_file = \"s\"\nadvertise = \"https://a:8443\"\n").unwrap().http;
     let peers = http.peers.unwrap();
-    assert_eq!(peers.secret, PeerSecret::File("/etc/callsheet/s".into()));
+    assert_eq!(peers.secret, SecretPlace::File("/etc/callsheet/s".into()));
     assert_eq!(peers.advertise.unwrap().authority(), "a:8443");
     let about = |text: &str| complaints(&format!("[http.peers]\n{text}\n"));
     assert_eq!(about("advertise = \"http://a\"")[0], "1:1: `http.peers` has neither `secret_env` nor `secret_file`");

@@ -16,7 +16,7 @@ use toml::Spanned;
 use super::adopted::{self, AdoptedTable};
 use super::report::Notes;
 use super::written::{Size, Written};
-use super::{FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RetentionConfig, ServiceConfig, WebhookConfig};
+use super::{FlowConfig, HttpConfig, OnStop, OtlpEndpoint, RetentionConfig, SecretPlace, ServiceConfig, WebhookConfig};
 use crate::domain::database_url::DatabaseUrl;
 use crate::domain::labels::{Label, Labels};
 use crate::domain::{FlowType, WorkerId};
@@ -53,6 +53,13 @@ struct Bounds {
 
 const fn bounds(least: u64, most: u64, why: &'static str) -> Bounds {
     Bounds { least: Duration::from_secs(least), most: Duration::from_secs(most), why }
+}
+
+/// What is said where a secret stands in two places or in none.
+struct SecretWords {
+    both: &'static str,
+    neither: &'static str,
+    what_it_is: &'static str,
 }
 
 const MIB: u64 = 1 << 20;
@@ -178,6 +185,38 @@ impl Validator<'_> {
             self.notes.add(url.span(), message).help("for example \"http://localhost:4318\"").private();
         }
         parsed.ok()
+    }
+
+    /// Where a secret is that has to be somewhere, in `secret_env` or in `secret_file`.
+    fn secret_place(
+        &mut self,
+        (variable, file): (Option<&Spanned<String>>, Option<&Spanned<String>>),
+        place: Range<usize>,
+        words: &SecretWords,
+    ) -> Option<SecretPlace> {
+        match (variable, file) {
+            (Some(variable), None) => {
+                if !variable.get_ref().starts_with("CALLSHEET_") || variable.get_ref().contains(['=', '\0']) {
+                    self.notes
+                        .add(variable.span(), "`secret_env` must be a name that starts with CALLSHEET_")
+                        .help("all other variables of the service's environment reach its commands")
+                        .private();
+                }
+                Some(SecretPlace::Env(variable.get_ref().clone()))
+            }
+            (None, Some(file)) => {
+                self.path("secret_file", file);
+                Some(SecretPlace::File(self.directory.join(file.get_ref())))
+            }
+            (Some(_), Some(second)) => {
+                self.notes.add(second.span(), words.both).private();
+                None
+            }
+            (None, None) => {
+                self.notes.add(place, words.neither).help(words.what_it_is).missing();
+                None
+            }
+        }
     }
 
     fn path(&mut self, key: &str, path: &Spanned<String>) {

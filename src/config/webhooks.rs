@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::SecretPlace;
 use crate::domain::{FlowType, JobStatus};
 
 /// `[[webhooks]]`: a receiver of status changes.
@@ -15,7 +16,7 @@ pub struct WebhookConfig {
     /// Where events are sent.
     pub url: WebhookUrl,
     /// Where the secret is that requests are signed with.
-    pub secret: WebhookSecret,
+    pub secret: SecretPlace,
     /// Which job types it is told of; all where it is empty.
     pub types: Vec<FlowType>,
     /// Which statuses it is told of; all where it is empty.
@@ -24,15 +25,6 @@ pub struct WebhookConfig {
     pub timeout: Duration,
     /// Certificates to trust instead of the usual ones, in PEM; absolute.
     pub certificate_authority: Option<PathBuf>,
-}
-
-/// Where the secret of a webhook is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WebhookSecret {
-    /// In this variable of the service's environment.
-    Env(String),
-    /// In this file; absolute.
-    File(PathBuf),
 }
 
 /// An address of the form `https://HOST[:PORT]/PATH`, or of http.

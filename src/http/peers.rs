@@ -34,7 +34,7 @@ use super::api::logs::{Asked, answer_here};
 use super::problem::Problem;
 use super::{App, Peer, Viewer};
 use crate::actors::AbortOnDrop;
-use crate::config::{HttpConfig, PeerSecret, WebhookUrl};
+use crate::config::{HttpConfig, SecretPlace, WebhookUrl};
 use crate::domain::{Attempt, JobId, RunToken, Timestamp};
 use crate::outgoing;
 use crate::process::logs::Selection;
@@ -246,11 +246,11 @@ impl Peers {
     pub fn of(config: &HttpConfig) -> Result<Option<Self>, Unusable> {
         let Some(peers) = &config.peers else { return Ok(None) };
         let (place, text) = match &peers.secret {
-            PeerSecret::Env(variable) => {
+            SecretPlace::Env(variable) => {
                 let text = std::env::var(variable).map_err(|_| "it is not set, or is no text".to_owned());
                 (format!("the environment variable {variable}"), text)
             }
-            PeerSecret::File(path) => {
+            SecretPlace::File(path) => {
                 (path.display().to_string(), std::fs::read_to_string(path).map_err(|error| error.to_string()))
             }
         };

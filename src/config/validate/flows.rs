@@ -37,7 +37,7 @@ const RETRY: Bounds = bounds(0, TEN_YEARS, "the next attempt would never come");
 const SILENCE: Bounds = bounds(1, TEN_YEARS, "a command needs at least a second to print something");
 
 impl Validator<'_> {
-    pub(super) fn slots(&mut self, written: &SlotsTable, env: &[(Spanned<String>, Spanned<String>)]) -> Option<Slots> {
+    fn slots(&mut self, written: &SlotsTable, env: &[(Spanned<String>, Spanned<String>)]) -> Option<Slots> {
         let SlotsTable { span, name, values } = written;
         for (key, is_missing) in [("name", name.is_none()), ("values", values.is_none())] {
             if is_missing {
@@ -208,7 +208,7 @@ impl Validator<'_> {
         found
     }
 
-    pub(super) fn command(
+    fn command(
         &mut self,
         key: &str,
         written: &Spanned<Vec<Spanned<String>>>,
@@ -238,7 +238,7 @@ impl Validator<'_> {
         self.template_by(written, Template::parse)
     }
 
-    pub(super) fn template_by(
+    fn template_by(
         &mut self,
         written: &Spanned<String>,
         parse: fn(&str) -> Result<Template, InvalidTemplate>,
@@ -248,7 +248,7 @@ impl Validator<'_> {
             Err(error) => {
                 let mut span = written.span();
                 if let InvalidTemplate::Unknown(name) | InvalidTemplate::UnknownOfCancel(name) = &error {
-                    // Right at the placeholder, where the text is written as it reads (no escapes before it).
+                    // Where nothing before it is escaped, the placeholder stands as far behind the quote as in what was read.
                     if let Some(at) = written.get_ref().find(&format!("{{{name}}}")) {
                         let quote = (span.len().saturating_sub(written.get_ref().len())) / 2;
                         if span.len() == written.get_ref().len() + 2 * quote {
@@ -262,7 +262,7 @@ impl Validator<'_> {
         }
     }
 
-    pub(super) fn working_dir(&mut self, written: Option<&Spanned<String>>) -> Option<Template> {
+    fn working_dir(&mut self, written: Option<&Spanned<String>>) -> Option<Template> {
         let plain_directory = self.directory.to_string_lossy().replace('{', "{{").replace('}', "}}");
         let Some(written) = written else { return Template::parse(&plain_directory).ok() };
         self.path("working_dir", written);
@@ -273,7 +273,7 @@ impl Validator<'_> {
         Template::parse(&format!("{}/{}", plain_directory.trim_end_matches('/'), written.get_ref())).ok()
     }
 
-    pub(super) fn env(&mut self, written: &[(Spanned<String>, Spanned<String>)]) -> Vec<(String, Template)> {
+    fn env(&mut self, written: &[(Spanned<String>, Spanned<String>)]) -> Vec<(String, Template)> {
         let mut env = Vec::new();
         for (name, value) in written {
             self.variable_name(name, true);
@@ -325,7 +325,7 @@ impl Validator<'_> {
         }
     }
 
-    pub(super) fn count(&mut self, key: &str, written: Option<&Spanned<i64>>) -> Option<NonZeroU32> {
+    fn count(&mut self, key: &str, written: Option<&Spanned<i64>>) -> Option<NonZeroU32> {
         let written = written?;
         let count = *written.get_ref();
         if (1..=MAXIMUM_CONCURRENCY).contains(&count) {
@@ -335,7 +335,7 @@ impl Validator<'_> {
         None
     }
 
-    pub(super) fn timeouts(&mut self, written: &Flow) -> (Duration, Duration) {
+    fn timeouts(&mut self, written: &Flow) -> (Duration, Duration) {
         const TWO_DAYS: Duration = Duration::from_secs(2 * DAY);
         let run = self.duration("start_to_close_timeout", written.start_to_close_timeout.as_ref(), &RUN);
         let whole = self.duration("schedule_to_close_timeout", written.schedule_to_close_timeout.as_ref(), &RUN);
@@ -344,7 +344,7 @@ impl Validator<'_> {
         (run, whole.unwrap_or(run.max(TWO_DAYS)))
     }
 
-    pub(super) fn identifier_pattern(&mut self, written: Option<&Spanned<String>>) -> Option<IdentifierPattern> {
+    fn identifier_pattern(&mut self, written: Option<&Spanned<String>>) -> Option<IdentifierPattern> {
         match IdentifierPattern::new(written.map_or(IdentifierPattern::DEFAULT, |pattern| pattern.get_ref())) {
             Ok(pattern) => Some(pattern),
             Err(error) => {
@@ -362,7 +362,7 @@ impl Validator<'_> {
         }
     }
 
-    pub(super) fn retry(&mut self, written: &Flow) -> Option<RetryPolicy> {
+    fn retry(&mut self, written: &Flow) -> Option<RetryPolicy> {
         let attempts = match &written.maximum_attempts {
             None => 1,
             Some(attempts) => match attempts_in_range(*attempts.get_ref()) {
@@ -420,13 +420,13 @@ impl Validator<'_> {
         }
     }
 
-    pub(super) fn output_limit(&mut self, written: &Flow) -> u64 {
+    fn output_limit(&mut self, written: &Flow) -> u64 {
         let output = written.output.as_ref();
         output.and_then(|output| self.size("limits.output", output, 1024..=1 << 40)).unwrap_or(64 * MIB)
     }
 
     /// Whether this machine can hold a run to them is not a matter of the file.
-    pub(super) fn limits(&mut self, written: &Flow) -> Limits {
+    fn limits(&mut self, written: &Flow) -> Limits {
         let memory = written.memory.as_ref();
         let memory = memory.and_then(|memory| self.size("limits.memory", memory, MIB..=1 << 50));
         let cpu_millis = written.cpus.as_ref().and_then(|cpus| {
@@ -449,12 +449,7 @@ impl Validator<'_> {
         Limits { memory, cpu_millis, pids }
     }
 
-    pub(super) fn watchdog(
-        &mut self,
-        written: &Flow,
-        heartbeat_timeout: Duration,
-        start_to_close_timeout: Duration,
-    ) -> bool {
+    fn watchdog(&mut self, written: &Flow, heartbeat_timeout: Duration, start_to_close_timeout: Duration) -> bool {
         let Some(watchdog) = written.watchdog.as_ref().filter(|watchdog| *watchdog.get_ref()) else { return false };
         let shown = humantime::format_duration;
         if heartbeat_timeout < LEAST_WATCHDOG {
@@ -478,7 +473,7 @@ impl Validator<'_> {
         true
     }
 
-    pub(super) fn silence_timeout(&mut self, written: &Flow, start_to_close_timeout: Duration) -> Option<Duration> {
+    fn silence_timeout(&mut self, written: &Flow, start_to_close_timeout: Duration) -> Option<Duration> {
         let silence = written.silence_timeout.as_ref().filter(|silence| silence.get_ref() != "off")?;
         let timeout = self.duration("silence_timeout", Some(silence), &SILENCE)?;
         if timeout >= start_to_close_timeout {

@@ -4,10 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use toml::Spanned;
 
-use super::{LONGEST_TOKEN_NAME, Validator};
+use super::{LONGEST_TOKEN_NAME, SecretWords, Validator};
 use crate::config::tokens::{is_of_nothing, parse_sha256};
 use crate::config::written::{Peers, Tls, Token};
-use crate::config::{AccessRole, HttpConfig, PeerSecret, PeersConfig, TlsConfig, TokenConfig, TokenSecret, WebhookUrl};
+use crate::config::{AccessRole, HttpConfig, PeersConfig, TlsConfig, TokenConfig, TokenSecret, WebhookUrl};
+
+const OF_PEERS: SecretWords = SecretWords {
+    both: "the workers have either `secret_env` or `secret_file`, not both",
+    neither: "`http.peers` has neither `secret_env` nor `secret_file`",
+    what_it_is: "the workers know each other by it; at least 32 characters, the same for all of them",
+};
 
 impl Validator<'_> {
     pub(super) fn listen(&mut self, written: Option<&Spanned<String>>, no_tokens: bool) -> Option<SocketAddr> {
@@ -62,33 +68,7 @@ impl Validator<'_> {
 
     pub(super) fn peers(&mut self, written: &Peers) -> Option<PeersConfig> {
         let Peers { span, secret_env, secret_file, advertise, certificate_authority } = written;
-        let secret = match (secret_env, secret_file) {
-            (Some(variable), None) => {
-                if !variable.get_ref().starts_with("CALLSHEET_") || variable.get_ref().contains(['=', '\0']) {
-                    self.notes
-                        .add(variable.span(), "`secret_env` must be a name that starts with CALLSHEET_")
-                        .help("all other variables of the service's environment reach its commands")
-                        .private();
-                }
-                Some(PeerSecret::Env(variable.get_ref().clone()))
-            }
-            (None, Some(file)) => {
-                self.path("secret_file", file);
-                Some(PeerSecret::File(self.directory.join(file.get_ref())))
-            }
-            (Some(_), Some(second)) => {
-                let message = "the workers have either `secret_env` or `secret_file`, not both";
-                self.notes.add(second.span(), message).private();
-                None
-            }
-            (None, None) => {
-                self.notes
-                    .add(span.clone(), "`http.peers` has neither `secret_env` nor `secret_file`")
-                    .help("the workers know each other by it; at least 32 characters, the same for all of them")
-                    .missing();
-                None
-            }
-        };
+        let secret = self.secret_place((secret_env.as_ref(), secret_file.as_ref()), span.clone(), &OF_PEERS);
         let advertise = match advertise {
             None => None,
             Some(url) => match url.get_ref().parse::<WebhookUrl>() {
@@ -123,7 +103,7 @@ impl Validator<'_> {
         tokens
     }
 
-    pub(super) fn token(&mut self, token: &Spanned<Token>) -> Option<TokenConfig> {
+    fn token(&mut self, token: &Spanned<Token>) -> Option<TokenConfig> {
         const ROLES: &str = "\"viewer\" reads, \"operator\" also writes";
         let Token { name, role, token_sha256, token_env } = token.get_ref();
         let name = name.as_ref().filter(|name| !name.get_ref().is_empty());

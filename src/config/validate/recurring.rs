@@ -27,7 +27,7 @@ impl Validator<'_> {
         entries
     }
 
-    pub(super) fn recurring_entry(
+    fn recurring_entry(
         &mut self,
         entry: &Spanned<Recurring>,
         timezone: Option<&Spanned<String>>,

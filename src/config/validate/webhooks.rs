@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::{Bounds, LONGEST_TOKEN_NAME, Validator, bounds};
+use super::{Bounds, LONGEST_TOKEN_NAME, SecretWords, Validator, bounds};
 use crate::config::written::Webhook;
-use crate::config::{WebhookConfig, WebhookSecret, WebhookUrl};
+use crate::config::{WebhookConfig, WebhookUrl};
 use crate::domain::{FlowType, JobStatus};
 
 const WEBHOOK: Bounds = bounds(1, 300, "whoever takes longer should answer first and work afterwards");
+const OF_WEBHOOK: SecretWords = SecretWords {
+    both: "a webhook has either `secret_env` or `secret_file`, not both",
+    neither: "this webhook has neither `secret_env` nor `secret_file`",
+    what_it_is: "requests are signed with it; it is whsec_ and the base64 of 24 to 64 random bytes",
+};
 
 impl Validator<'_> {
     pub(super) fn webhooks(&mut self, written: &[Spanned<Webhook>]) -> Vec<WebhookConfig> {
@@ -25,7 +30,7 @@ impl Validator<'_> {
         webhooks
     }
 
-    pub(super) fn webhook(&mut self, webhook: &Spanned<Webhook>) -> Option<WebhookConfig> {
+    fn webhook(&mut self, webhook: &Spanned<Webhook>) -> Option<WebhookConfig> {
         let Webhook { name, url, secret_env, secret_file, types, statuses, timeout, certificate_authority } =
             webhook.get_ref();
         for (key, written) in [("name", name), ("url", url)] {
@@ -53,32 +58,7 @@ impl Validator<'_> {
             }
             parsed.ok()
         });
-        let secret = match (secret_env, secret_file) {
-            (Some(variable), None) => {
-                if !variable.get_ref().starts_with("CALLSHEET_") || variable.get_ref().contains(['=', '\0']) {
-                    self.notes
-                        .add(variable.span(), "`secret_env` must be a name that starts with CALLSHEET_")
-                        .help("all other variables of the service's environment reach its commands")
-                        .private();
-                }
-                Some(WebhookSecret::Env(variable.get_ref().clone()))
-            }
-            (None, Some(file)) => {
-                self.path("secret_file", file);
-                Some(WebhookSecret::File(self.directory.join(file.get_ref())))
-            }
-            (Some(_), Some(second)) => {
-                self.notes.add(second.span(), "a webhook has either `secret_env` or `secret_file`, not both").private();
-                None
-            }
-            (None, None) => {
-                self.notes
-                    .add(webhook.span(), "this webhook has neither `secret_env` nor `secret_file`")
-                    .help("requests are signed with it; it is whsec_ and the base64 of 24 to 64 random bytes")
-                    .missing();
-                None
-            }
-        };
+        let secret = self.secret_place((secret_env.as_ref(), secret_file.as_ref()), webhook.span(), &OF_WEBHOOK);
         let types = types.iter().flatten().filter_map(|text| match text.get_ref().parse::<FlowType>() {
             Ok(flow) => Some(flow),
             Err(error) => {
