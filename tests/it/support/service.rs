@@ -14,6 +14,7 @@ use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
 use tempfile::TempDir;
 
 use super::eventually;
+use super::processes::is_alive;
 
 /// The command of every test flow: writes down when it began and ended, and does in between what its identifier says,
 /// words joined by `+`: `run:SECONDS`, `wait` (until the test makes `<evidence>/go`), `wait:NAME` (until it makes
@@ -355,10 +356,12 @@ impl Service {
         self.evidence()[&(id.0, attempt)].clone()
     }
 
-    /// Waits until an attempt's command has written that it came to its end.
+    /// Waits until an attempt's command has written that it came to its end, and has ended: a signal can't reach it
+    /// any more.
     pub async fn command_ended(&self, id: JobId, attempt: u32) {
         eventually(&format!("the command of job {id} to end"), async || {
-            self.evidence().get(&(id.0, attempt)).is_some_and(|run| run.end.is_some())
+            let evidence = self.evidence();
+            evidence.get(&(id.0, attempt)).is_some_and(|run| run.end.is_some() && !is_alive(run.pid))
         })
         .await;
     }
