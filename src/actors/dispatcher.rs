@@ -12,6 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::gathering::{Gathering, PATIENCE};
 use super::job::{JobActor, JobArgs, JobMessage, JobStart, OwnedRun};
 use super::job_supervisor::JobSupervisorMessage;
 use super::status::{Pending, StatusMessage};
@@ -61,6 +62,8 @@ pub enum DispatcherMessage {
     Claim,
     /// Write the end of a run; its slot is free with that, so the next claim goes into the same transaction.
     Settle(Pending),
+    /// The ends that are held have waited for others long enough.
+    Gathered,
     /// The store's answer to the takeover of a run, and what was to become of its job.
     TakenOver(Box<(LapsedRun, Next)>, Option<Vec<Written>>),
     /// Start this run's JobActor (again), after so long a wait.
@@ -111,7 +114,11 @@ pub struct DispatcherState {
     /// Whether it takes no rows any more; what is to be cancelled it still looks for.
     stopped: bool,
     woken: bool,
-    /// How many ends of runs it has passed on, and how many of them are committed or were given back.
+    /// Ends of runs that it has not passed on yet.
+    gathering: Gathering,
+    /// Ends their wait for others.
+    gathered: Option<AbortOnDrop>,
+    /// How many ends of runs it was given, and how many of them are committed or were given back.
     ends: u64,
     ended: Arc<AtomicU64>,
     noticed: Instant,
@@ -212,6 +219,8 @@ impl Actor for DispatcherActor {
             phase: Phase::Recovering,
             stopped: false,
             woken: true,
+            gathering: Gathering::default(),
+            gathered: None,
             ends: 0,
             ended: Arc::default(),
             noticed: Instant::now(),
@@ -254,6 +263,12 @@ impl Actor for DispatcherActor {
                 state.args.port.taken();
                 state.settle(&myself, end)?;
             }
+            DispatcherMessage::Gathered => {
+                state.gathered = None;
+                if state.phase == Phase::Idle && !state.gathering.is_empty() {
+                    state.wake(&myself)?;
+                }
+            }
             DispatcherMessage::Recover => state.recover(&myself),
             DispatcherMessage::Recovered(None) => {
                 state.again(&myself, DispatcherMessage::Recover);
@@ -267,6 +282,7 @@ impl Actor for DispatcherActor {
             }
             DispatcherMessage::Claim => state.claim(&myself),
             DispatcherMessage::Claimed(None, _) => {
+                state.pass_on(Vec::new());
                 // The claim may have been committed all the same: asked again with the same tokens, it brings the same rows.
                 state.again(&myself, DispatcherMessage::Claim);
             }
@@ -277,9 +293,7 @@ impl Actor for DispatcherActor {
                         state.claimed(&myself, *claimed).await?;
                     }
                 }
-                // Each end since may have left room.
-                state.woken |= state.ends > seen;
-                state.claim_over(&myself)?;
+                state.claim_over(&myself, seen)?;
             }
             DispatcherMessage::TakenOver(taken, answer) => {
                 let (run, next) = *taken;
@@ -334,13 +348,36 @@ impl DispatcherState {
                 None => drop(end.reply),
             }
         });
-        let mut together = vec![Pending { writes: end.writes, reply, ahead: None }];
-        // Where a claim is under way it may share that one's transaction; if not, there is another after it.
-        if self.phase == Phase::Idle && self.prepare_claim()? {
-            together.push(self.pending_claim(myself));
+        self.gathering.ended(Pending { writes: end.writes, reply, ahead: None });
+        match self.phase {
+            Phase::Idle => self.claim_once_gathered(myself)?,
+            // It is written together with the claim that follows the one under way, unless that has to be asked for again.
+            Phase::Claiming if self.gathering.may_wait() && self.retry_wait == ASK_AGAIN => {}
+            // It may share the transaction of the claim that is under way; if not, there is another after it.
+            Phase::Claiming | Phase::Recovering => self.pass_on(Vec::new()),
         }
-        self.args.shared.status.cast(StatusMessage::WriteTogether(together));
         Ok(())
+    }
+
+    /// Claims once the ends that are held, whose slots are free with that, have been joined by others that are about to come.
+    fn claim_once_gathered(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
+        if !self.gathering.waits(Instant::now()) {
+            return self.wake(myself);
+        }
+        if self.gathered.is_none() {
+            self.gathered = Some(after(myself, PATIENCE, || DispatcherMessage::Gathered));
+        }
+        Ok(())
+    }
+
+    /// Has the ends that are held written, and this with them.
+    fn pass_on(&mut self, claim: Vec<Pending>) {
+        self.gathered = None;
+        let mut together = self.gathering.take();
+        together.extend(claim);
+        if !together.is_empty() {
+            self.args.shared.status.cast(StatusMessage::WriteTogether(together));
+        }
     }
 
     /// Whether a claim is to be made now; where one is under way or can't be yet, there will be another after it.
@@ -429,7 +466,7 @@ impl DispatcherState {
 
     fn claim(&mut self, myself: &ActorRef<DispatcherMessage>) {
         let claim = self.pending_claim(myself);
-        self.args.shared.status.cast(StatusMessage::WriteTogether(vec![claim]));
+        self.pass_on(vec![claim]);
     }
 
     fn pending_claim(&self, myself: &ActorRef<DispatcherMessage>) -> Pending {
@@ -480,9 +517,10 @@ impl DispatcherState {
         self.leave_to_others(claimed.held_back);
         // Where every token was used, and there is still room, there may be more at once; else the next row says when.
         let used_up = !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
-        let full = claimed.open >= self.concurrency()
-            || self.tokens.len() >= usize::try_from(self.worker_concurrency()).unwrap_or(usize::MAX);
+        let is_full = claimed.open >= self.concurrency();
+        let full = is_full || self.tokens.len() >= usize::try_from(self.worker_concurrency()).unwrap_or(usize::MAX);
         self.woken |= used_up && !full;
+        self.gathering.claimed(claimed.jobs.iter().map(|job| &job.token), is_full, Instant::now());
         if self.args.claims {
             for run in std::mem::take(&mut claimed.lapsed) {
                 self.take_over(myself, run, claimed.now);
@@ -517,14 +555,18 @@ impl DispatcherState {
         Ok(())
     }
 
-    fn claim_over(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
+    /// The claim that had seen so many ends is over. Each since may have left room.
+    fn claim_over(&mut self, myself: &ActorRef<DispatcherMessage>, seen: u64) -> Result<(), ActorProcessingErr> {
         self.phase = Phase::Idle;
         self.tokens.clear();
         self.stop_claiming();
-        if self.woken {
-            self.wake(myself)?;
+        if self.woken || self.ends > seen && self.gathering.is_empty() {
+            self.wake(myself)
+        } else if !self.gathering.is_empty() {
+            self.claim_once_gathered(myself)
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     fn stop_claiming(&mut self) {

@@ -22,6 +22,7 @@
 pub mod ahead;
 pub mod dispatcher;
 pub mod flow;
+pub mod gathering;
 mod handle;
 pub mod heartbeat;
 pub mod job;

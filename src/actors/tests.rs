@@ -78,7 +78,7 @@ impl FakeLauncher {
             cause,
             started_time: now,
             completed_time: now,
-            execution: Duration::from_millis(5),
+            execution: Duration::from_millis(1),
             usage: Usage::default(),
             shortage: Shortage::default(),
             stderr_tail: String::new(),
@@ -530,8 +530,21 @@ async fn a_full_flow_claims_nothing_in_vain() {
     assert!(commits <= 2 * JOBS as u64 + 10, "{commits} commits for {JOBS} jobs");
 }
 
-/// The StatusActor dies again and again while eight commands at a time start and end.
-async fn no_write_is_lost_while_the_status_actor_keeps_dying(death: Death) {
+/// An end that others could join is written also where none of them comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_short_run_waits_for_others_no_longer_than_a_moment() {
+    let world = World::new(8).await;
+    let jobs = world.enqueue(28).await;
+    for job in &jobs[..20] {
+        eventually("a full flow", async || world.launcher.live().len() == 8).await;
+        world.launcher.end(*job, CommandEnd::Exited(0), EndCause::Itself);
+        eventually("COMPLETED", async || world.status(*job).await == JobStatus::Completed).await;
+    }
+    eventually("the next commands", async || world.launcher.live().len() == 8).await;
+}
+
+/// An actor dies again and again while eight commands at a time start and end.
+async fn no_write_is_lost_while_one_keeps_dying(role: Role, death: Death) {
     let world = World::new(8).await;
     let jobs = world.enqueue(40).await;
     let mut deaths = 0;
@@ -541,18 +554,22 @@ async fn no_write_is_lost_while_the_status_actor_keeps_dying(death: Death) {
         for job in world.launcher.live() {
             world.launcher.end(job, CommandEnd::Exited(0), EndCause::Itself);
         }
-        // Within what the root allows before it gives up, and often enough to hit writes in every state.
+        // Within what its parent allows before it gives up, and often enough to hit writes in every state.
         // One that is there may still be dying of the last time.
-        if deaths < 8
-            && let Some(status) = world.actor(Role::Status)
+        if deaths < if role == Role::Status { 8 } else { 4 }
+            && let Some(actor) = world.actor(role)
         {
-            deaths += usize::from(World::has_fail(&status, Role::Status, death));
+            deaths += usize::from(World::has_fail(&actor, role, death));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(deaths > 3, "it died only {deaths} times");
     for job in &jobs {
-        assert_eq!(world.changes(*job).await, ["INQUEUE", "PROGRESS", "COMPLETED"]);
+        let changes = world.changes(*job).await;
+        // A claim whose answer died with the dispatcher is put back before anything is launched.
+        let put_back = changes.windows(2).filter(|two| *two == ["INQUEUE", "PENDING"]).count();
+        assert!(put_back == 0 || role == Role::Dispatcher, "{changes:?}");
+        assert_eq!(changes[2 * put_back..], ["INQUEUE", "PROGRESS", "COMPLETED"], "{changes:?}");
     }
     let commands = world.launcher.0.lock().unwrap();
     assert!(jobs.iter().all(|job| commands.launched[job] == 1), "{:?}", commands.launched);
@@ -561,12 +578,22 @@ async fn no_write_is_lost_while_the_status_actor_keeps_dying(death: Death) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_write_is_lost_while_the_status_actor_keeps_panicking() {
-    no_write_is_lost_while_the_status_actor_keeps_dying(Death::Panic).await;
+    no_write_is_lost_while_one_keeps_dying(Role::Status, Death::Panic).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_write_is_lost_while_the_status_actor_keeps_being_killed() {
-    no_write_is_lost_while_the_status_actor_keeps_dying(Death::Kill).await;
+    no_write_is_lost_while_one_keeps_dying(Role::Status, Death::Kill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_end_is_lost_while_the_dispatcher_that_holds_it_keeps_panicking() {
+    no_write_is_lost_while_one_keeps_dying(Role::Dispatcher, Death::Panic).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_end_is_lost_while_the_dispatcher_that_holds_it_keeps_being_killed() {
+    no_write_is_lost_while_one_keeps_dying(Role::Dispatcher, Death::Kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
