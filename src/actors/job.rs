@@ -11,35 +11,30 @@
 //! The first two go on at the same time where nothing is in the way ([`super::ahead`]): then the shim waits for word that the
 //! claim is committed, and a run directory may be left that is no claim's, which goes with the old ones (`retention.logs`).
 
+mod args;
+mod record;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
-use serde_json::{Value, json};
 use tokio::time::Instant;
 use tracing::Instrument;
 
+pub use self::args::{JobArgs, JobStart, OwnedRun};
 use super::heartbeat::{HeartbeatActor, HeartbeatArgs, HeartbeatEvent, HeartbeatMessage, Kept};
-use super::retention::RetentionMessage;
 use super::slots::HeldSlot;
-use super::status::{ErrorChain, Pending, StatusMessage};
-use super::{AbortOnDrop, Launcher, Reply, RunComplaint, Shared, Transition, Upward, Watched, after};
-use crate::config::FlowConfig;
+use super::status::{ErrorChain, StatusMessage};
+use super::{AbortOnDrop, Launcher, Reply, RunComplaint, Watched, after};
 use crate::domain::heartbeat::{Lease, LeaseTerms, Leasing};
 use crate::domain::restart::{RestartBudget, RestartDecision, RestartPolicy};
 use crate::domain::retry::Jitter;
-use crate::domain::run::{
-    Conclusion, Next, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, Said, Timeout, Verdict, conclude,
-};
+use crate::domain::run::{Conclusion, RunContext, RunEnd, RunEvent, RunOrder, RunPhase, conclude};
 use crate::domain::slots::Slot;
-use crate::domain::template::{Placeholder, Template};
-use crate::domain::trace::{JobTrace, RunPart, TraceParent};
-use crate::domain::{Attempt, JobId, JobStatus, Outcome, RunToken, Timestamp};
+use crate::domain::{Attempt, JobStatus, Timestamp};
 use crate::metrics::{RecoveryVerdict, Role, WatchedRun};
-use crate::process::upkeep::{RunDirectory, is_worth_compressing};
-use crate::process::{self, CancelSpec, CommandSpec, Evidence, LeaseUntil, RunControl, RunLink, RunReport};
-use crate::store::{Confirm, ProgressNote, Settlement, Started, Write, Written};
-use crate::telemetry::Span;
+use crate::process::{self, CommandSpec, Evidence, LeaseUntil, RunControl, RunLink, RunReport};
+use crate::store::{Confirm, ProgressNote, Write, Written};
 
 /// The wait before a write that the store did not take is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
@@ -107,176 +102,6 @@ pub enum JobMessage {
     /// Make the HeartbeatActor fail.
     #[cfg(test)]
     PanicHeartbeat,
-}
-
-/// The run that a JobActor owns.
-#[derive(Clone, Debug)]
-pub struct OwnedRun {
-    /// The job.
-    pub job: JobId,
-    /// The run's token; what a foreign client wrote as a running row has none that is valid, and gets one here.
-    pub token: RunToken,
-    /// Which attempt it is.
-    pub attempt: Attempt,
-    /// The status that the store holds.
-    pub status: JobStatus,
-    /// The job's identifier; empty where it can't be read, and then nothing is launched.
-    pub identifier: String,
-    /// The job's payload.
-    pub payload: Option<Vec<u8>>,
-    /// How many attempts the job had had when somebody retried it by hand last.
-    pub attempts_before: u32,
-    /// How many attempts the job has since then.
-    pub maximum_attempts: u32,
-    /// When the job could run for the first time.
-    pub schedule_time: Timestamp,
-    /// Since when this attempt could run.
-    pub runnable_since: Timestamp,
-    /// The trace that the job is a part of.
-    pub trace: JobTrace,
-    /// When the job was enqueued.
-    pub created_time: Timestamp,
-    /// When this attempt was claimed.
-    pub claimed_time: Timestamp,
-    /// Whether somebody has asked to cancel the job.
-    pub cancel_requested: bool,
-}
-
-/// How a JobActor begins.
-#[derive(Clone, Debug)]
-pub enum JobStart {
-    /// Launch the command.
-    Launch {
-        /// When the dispatcher noticed that there may be work.
-        noticed: Instant,
-        /// The database's time of the claim.
-        claimed: Timestamp,
-        /// Whether the claim may be outdated by now: the launch had to wait for an earlier actor of the job to leave.
-        waited: bool,
-        /// When the claim was begun, by [`boottime`](crate::clock::boottime), where the database is shared; the command is
-        /// started within `heartbeat_timeout` of it or not at all.
-        begun: Option<Duration>,
-        /// The lease that the claim wrote.
-        lease: Lease,
-    },
-    /// Settle a row that can't be run as asked, with this reason.
-    Refuse(String),
-    /// Find out what became of the command.
-    Recover {
-        /// The database's time of the look at its row.
-        looked: Timestamp,
-    },
-}
-
-/// What a JobActor is started with.
-#[derive(Clone)]
-pub struct JobArgs {
-    /// What all actors share.
-    pub shared: Arc<Shared>,
-    /// The run's flow.
-    pub flow: Arc<FlowConfig>,
-    /// The run.
-    pub run: OwnedRun,
-    /// How to begin.
-    pub start: JobStart,
-    /// Writes the run's end by way of the dispatcher.
-    pub settle: Upward<Pending>,
-    /// Told that the run's slot is about to be free, where the dispatcher does not know.
-    pub slot_freed: Upward<JobId>,
-}
-
-impl JobArgs {
-    /// The command that is ordered while the claim is being committed; `None` where none is to be started.
-    pub(super) fn ahead(&self) -> Option<CommandSpec> {
-        let launches = matches!(self.start, JobStart::Launch { .. }) && !self.run.cancel_requested;
-        launches.then(|| self.command_spec(None, Duration::ZERO))
-    }
-
-    /// The flow's command with this run's values in its placeholders, so long after its claim, on this device.
-    pub(super) fn command_spec(&self, slot: Option<Slot>, since: Duration) -> CommandSpec {
-        let (flow, run, shared) = (&self.flow, &self.run, &self.shared);
-        let (job, attempt) = (run.job.to_string(), run.attempt.to_string());
-        let run_dir = shared.launcher.run_dir(run.job, run.attempt, &run.token);
-        let run_dir = run_dir.to_string_lossy();
-        let value = |placeholder, signal| match placeholder {
-            Placeholder::Identifier => run.identifier.as_str(),
-            Placeholder::JobId => &job,
-            Placeholder::Type => flow.flow.as_str(),
-            Placeholder::Attempt => &attempt,
-            Placeholder::RunToken => run.token.as_str(),
-            Placeholder::WorkerId => shared.worker.as_str(),
-            Placeholder::RunDir => &run_dir,
-            Placeholder::Signal => signal,
-        };
-        let words = |words: &[Template], signal| -> Vec<String> {
-            words.iter().map(|word| word.fill(|placeholder| value(placeholder, signal))).collect()
-        };
-        let text = |template: &Template| template.fill(|placeholder| value(placeholder, ""));
-        let left = run.schedule_time.plus(flow.schedule_to_close_timeout).since(self.database_time(since));
-        CommandSpec {
-            flow: flow.flow.clone(),
-            job: run.job,
-            attempt: run.attempt,
-            token: run.token.clone(),
-            argv: words(&flow.command, ""),
-            cancel: flow
-                .cancel_command
-                .as_ref()
-                .map(|cancel| CancelSpec { term: words(cancel, "TERM"), kill: words(cancel, "KILL") }),
-            working_dir: flow.working_dir.as_ref().map(|path| text(path).into()),
-            env: flow.env.iter().map(|(name, value)| (name.clone(), text(value))).chain(self.trace_context()).collect(),
-            slot,
-            identifier: run.identifier.clone(),
-            worker: shared.worker.clone(),
-            payload: run.payload.clone(),
-            time_limit: flow.start_to_close_timeout.min(left),
-            time_limit_is: if left < flow.start_to_close_timeout {
-                Timeout::ScheduleToClose
-            } else {
-                Timeout::StartToClose
-            },
-            watchdog: flow.watchdog.then_some(flow.heartbeat_timeout),
-            silence_timeout: flow.silence_timeout,
-            kill_grace: flow.kill_grace,
-            start_by: match self.start {
-                JobStart::Launch { begun: Some(begun), .. } => begun.saturating_add(flow.heartbeat_timeout),
-                JobStart::Launch { begun: None, .. } | JobStart::Refuse(_) | JobStart::Recover { .. } => Duration::MAX,
-            },
-            lease: self.first_lease(),
-            output_limit: flow.output_limit,
-            limits: flow.limits,
-        }
-    }
-
-    /// What it is so long after the claim, or after the look at the row, by the clock that the job's times are of: this machine's own
-    /// may be another, or be set meanwhile.
-    fn database_time(&self, since: Duration) -> Timestamp {
-        match self.start {
-            JobStart::Launch { claimed, .. } => claimed.plus(since),
-            JobStart::Recover { looked } => looked.plus(since),
-            JobStart::Refuse(_) => self.shared.clock.now(),
-        }
-    }
-
-    /// The variables that tell a command which trace it is a part of (W3C Trace Context, by their usual names in an
-    /// environment). Without an exporter its parent is who asked for the job, since nobody would ever see our span.
-    fn trace_context(&self) -> Vec<(String, String)> {
-        let trace = &self.run.trace;
-        let parent = match (self.shared.telemetry.is_on(), trace.parent) {
-            (true, _) => trace.for_command(&self.run.token),
-            (false, Some(span)) => TraceParent { trace: trace.id, span, sampled: trace.sampled },
-            (false, None) => return Vec::new(),
-        };
-        let state = trace.state.as_ref().map(|state| ("TRACESTATE".to_owned(), state.as_str().to_owned()));
-        [("TRACEPARENT".to_owned(), parent.to_string())].into_iter().chain(state).collect()
-    }
-
-    /// The lease that the command is started with.
-    fn first_lease(&self) -> Option<LeaseUntil> {
-        let JobStart::Launch { begun: Some(begun), lease, .. } = self.start else { return None };
-        let timeout = self.flow.lease_terms().runs_on(lease)?;
-        Some(LeaseUntil { until: begun.saturating_add(timeout), timeout })
-    }
 }
 
 /// What a JobActor knows.
@@ -897,245 +722,9 @@ impl JobState {
         }
     }
 
-    fn note_dispatch(&self) {
-        if let (JobStart::Launch { noticed, .. }, Some((_, started))) = (&self.args.start, self.started) {
-            // The shim takes its time to tell of it.
-            let since = self.args.shared.clock.now().since(started);
-            self.args.shared.metrics.dispatched(&self.args.flow.flow, noticed.elapsed().saturating_sub(since));
-        }
-    }
-
-    fn start_write(&self) -> Option<Write> {
-        let (pid, started_time) = self.started?;
-        Some(Write::Started(Started {
-            job: self.args.run.job,
-            token: self.args.run.token.clone(),
-            attempt: self.args.run.attempt,
-            worker: self.args.shared.worker.clone(),
-            pid,
-            started_time,
-            slot: self.slot.clone(),
-        }))
-    }
-
-    fn record_start(&mut self, myself: &ActorRef<JobMessage>) {
-        if self.start_recorded || self.phase == RunPhase::Settling {
-            return;
-        }
-        let write = self.start_write().into_iter().collect();
-        self.args.shared.status.cast(StatusMessage::Write(write, Reply::to(myself, JobMessage::StartRecorded)));
-    }
-
-    fn start_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
-        match answer.as_deref() {
-            // Where the start is not written, the settlement writes it.
-            None if self.phase == RunPhase::Settling => {}
-            None => self.ask_again(myself, JobMessage::RecordStart),
-            Some([Written::Fenced]) => self.step(myself, RunEvent::OwnershipLost),
-            Some(_) => {
-                self.start_recorded = true;
-                self.note_start();
-            }
-        }
-    }
-
     fn ask_again(&mut self, myself: &ActorRef<JobMessage>, what: JobMessage) {
         self.ask = Some(after(myself, self.ask_wait, || what));
         self.ask_wait = longer(self.ask_wait);
-    }
-
-    fn note_start(&mut self) {
-        if self.start_noted || self.args.run.status == JobStatus::Progress {
-            return;
-        }
-        self.start_noted = true;
-        let Some((_, started_time)) = self.started else { return };
-        self.args.shared.metrics.run_started(&self.args.flow.flow, started_time.since(self.args.run.runnable_since));
-        self.note(JobStatus::InQueue, JobStatus::Progress, "its command runs");
-    }
-
-    fn note(&self, from: JobStatus, to: JobStatus, message: &str) {
-        self.args.shared.note(&Transition {
-            flow: &self.args.flow.flow,
-            job: self.args.run.job,
-            attempt: self.args.run.attempt,
-            token: Some(&self.args.run.token),
-            from,
-            to,
-            message,
-        });
-    }
-
-    /// Writes the end without the dispatcher, which may be what could not do it.
-    fn record_end(&mut self, myself: &ActorRef<JobMessage>) {
-        if let Some(end) = self.pending_end(myself) {
-            self.args.shared.status.cast(StatusMessage::WriteTogether(vec![end]));
-            (self.args.slot_freed)(self.args.run.job);
-        }
-    }
-
-    fn pending_end(&self, myself: &ActorRef<JobMessage>) -> Option<Pending> {
-        let end = Write::Settle(self.settlement()?);
-        let writes = self.last_words().map(Write::Progress).into_iter().chain([end]).collect();
-        Some(Pending { writes, reply: Reply::to(myself, JobMessage::EndRecorded), ahead: None })
-    }
-
-    /// What the command said last: while nobody was there to hear it, maybe.
-    fn last_words(&self) -> Option<ProgressNote> {
-        let Some((RunEnd::Ended(verdict), ..)) = &self.end else { return None };
-        let Said { progress, status_message } = verdict.said.as_deref()?.clone();
-        Some(ProgressNote { token: self.args.run.token.clone(), progress, status_message })
-    }
-
-    fn settlement(&self) -> Option<Settlement> {
-        let (end, conclusion, now) = self.end.as_ref()?;
-        let verdict = if let RunEnd::Ended(verdict) = end { Some(verdict) } else { None };
-        Some(Settlement {
-            job: self.args.run.job,
-            token: self.args.run.token.clone(),
-            attempt: self.args.run.attempt,
-            worker: self.args.shared.worker.clone(),
-            next: conclusion.next,
-            outcome: conclusion.outcome,
-            error: conclusion.error.clone(),
-            exit_code: conclusion.exit_code,
-            signal: conclusion.signal,
-            pid: self.started.map(|(pid, _)| pid),
-            started_time: self.started.map(|(_, time)| time),
-            completed_time: verdict.map_or(*now, |verdict| verdict.completed_time),
-            execution_ms: verdict.map(Verdict::execution_ms),
-            usage: verdict.map(|verdict| verdict.usage),
-            message: Some(self.end_message(conclusion)),
-            lapsed: false,
-            slot: self.slot.clone(),
-        })
-    }
-
-    fn end_message(&self, conclusion: &Conclusion) -> String {
-        let what = conclusion.error.as_deref().and_then(|error| error.lines().next());
-        match (conclusion.next, what) {
-            (Next::Final(JobStatus::Completed), _) => "the command ended with exit code 0".to_owned(),
-            (Next::Requeue, _) => "the command was never started; the attempt does not count".to_owned(),
-            (Next::RetryAfter(_), what) => format!(
-                "attempt {} of {} failed and will be retried: {}",
-                self.args.run.attempt,
-                self.args.run.attempts_before.saturating_add(self.args.run.maximum_attempts),
-                what.unwrap_or_default()
-            ),
-            (Next::Final(_), what) => what.unwrap_or_default().to_owned(),
-        }
-    }
-
-    fn end_recorded(&mut self, myself: &ActorRef<JobMessage>, answer: Option<Vec<Written>>) {
-        let Some(answers) = answer else {
-            self.ask_again(myself, JobMessage::RecordEnd);
-            return;
-        };
-        if let Some((end, conclusion, _)) = &self.end {
-            let (end, conclusion) = (end.clone(), conclusion.clone());
-            if matches!(answers.last(), Some(Written::Fenced)) {
-                tracing::warn!("the end of a run that is no longer current was not written");
-            } else {
-                self.note_end(&end, &conclusion);
-            }
-        }
-        self.step(myself, RunEvent::Settled);
-    }
-
-    fn note_end(&mut self, end: &RunEnd, conclusion: &Conclusion) {
-        if self.started.is_some() {
-            self.note_start();
-        }
-        let flow = &self.args.flow.flow;
-        if let (Some(outcome), RunEnd::Ended(verdict)) = (conclusion.outcome, end) {
-            self.args.shared.metrics.run_ended(flow, outcome, verdict.execution, Some(verdict.usage));
-            if is_worth_compressing(verdict.usage) {
-                let run = &self.args.run;
-                let directory = RunDirectory::of(run.job, run.attempt, &run.token, self.args.shared.clock.now());
-                self.args.shared.retention.cast(RetentionMessage::RunEnded(directory));
-            }
-            if let Some(timeout) = conclusion.timeout {
-                self.args.shared.metrics.run_timed_out(flow, timeout);
-            }
-        } else if let Some(outcome @ (Outcome::SpawnFailed | Outcome::Lost)) = conclusion.outcome {
-            let ran = self.started.map_or(Duration::ZERO, |(_, started)| self.args.shared.clock.now().since(started));
-            self.args.shared.metrics.run_ended(flow, outcome, ran, None);
-        }
-        let from = if self.started.is_some() { JobStatus::Progress } else { self.args.run.status };
-        let to = conclusion.next.status();
-        self.note(from, to, &self.end_message(conclusion));
-        self.export_trace(end, conclusion, to);
-    }
-
-    /// What this attempt was, and the whole job where it has ended; a parent is told after its children.
-    fn export_trace(&self, end: &RunEnd, conclusion: &Conclusion, to: JobStatus) {
-        let (run, shared) = (&self.args.run, &self.args.shared);
-        if !shared.telemetry.is_on() || !run.trace.sampled {
-            return;
-        }
-        let flow = self.args.flow.flow.as_str();
-        let now = shared.clock.now();
-        let ended = if let RunEnd::Ended(verdict) = end { verdict.completed_time } else { now };
-        let started = self.started.map(|(_, started)| started);
-        let error = || conclusion.error.as_deref().and_then(|error| error.lines().next()).map(str::to_owned);
-        let attempt: Vec<(&'static str, Value)> = vec![
-            ("callsheet.job.id", json!(run.job.0)),
-            ("callsheet.job.type", json!(flow)),
-            ("callsheet.attempt", json!(run.attempt.0)),
-            ("callsheet.run.token", json!(run.token.as_str())),
-            ("callsheet.worker.id", json!(shared.worker.as_str())),
-        ];
-        let part = |part, name: &str, start, end, error, more: Vec<(&'static str, Value)>| Span {
-            trace: run.trace.id,
-            id: JobTrace::part(&run.token, part),
-            parent: Some(run.trace.job),
-            state: run.trace.state.clone(),
-            name: name.to_owned(),
-            start,
-            end,
-            attributes: attempt.iter().cloned().chain(more).collect(),
-            error,
-        };
-        let mut spans = vec![part(RunPart::Queued, "queued", run.runnable_since, run.claimed_time, None, Vec::new())];
-        let failed_launch = matches!(end, RunEnd::SpawnFailed(_)).then(error).flatten();
-        if started.is_some() || failed_launch.is_some() {
-            let launched = started.unwrap_or(now);
-            spans.push(part(RunPart::Launch, "launch", run.claimed_time, launched, failed_launch, Vec::new()));
-        }
-        if let Some((pid, started)) = self.started {
-            let usage = if let RunEnd::Ended(verdict) = end { Some(verdict.usage) } else { None };
-            let more = vec![
-                ("process.pid", json!(pid)),
-                ("process.exit.code", json!(conclusion.exit_code)),
-                ("callsheet.signal", json!(conclusion.signal)),
-                ("callsheet.outcome", json!(conclusion.outcome.map(Outcome::as_str))),
-                ("callsheet.cpu.user.seconds", json!(usage.map(|usage| usage.user_cpu.as_secs_f64()))),
-                ("callsheet.cpu.system.seconds", json!(usage.map(|usage| usage.system_cpu.as_secs_f64()))),
-                ("callsheet.max_rss.bytes", json!(usage.map(|usage| usage.max_rss_bytes))),
-            ];
-            spans.push(part(RunPart::Run, "run", started, ended, error(), more));
-        }
-        if let Next::Final(_) = conclusion.next {
-            spans.push(Span {
-                trace: run.trace.id,
-                id: run.trace.job,
-                parent: run.trace.parent,
-                state: run.trace.state.clone(),
-                name: format!("job {flow}"),
-                start: run.created_time,
-                end: ended,
-                attributes: vec![
-                    ("callsheet.job.id", json!(run.job.0)),
-                    ("callsheet.job.type", json!(flow)),
-                    ("callsheet.job.identifier", json!(run.identifier)),
-                    ("callsheet.job.status", json!(to.as_str())),
-                    ("callsheet.workflow.id", json!(self.args.flow.flow.workflow_id(run.job))),
-                    ("callsheet.attempts", json!(run.attempt.0)),
-                ],
-                error: error(),
-            });
-        }
-        shared.telemetry.export(spans);
     }
 
     async fn start_heartbeat(&mut self, myself: &ActorRef<JobMessage>) -> Result<(), ActorProcessingErr> {
