@@ -515,7 +515,7 @@ impl Service {
         let on_stop = service.on_stop;
         tracing::info!(?on_stop, running = self.running(), "the service stops; a second signal hastens it");
         let deadline = Instant::now() + service.stop_deadline;
-        self.manager.stopping(service.stop_deadline + 4 * LAST_WRITES);
+        self.manager.stopping(service.stop_deadline + 5 * LAST_WRITES);
         tokio::select! {
             () = self.wind_down(on_stop, deadline) => {}
             () = signals.stop() => tracing::warn!("a second signal: the service ends at once, and commands run on"),
@@ -536,6 +536,10 @@ impl Service {
         }
         if self.root_task.await.is_err() {
             tracing::error!("the root panicked while it stopped");
+        }
+        // Left to the end of the process, connections that only read might end last or never, and the log would not be folded.
+        if tokio::time::timeout(LAST_WRITES, self.shared.store.close()).await.is_err() {
+            tracing::warn!("the connections to the database could not be closed in time");
         }
     }
 
