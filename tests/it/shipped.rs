@@ -48,7 +48,7 @@ async fn a_service_manager_is_told_of_start_life_and_stop_and_commands_do_not_se
     while !last.starts_with("STOPPING=1") {
         last = hear();
     }
-    assert!(last.contains("EXTEND_TIMEOUT_USEC=50000000"), "{last}");
+    assert!(last.contains("EXTEND_TIMEOUT_USEC=55000000"), "{last}");
     assert!(service.alive().iter().any(|(_, command)| command.contains("job.sh")), "the command runs on");
 
     // A watchdog of another process is none of ours, and a socket that is not there keeps nobody from working.
