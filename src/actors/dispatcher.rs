@@ -352,7 +352,7 @@ impl DispatcherState {
         match self.phase {
             Phase::Idle => self.claim_once_gathered(myself)?,
             // It is written together with the claim that follows the one under way, unless that has to be asked for again.
-            Phase::Claiming if self.gathering.may_wait() && self.retry_wait == ASK_AGAIN => {}
+            Phase::Claiming if !self.stopped && self.gathering.may_wait() && self.retry_wait == ASK_AGAIN => {}
             // It may share the transaction of the claim that is under way; if not, there is another after it.
             Phase::Claiming | Phase::Recovering => self.pass_on(Vec::new()),
         }
@@ -361,7 +361,7 @@ impl DispatcherState {
 
     /// Claims once the ends that are held, whose slots are free with that, have been joined by others that are about to come.
     fn claim_once_gathered(&mut self, myself: &ActorRef<DispatcherMessage>) -> Result<(), ActorProcessingErr> {
-        if !self.gathering.waits(Instant::now()) {
+        if self.stopped || !self.gathering.waits(Instant::now()) {
             return self.wake(myself);
         }
         if self.gathered.is_none() {
@@ -574,6 +574,8 @@ impl DispatcherState {
             return;
         }
         self.stopped = true;
+        // Whoever is answered counts on it that what has ended by now is on its way to the store.
+        self.pass_on(Vec::new());
         for reply in self.stop_replies.drain(..) {
             reply.send(());
         }
