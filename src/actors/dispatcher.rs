@@ -518,8 +518,8 @@ impl DispatcherState {
         // Where every token was used, and there is still room, there may be more at once; else the next row says when.
         let used_up = !claimed.jobs.is_empty() && claimed.jobs.len() == self.tokens.len();
         let is_full = claimed.open >= self.concurrency();
-        let full = is_full || self.tokens.len() >= usize::try_from(self.worker_concurrency()).unwrap_or(usize::MAX);
-        self.woken |= used_up && !full;
+        let asked_for_all = self.tokens.len() >= usize::try_from(self.worker_concurrency()).unwrap_or(usize::MAX);
+        self.woken |= used_up && !is_full && !asked_for_all;
         self.gathering.claimed(claimed.jobs.iter().map(|job| &job.token), is_full, Instant::now());
         if self.args.claims {
             for run in std::mem::take(&mut claimed.lapsed) {

@@ -83,36 +83,17 @@ impl Gathering {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Reply;
     use super::*;
-    use crate::domain::run::Next;
-    use crate::domain::{Attempt, JobId, JobStatus, Outcome, Timestamp};
-    use crate::store::Settlement;
+    use crate::actors::Reply;
+    use crate::actors::tests::completed;
+    use crate::domain::JobId;
 
     fn token(number: u32) -> RunToken {
         format!("{number:032x}").parse().unwrap()
     }
 
     fn end(number: u32, execution_ms: Option<i64>) -> Pending {
-        let settlement = Settlement {
-            job: JobId(number.into()),
-            token: token(number),
-            attempt: Attempt(1),
-            worker: "test".parse().unwrap(),
-            next: Next::Final(JobStatus::Completed),
-            outcome: Some(Outcome::Completed),
-            error: None,
-            exit_code: Some(0),
-            signal: None,
-            pid: None,
-            started_time: None,
-            completed_time: Timestamp::from_unix_millis(0),
-            execution_ms,
-            usage: None,
-            message: None,
-            lapsed: false,
-            slot: None,
-        };
+        let settlement = completed(JobId(number.into()), token(number), execution_ms);
         Pending { writes: vec![Write::Settle(settlement)], reply: Reply::new(|_| ()), ahead: None }
     }
 

@@ -198,6 +198,29 @@ impl Launcher for FakeLauncher {
     }
 }
 
+/// The good end of a run that took so long.
+pub(super) fn completed(job: JobId, token: RunToken, execution_ms: Option<i64>) -> Settlement {
+    Settlement {
+        job,
+        token,
+        attempt: Attempt(1),
+        worker: "w".parse().unwrap(),
+        next: Next::Final(JobStatus::Completed),
+        outcome: Some(Outcome::Completed),
+        error: None,
+        exit_code: Some(0),
+        signal: None,
+        pid: None,
+        started_time: None,
+        completed_time: Timestamp::from_unix_millis(1),
+        execution_ms,
+        usage: None,
+        message: None,
+        lapsed: false,
+        slot: None,
+    }
+}
+
 /// A service on a scratch database with one flow.
 struct World {
     flow: FlowType,
@@ -603,24 +626,14 @@ async fn a_run_whose_token_is_no_longer_current_is_killed_and_writes_nothing() {
     eventually("PROGRESS", async || world.status(jobs[0]).await == JobStatus::Progress).await;
     let row = world.args.shared.store.job(jobs[0]).await.unwrap().unwrap();
     // Somebody else settles the run behind the service's back.
-    let settlement = crate::store::Settlement {
-        job: jobs[0],
-        token: row.run_token.unwrap().parse().unwrap(),
+    let settlement = Settlement {
         attempt: row.attempt,
         worker: "somebody-else".parse().unwrap(),
-        next: crate::domain::run::Next::Final(JobStatus::Error),
-        outcome: Some(crate::domain::Outcome::Lost),
+        next: Next::Final(JobStatus::Error),
+        outcome: Some(Outcome::Lost),
         error: Some("settled by a test".to_owned()),
         exit_code: None,
-        signal: None,
-        pid: None,
-        started_time: None,
-        completed_time: Timestamp::from_unix_millis(1),
-        execution_ms: None,
-        usage: None,
-        lapsed: false,
-        slot: None,
-        message: None,
+        ..completed(jobs[0], row.run_token.unwrap().parse().unwrap(), None)
     };
     world.args.shared.store.apply(&[Write::Settle(settlement)]).await.unwrap();
     eventually("the end of its command", async || world.launcher.live().is_empty()).await;
@@ -863,25 +876,7 @@ async fn a_claim_has_the_room_that_an_end_in_its_transaction_leaves() {
         })
     };
     store.apply(&[claim(1)]).await.unwrap();
-    let end = Write::Settle(Settlement {
-        job: jobs[0].id,
-        token: token(1),
-        attempt: Attempt(1),
-        worker: "w".parse().unwrap(),
-        next: Next::Final(JobStatus::Completed),
-        outcome: Some(Outcome::Completed),
-        error: None,
-        exit_code: Some(0),
-        signal: None,
-        pid: None,
-        started_time: None,
-        completed_time: Timestamp::from_unix_millis(1),
-        execution_ms: None,
-        usage: None,
-        message: None,
-        lapsed: false,
-        slot: None,
-    });
+    let end = Write::Settle(completed(jobs[0].id, token(1), None));
     let (status, args) = status_actor(store).await;
     let (answers, mut answered) = mpsc::unbounded_channel();
     let pending = |write: Write| {
